@@ -1,0 +1,40 @@
+# make experiment   train DeepAtlas and its baselines, and print the table (DATASET=hippocampus, ARGS="labelled=5 seed=1")
+# make test         every test, notebooks included
+# make lab          JupyterLab on the notebooks
+# Each sets up what is missing in .venv. On Windows, or without make: see README.md.
+
+PYTHON ?= python3
+DATASET ?= phantom-brain
+BIN := .venv/bin
+
+ifdef DEEPATLAS_DATA
+export DEEPATLAS_DATA := $(abspath $(DEEPATLAS_DATA))
+endif
+
+.PHONY: experiment test lab lint
+
+experiment: .venv/run.stamp
+	$(BIN)/deepatlas run dataset=$(DATASET) $(ARGS)
+
+test: .venv/test.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+
+lab: .venv/run.stamp
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+.venv/pip.stamp:
+	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed, this is ' + sys.version.split()[0]"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+.venv/run.stamp: .venv/pip.stamp pyproject.toml
+	$(BIN)/python -m pip install --editable .
+	touch $@
+
+.venv/test.stamp: .venv/pip.stamp pyproject.toml
+	$(BIN)/python -m pip install --editable ".[test,dev]"
+	touch $@ .venv/run.stamp

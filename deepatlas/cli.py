@@ -1,0 +1,89 @@
+"""The command ``deepatlas``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from . import datasets, experiments, machine, reporting
+from .training import Interrupted
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Learn, teach and explore DeepAtlas: joint registration and segmentation.")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can do, and what to do next."""
+    for line in machine.doctor():
+        typer.echo(line)
+
+
+@app.command()
+def data(name: Annotated[str | None, typer.Argument(help="a cohort to fetch and check; without it, list them")] = None,
+         size: str = "class", dims: int = 3) -> None:
+    """List the data sets, or load one (downloading it if need be) and say what is in it."""
+    if name is None:
+        for key, entry in datasets.manifest().items():
+            typer.echo(f"{key}: {entry['title']}. {entry['licence']}")
+        return
+    cohort = datasets.load_cohort(name, size=size, dims=dims)
+    typer.echo(f"{len(cohort.train)} training, {len(cohort.validation)} validation and {len(cohort.test)} test scans "
+               f"of {' x '.join(map(str, cohort.shape))} voxels of {cohort.spacing} mm")
+    typer.echo(f"structures: {', '.join(cohort.structures[1:])}")
+
+
+@app.command()
+def run(parameters: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE, as in dataset=oasis35")] = None,
+        no_notebook: Annotated[bool, typer.Option("--no-notebook", help="train and score only")] = False,
+        root: Annotated[Path | None, typer.Option(help="where run folders are kept")] = None) -> None:
+    """Train every regime, score it on the test scans, and show the result in a notebook."""
+    experiment = experiments.parse(_assignments(parameters or []))
+    folder = experiments.run(experiment, root)
+    _print_table(folder)
+    if not no_notebook:
+        html = reporting.report(folder)
+        typer.echo(f"report:   {html}\nnotebook: {folder / 'experiment.ipynb'}")
+    typer.echo(f"scores:   {folder / 'scores.csv'}")
+
+
+@app.command()
+def table(folder: Path) -> None:
+    """Print the tables of a finished run."""
+    _print_table(folder)
+    for task in ("segmentation", "registration"):
+        typer.echo(f"\nDice % of each structure, {task}\n{reporting.structure_table(folder, task).to_string()}")
+
+
+def _print_table(folder: Path) -> None:
+    record = reporting.load_record(folder)
+    typer.echo(f"\n{record['experiment']['dataset']}: N = {record['labelled_training_scans']} of "
+               f"{record['training_scans']} training scans labelled, V = {record['labelled_validation_scans']} "
+               f"labelled validation scans, {record['test_scans']} test scans")
+    typer.echo(reporting.results_table(folder).to_string(float_format="{:.2f}".format))
+    typer.echo(f"\nGain of DeepAtlas in points of Dice\n{reporting.comparison_table(folder).to_string(index=False)}")
+
+
+def _assignments(texts: list[str]) -> dict[str, object]:
+    """NAME=VALUE texts as a dictionary; values as YAML reads them."""
+    values: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"parameters are written NAME=VALUE, e.g. labelled=5, got {text!r}")
+        values[name] = yaml.safe_load(value)
+    return values
+
+
+def main() -> None:
+    """Run the command; mistakes of the user end with one line, not a traceback."""
+    try:
+        app()
+    except Interrupted as stop:
+        sys.exit(f"deepatlas: {stop}")
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"deepatlas: {error}")

@@ -1,0 +1,355 @@
+"""Experiments: validated parameters, a run folder that can be interrupted and is never repeated, and its table.
+
+``run`` trains and scores in plain Python; what it wrote is read by ``reporting.py``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import datasets, evaluation, machine, networks, registration, training
+from .data import Cohort, Scan
+from .training import Regime, Settings, Weights, regimes, spent
+from .warp import Deformation
+
+PROJECT = Path(__file__).resolve().parent.parent
+NOTEBOOK = PROJECT / "notebooks" / "experiment.ipynb"
+
+# What a profile decides where the parameters say nothing.
+PROFILES = {
+    "smoke": {"seg_steps": 4, "reg_steps": 4, "joint_steps": 6, "batch_size": 2},
+    "class": {"seg_steps": 200, "reg_steps": 300, "joint_steps": 400, "batch_size": 1},
+    "full": {"seg_steps": 4000, "reg_steps": 8000, "joint_steps": 12000, "batch_size": 4},
+}
+
+
+class Experiment(BaseModel):
+    """The parameters of one comparison of all regimes; plain values, checked, with a sentence for each mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str = "phantom-brain"  # one of the names in tutorials_data/datasets.toml
+    profile: Literal["smoke", "class", "full"] = "class"  # size of grid and training: test, laptop, GPU
+    dims: Literal[2, 3] = 3  # volumes or slices
+    labelled: int = Field(1, ge=1)  # N, training scans whose labels may be seen
+    seed: int = Field(0, ge=0)  # of the split, the labelled scans, the networks and the draws
+    seg_steps: int = Field(None, ge=1, validate_default=False)  # steps of the segmentation baseline
+    reg_steps: int = Field(None, ge=1, validate_default=False)  # steps of the registration baseline
+    joint_steps: int = Field(None, ge=2, validate_default=False)  # turns of joint training, both networks together
+    reg_turns: int = Field(2, ge=1)  # registration turns for each segmentation turn (the paper: 20)
+    batch_size: int = Field(None, ge=1, validate_default=False)  # pairs in a step
+    lambda_r: float = Field(1.0, ge=0)  # weight of the bending energy
+    lambda_a: float = Field(3.0, ge=0)  # weight of the anatomy term
+    lambda_sp: float = Field(3.0, ge=0)  # weight of the supervised term
+    similarity: Literal["ncc", "lncc", "mse"] = "ncc"  # of images
+    velocity: bool = False  # does the registration network output a velocity field?
+    networks: Literal["kit", "paper"] = "kit"  # the paper's two networks are 3D and slower
+    learning_rate: float = Field(1e-3, gt=0)  # of Adam
+    augmentation: float = Field(1.0, ge=0)  # strength, 0 for none
+    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the networks; losses are always float32
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_profile(cls, values: Mapping) -> dict:
+        given = {key: value for key, value in dict(values).items() if value is not None}
+        return {**PROFILES.get(given.get("profile", "class"), {}), **given}
+
+    @field_validator("dims", mode="before")
+    @classmethod
+    def _digits(cls, value: object) -> object:
+        return int(value) if isinstance(value, str) and value.isdigit() else value
+
+    @field_validator("dataset")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        datasets.describe(value)
+        return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> Experiment:
+        split = datasets.describe(self.dataset)["split"]
+        if split != "published" and self.labelled > split[self.profile][0]:
+            raise ValueError(f"labelled must be at most {split[self.profile][0]}, the training scans of "
+                             f"{self.dataset} in profile {self.profile}, got {self.labelled}")
+        if self.networks == "paper" and (self.dims == 2 or self.velocity):
+            raise ValueError("networks='paper' is 3D and predicts displacements: leave dims at 3 and velocity false")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Readable, and different for different parameters or different code of the method."""
+        text = self.model_dump_json() + _source_hash()
+        return (f"{self.dataset}-{self.profile}-{self.dims}d-N{self.labelled}-seed{self.seed}-"
+                f"{hashlib.sha256(text.encode()).hexdigest()[:8]}")
+
+    @property
+    def joint(self) -> dict[str, int]:
+        """Turns of each network in joint training."""
+        seg = max(1, round(self.joint_steps / (1 + self.reg_turns)))
+        return {"seg": seg, "reg": self.joint_steps - seg}
+
+
+def parse(values: Mapping) -> Experiment:
+    """An Experiment from plain ``values``; ValueError with one sentence per mistake."""
+    try:
+        return Experiment(**values)
+    except ValidationError as error:
+        raise ValueError("; ".join(_sentence(item) for item in error.errors())) from None
+
+
+def _sentence(item: Mapping) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(name, Experiment.model_fields, 1)
+        hint = f", did you mean {close[0]!r}" if close else f": choose from {', '.join(Experiment.model_fields)}"
+        return f"there is no parameter {name!r}{hint}"
+    text = item["msg"].removeprefix("Value error, ")
+    return f"parameter {name!r} = {item['input']!r}: {text[0].lower()}{text[1:]}" if name else text
+
+
+def from_notebook(namespace: Mapping) -> Experiment:
+    """An Experiment from the variables of a notebook whose only plain values so far are its parameters.
+
+    Papermill only logs a name that the notebook does not know; here it is an error.
+    """
+    plain = {key: value for key, value in namespace.items() if not key.startswith("_") and key not in ("In", "Out")
+             and isinstance(value, (str, int, float, bool, list, dict, type(None)))}
+    return parse(plain)
+
+
+def _source_hash() -> str:
+    """Of the code that decides what a network learns, so that editing a loss never loads an old network."""
+    names = ("data", "warp", "networks", "losses", "phantom", "registration", "datasets", "pairs", "training",
+             "evaluation")
+    return hashlib.sha256(b"".join((PROJECT / "deepatlas" / f"{n}.py").read_bytes() for n in names)).hexdigest()
+
+
+# --- a run ---------------------------------------------------------------------------------------------------------
+
+
+def runs_folder() -> Path:
+    """Where runs are kept: the environment variable ``DEEPATLAS_RUNS``, or ``runs`` in the project."""
+    return Path(os.environ.get("DEEPATLAS_RUNS") or PROJECT / "runs")
+
+
+def run(experiment: Experiment, root: Path | None = None) -> Path:
+    """Train every regime, score the test scans, and return the run folder; a finished run is only found again."""
+    folder = Path(root or runs_folder()) / experiment.name
+    path = folder / "run.json"
+    record = json.loads(path.read_text()) if path.is_file() else None
+    if record and record["finished"]:
+        print(f"finished before: {folder}")
+        return folder
+    cohort = datasets.load_cohort(experiment.dataset, size=experiment.profile, dims=experiment.dims,
+                                  seed=experiment.seed)
+    device = torch.device(record["device"] if record else machine.pick_device(experiment.device))
+    record = record or _new_record(experiment, cohort, device)
+    if record["data"] != fingerprint(cohort):
+        raise ValueError(f"{folder}: this run was begun on other data than {experiment.dataset} holds now: "
+                         "remove the folder to begin again")
+    _write_json(record, path)
+    nets = _train_all(experiment, cohort.to(device), folder, record)
+    frames = list(_score_all(nets, cohort.to(device), experiment))
+    _write_csv(pd.concat(frames), folder / "scores.csv")
+    training.save_atomically(_examples(nets, cohort.to(device)), folder / "examples.pt")
+    record |= {"finished": True, "peak_memory_gib": machine.peak_memory_gib(device)}
+    _write_json(record, path)
+    return folder
+
+
+def _new_record(experiment: Experiment, cohort: Cohort, device: torch.device) -> dict:
+    mixed = (machine.bfloat16_pays(device, cohort.shape) if experiment.precision == "auto"
+             else experiment.precision == "bfloat16")
+    return {
+        "experiment": experiment.model_dump(), "finished": False, "device": str(device),
+        "device_name": machine.device_name(device), "mixed_precision": mixed, "threads": torch.get_num_threads(),
+        "labelled_training_scans": experiment.labelled,
+        "labelled_validation_scans": sum(scan.labels is not None for scan in cohort.validation),
+        "training_scans": len(cohort.train), "test_scans": len(cohort.test), "shape": cohort.shape,
+        "spacing_mm": cohort.spacing, "structures": cohort.structures, "data": fingerprint(cohort),
+        "python": platform.python_version(), "begun": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "nibabel", "pandas")},
+        "steps": {}, "seconds": {},
+    }
+
+
+def fingerprint(cohort: Cohort) -> str:
+    """A hash of every image and label of the cohort."""
+    digest = hashlib.sha256()
+    for scan in cohort.scans:
+        digest.update(scan.id.encode() + scan.image.numpy().tobytes())
+        digest.update(b"" if scan.labels is None else scan.labels.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def own_steps(experiment: Experiment, table: Mapping[str, Regime]) -> dict[str, dict[str, int]]:
+    """Steps of each network in each regime. Controls and full supervision get what DeepAtlas spent on that network."""
+    joint, base = experiment.joint, {"seg": experiment.seg_steps, "reg": experiment.reg_steps}
+    own: dict[str, dict[str, int]] = {}
+    for key, regime in table.items():
+        if regime.budget_of:
+            own[key] = {name: spent(table, regime.budget_of, name, own) for name in regime.trains}
+        elif not regime.consults:
+            own[key] = {name: base[name] for name in regime.trains}
+        else:  # one that starts anew gets the time of the baseline it skips, too
+            own[key] = {name: joint[name] + (0 if name in regime.start else base[name]) for name in regime.trains}
+    return own
+
+
+def new_networks(experiment: Experiment, structures: int) -> dict[str, nn.Module]:
+    """Untrained networks; the same weights for the same seed, so that all regimes start alike."""
+    torch.manual_seed(experiment.seed)
+    if experiment.networks == "paper":
+        return {"seg": networks.PaperSegmentationNet(structures), "reg": networks.PaperRegistrationNet()}
+    return {"seg": networks.SegmentationNet(experiment.dims, structures),
+            "reg": networks.RegistrationNet(experiment.dims, velocity=experiment.velocity)}
+
+
+def load_networks(folder: Path, regime: str) -> dict[str, nn.Module]:
+    """The networks {"seg": ..., "reg": ...} that ``regime`` trained in the run ``folder``, ready to use on the CPU."""
+    record = json.loads((Path(folder) / "run.json").read_text())
+    path = Path(folder) / regime / "checkpoint.pt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such regime in this run: choose from {', '.join(record['steps'])}")
+    state = torch.load(path, map_location="cpu", weights_only=True)["best"]
+    nets = new_networks(Experiment(**record["experiment"]), len(record["structures"]))
+    for name, weights in state.items():
+        nets[name].load_state_dict(weights)
+    return {name: nets[name].eval() for name in state}
+
+
+def _train_all(experiment: Experiment, cohort: Cohort, folder: Path, record: dict) -> dict[str, dict[str, nn.Module]]:
+    """Every regime in the order of the table: {regime: {network: trained}}."""
+    table = regimes(experiment.labelled)
+    own, some = own_steps(experiment, table), cohort.hide_labels(experiment.labelled, experiment.seed)
+    trained: dict[str, dict[str, nn.Module]] = {}
+    histories = []
+    for i, (key, regime) in enumerate(table.items(), 1):
+        print(f"[{i}/{len(table)}] {regime.title}: {' and '.join(regime.trains)}, {sum(own[key].values())} steps")
+        nets = {name: net.to(cohort.train[0].image.device)
+                for name, net in new_networks(experiment, len(cohort.structures)).items()}
+        for name, source in regime.start.items():
+            nets[name].load_state_dict(trained[source][name].state_dict())
+        settings = Settings(own[key], Weights(1.0, experiment.lambda_r, experiment.lambda_a, experiment.lambda_sp),
+                            experiment.similarity, experiment.learning_rate, experiment.batch_size,
+                            experiment.augmentation, mixed_precision=record["mixed_precision"], seed=experiment.seed)
+        history = training.train(nets, cohort if regime.all_labels else some, regime, settings, folder / key,
+                                 _validator(nets, regime, cohort))
+        trained[key] = {name: nets[name].eval() for name in regime.trains}
+        histories.append(pd.DataFrame(history).assign(regime=key))
+        record["steps"][key], record["seconds"][key] = own[key], round(history[-1]["seconds"], 1)
+        _write_csv(pd.concat(histories), folder / "history.csv")
+        _write_json(record, folder / "run.json")
+    return trained
+
+
+def _validator(nets: Mapping[str, nn.Module], regime: Regime, cohort: Cohort) -> Callable[[], dict[str, float]]:
+    """Mean Dice of the training networks on the labelled validation scans; the same rule for every regime."""
+    scans = [scan for scan in cohort.validation if scan.labels is not None]
+    pairs = evaluation.registration_pairs(scans, per_fixed=2) if len({s.subject for s in scans}) > 1 else []
+
+    def mean_dice(results: list[tuple[Tensor, Scan]]) -> float:
+        dice = [row["dice"] for labels, scan in results
+                for row in evaluation.score_labels(labels, scan.labels, cohort.structures)]
+        return float(np.nanmean(dice)) if dice else float("nan")
+
+    def validate() -> dict[str, float]:
+        segment, register = segmenter(nets["seg"]), registrar(nets["reg"])
+        scores = {}
+        if "seg" in regime.trains:
+            scores["seg"] = mean_dice([(segment(scan), scan) for scan in scans])
+        if "reg" in regime.trains:
+            scores["reg"] = mean_dice([(register(m, f).warp_labels(m.labels[None])[0], f) for m, f in pairs])
+        return scores
+
+    return validate
+
+
+# --- each network used alone ---------------------------------------------------------------------------------------
+
+
+def segmenter(seg_net: nn.Module) -> Callable[[Scan], Tensor]:
+    """A function scan -> labels (I, J, K): the most probable structure of each voxel."""
+    @torch.no_grad()
+    def segment(scan: Scan) -> Tensor:
+        return seg_net.eval()(scan.image[None])[0].argmax(0)
+    return segment
+
+
+def registrar(reg_net: nn.Module) -> Callable[[Scan, Scan], Deformation]:
+    """A function (moving, fixed) -> Deformation."""
+    @torch.no_grad()
+    def register(moving: Scan, fixed: Scan) -> Deformation:
+        return training.register(reg_net.eval(), moving.image[None], fixed.image[None])
+    return register
+
+
+def identity(moving: Scan, fixed: Scan) -> Deformation:
+    """No registration at all: what every registration must beat."""
+    return Deformation(torch.zeros(1, len(fixed.shape), *fixed.shape, device=fixed.image.device))
+
+
+# --- scores of a run -----------------------------------------------------------------------------------------------
+
+
+def _score_all(trained: Mapping[str, Mapping[str, nn.Module]], cohort: Cohort, experiment: Experiment
+               ) -> Iterator[pd.DataFrame]:
+    """The rows of scores.csv, regime by regime; identity and label propagation need no training of their own."""
+    pairs = evaluation.registration_pairs(cohort.test, per_fixed=3, seed=experiment.seed)
+    atlases = cohort.hide_labels(experiment.labelled, experiment.seed).labelled
+    segmentations = {"label_propagation": lambda scan: registration.propagate_labels(
+        registrar(trained["reg_baseline"]["reg"]), atlases, scan)}
+    segmentations |= {key: segmenter(nets["seg"]) for key, nets in trained.items() if "seg" in nets}
+    registrations = {"identity": identity}
+    registrations |= {key: registrar(nets["reg"]) for key, nets in trained.items() if "reg" in nets}
+    with tqdm(total=len(segmentations) + len(registrations), desc="scoring test scans", unit="regime") as bar:
+        for key, segment in segmentations.items():
+            yield evaluation.score_segmentation(segment, cohort, cohort.test).assign(regime=key)
+            bar.update()
+        for key, register in registrations.items():
+            yield evaluation.score_registration(register, cohort, pairs).assign(regime=key)
+            bar.update()
+
+
+def _examples(trained: Mapping[str, Mapping[str, nn.Module]], cohort: Cohort, count: int = 3) -> list[dict]:
+    """What the figures show of the first test pairs: images, labels, guesses and displacements, as plain tensors."""
+    examples = []
+    for moving, fixed in evaluation.registration_pairs(cohort.test, per_fixed=1)[:count]:
+        example = {"moving": moving.image, "fixed": fixed.image, "moving_labels": moving.labels,
+                   "fixed_labels": fixed.labels, "name": f"{moving.id} to {fixed.id}"}
+        for key in ("seg_baseline", "deepatlas"):
+            example[f"labels_{key}"] = segmenter(trained[key]["seg"])(fixed).to(torch.uint8)
+        for key in ("reg_baseline", "deepatlas"):
+            example[f"u_{key}"] = registrar(trained[key]["reg"])(moving, fixed).displacement
+        examples.append({key: value.cpu() if isinstance(value, Tensor) else value for key, value in example.items()})
+    return examples
+
+
+def _write_json(record: Mapping, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    temporary = path.with_suffix(".part")
+    frame.to_csv(temporary, index=False, float_format="%.6g")
+    os.replace(temporary, path)

@@ -1,0 +1,181 @@
+"""The two networks: ``SegmentationNet`` and ``RegistrationNet``, one U-Net, in 2D and 3D; and the paper's own two.
+
+Any ``nn.Module`` of the same call works in their place: ``seg_net(image) -> scores`` (B, C, I, J, K), before the
+softmax, and ``reg_net(moving, fixed) -> displacement`` (B, D, I, J, K), in voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Multiples of 16 run on the fast paths of CPUs and GPUs; others do not.
+SEG_WIDTHS = (16, 32, 32, 32)  # at full, half, quarter and eighth resolution
+REG_WIDTHS = (32, 64, 64)  # at half, quarter and eighth resolution
+
+
+def _conv(dims: int, inputs: int, outputs: int, **options: int) -> nn.Module:
+    return (nn.Conv2d if dims == 2 else nn.Conv3d)(inputs, outputs, 3, padding=1, **options)
+
+
+def _upsample(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear" if x.ndim == 4 else "trilinear", align_corners=False)
+
+
+def _check_image(x: Tensor, dims: int, multiple: int) -> None:
+    if x.ndim != dims + 2 or any(n % multiple for n in x.shape[2:]):
+        raise ValueError(f"a {dims}D network wants (B, C, {', '.join('IJK'[:dims])}) with every side divisible by "
+                         f"{multiple}, got {tuple(x.shape)}: resample the cohort to such a shape")
+
+
+def block(dims: int, inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """Convolution, instance normalisation, LeakyReLU; twice. ``stride`` 2 halves the resolution."""
+    norm = nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d
+    return nn.Sequential(
+        _conv(dims, inputs, outputs, stride=stride), norm(outputs, affine=True), nn.LeakyReLU(0.1),
+        _conv(dims, outputs, outputs), norm(outputs, affine=True), nn.LeakyReLU(0.1),
+    )
+
+
+class UNet(nn.Module):
+    """(B, inputs, I, J, K) -> features (B, widths[0], I, J, K): down by strides, up with skips.
+
+    With ``half`` the first block already halves the image, and so do the features: a quarter of the time in 2D, an
+    eighth in 3D, enough for something as smooth as a displacement.
+    """
+
+    def __init__(self, dims: int, inputs: int, widths: Sequence[int], half: bool = False) -> None:
+        super().__init__()
+        if dims not in (2, 3):
+            raise ValueError(f"dims must be 2 or 3, got {dims}")
+        self.dims, self.multiple = dims, 2 ** (len(widths) - 1 + half)
+        self.down = nn.ModuleList([block(dims, inputs, widths[0], stride=2 if half else 1)])
+        self.up = nn.ModuleList()
+        for fine, coarse in pairwise(widths):
+            self.down.append(block(dims, fine, coarse, stride=2))
+            self.up.insert(0, block(dims, fine + coarse, fine))
+
+    def forward(self, x: Tensor) -> Tensor:
+        _check_image(x, self.dims, self.multiple)
+        skips = []
+        for down in self.down:
+            x = down(x)
+            skips.append(x)
+        skips.pop()
+        for up in self.up:
+            x = up(torch.cat([_upsample(x), skips.pop()], 1))
+        return x
+
+
+class SegmentationNet(nn.Module):
+    """F_S: image (B, 1, I, J, K) -> one score per structure (B, C, I, J, K); ``softmax`` makes them probabilities."""
+
+    def __init__(self, dims: int, structures: int, widths: Sequence[int] = SEG_WIDTHS) -> None:
+        super().__init__()
+        self.features = UNet(dims, 1, widths)
+        self.head = (nn.Conv2d if dims == 2 else nn.Conv3d)(widths[0], structures, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.features(image))
+
+
+class RegistrationNet(nn.Module):
+    """F_R: (moving, fixed), each (B, 1, I, J, K) -> displacement u (B, D, I, J, K), in voxels.
+
+    With ``velocity`` the output is meant as a stationary velocity v, and the deformation is exp(v), invertible by
+    construction: ``training.register`` reads this attribute. With ``half`` it is computed at half the resolution and
+    interpolated. The head starts near zero, so that training starts at the identity.
+    """
+
+    def __init__(self, dims: int, widths: Sequence[int] = REG_WIDTHS, *,
+                 half: bool = True, velocity: bool = False) -> None:
+        super().__init__()
+        self.half, self.velocity = half, velocity
+        self.features = UNet(dims, 2, widths, half=half)
+        self.head = near_zero(_conv(dims, widths[0], dims))
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        u = self.head(self.features(torch.cat([moving, fixed], 1)))
+        return _upsample(u) if self.half else u
+
+
+def near_zero(head: nn.Module) -> nn.Module:
+    """The same layer with weights from N(0, 1e-5) and no bias."""
+    nn.init.normal_(head.weight, std=1e-5)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+# --- the paper's two networks, 3D -----------------------------------------------------------------------------------
+
+
+class PaperSegmentationNet(nn.Module):
+    """The segmentation network of Xu & Niethammer (2019): a light U-Net with batch normalisation, 3D.
+
+    Encoder stages (8, 16), (16, 16, 32), (32, 32, 64), (64, 64, 64) with max-pooling between; 874,864 parameters for
+    32 structures.
+    """
+
+    def __init__(self, structures: int) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([self._stage(1, 8, 16), self._stage(16, 16, 32), self._stage(32, 32, 64),
+                                   self._stage(64, 64, 64)])
+        self.widen = nn.ModuleList([self._widen(64), self._widen(64), self._widen(32)])
+        self.up = nn.ModuleList([self._stage(128, 64, 64), self._stage(96, 32, 32), self._stage(48, 16, 16)])
+        self.head = nn.Conv3d(16, structures, 1)
+
+    @staticmethod
+    def _stage(*channels: int) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(channels):
+            layers += [_conv(3, inputs, outputs), nn.BatchNorm3d(outputs), nn.LeakyReLU()]
+        return nn.Sequential(*layers)
+
+    @staticmethod
+    def _widen(channels: int) -> nn.Sequential:
+        return nn.Sequential(nn.ConvTranspose3d(channels, channels, 2, stride=2), nn.BatchNorm3d(channels),
+                             nn.LeakyReLU())
+
+    def forward(self, image: Tensor) -> Tensor:
+        _check_image(image, 3, 8)
+        x, skips = image, []
+        for i, down in enumerate(self.down):
+            x = down(F.max_pool3d(x, 2) if i else x)
+            skips.append(x)
+        skips.pop()
+        for widen, up in zip(self.widen, self.up, strict=True):
+            x = up(torch.cat([widen(x), skips.pop()], 1))
+        return self.head(x)
+
+
+class PaperRegistrationNet(nn.Module):
+    """The registration network of Xu & Niethammer (2019), VoxelMorph as of CVPR 2018, 3D: 253,627 parameters."""
+
+    velocity = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (2, 16, 32, 32, 32, 32)
+        self.down = nn.ModuleList(_conv(3, a, b, stride=1 if i == 0 else 2)
+                                  for i, (a, b) in enumerate(pairwise(widths)))
+        self.up = nn.ModuleList([_conv(3, 32, 32), _conv(3, 64, 32), _conv(3, 64, 32), _conv(3, 64, 8)])
+        self.refine = _conv(3, 8, 8)
+        self.head = near_zero(_conv(3, 24, 3))
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        x, skips = torch.cat([moving, fixed], 1), []
+        _check_image(x, 3, 16)
+        for down in self.down:
+            x = F.leaky_relu(down(x), 0.2)
+            skips.append(x)
+        skips.pop()
+        x = F.leaky_relu(self.up[0](x), 0.2)
+        for up in self.up[1:]:
+            x = torch.cat([F.interpolate(x, scale_factor=2), skips.pop()], 1)
+            x = F.leaky_relu(up(x), 0.2)
+        x = F.leaky_relu(self.refine(x), 0.2)
+        return self.head(torch.cat([F.interpolate(x, scale_factor=2), skips.pop()], 1))

@@ -1,0 +1,107 @@
+"""What a run found: its table, its comparisons, and the executed notebook. Read from the run folder alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nbconvert
+import pandas as pd
+import papermill
+import torch
+
+from . import evaluation, experiments
+from .training import REGIMES
+
+NOTEBOOK = experiments.PROJECT / "notebooks" / "experiment.ipynb"
+TITLES = {"identity": "No registration", "label_propagation": "Label propagation",
+          **{key: regime.title for key, regime in REGIMES.items()}}
+
+
+def load_record(folder: Path) -> dict:
+    """The content of run.json; FileNotFoundError if ``folder`` is no run, ValueError if it is not finished."""
+    path = Path(folder) / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: not a run folder, there is no run.json in it")
+    record = json.loads(path.read_text())
+    if not record["finished"]:
+        raise ValueError(f"{folder}: this run is not finished; start it again with the same parameters to go on")
+    return record
+
+
+def load_scores(folder: Path) -> pd.DataFrame:
+    """The rows of scores.csv: one per regime, test case and structure."""
+    return pd.read_csv(Path(folder) / "scores.csv", dtype={"case": str, "subject": str})
+
+
+def _arm(scores: pd.DataFrame, task: str, regime: str) -> pd.DataFrame:
+    return scores[(scores["task"] == task) & (scores["regime"] == regime)]
+
+
+def results_table(folder: Path) -> pd.DataFrame:
+    """One row per task and regime: Dice in percent, mean and SD over subjects, the other means, steps and seconds."""
+    record, scores = load_record(folder), load_scores(folder)
+    rows = []
+    for (task, regime), arm in scores.groupby(["task", "regime"], sort=False):
+        network = {"segmentation": "seg", "registration": "reg"}[task]
+        dice = 100 * evaluation.per_subject(arm)
+        row = {"task": task, "regime": TITLES[regime].split(",")[0] if regime.startswith("semi") or regime in (
+            "seg_baseline", "reg_baseline") else TITLES[regime],
+            "Dice %": dice.mean(), "SD": dice.std(), "NSD %": 100 * evaluation.per_subject(arm, "nsd").mean(),
+            "HD95 mm": evaluation.per_subject(arm, "hd95_mm").mean()}
+        if task == "registration":
+            row |= {"folds %": arm["folds_percent"].mean(), "error voxels": arm["endpoint_voxels"].mean()}
+        row |= {"steps": record["steps"].get(regime, {}).get(network, 0), "seconds": record["seconds"].get(regime, 0)}
+        rows.append(row)
+    return pd.DataFrame(rows).set_index(["task", "regime"]).dropna(axis="columns", how="all")
+
+
+def structure_table(folder: Path, task: str) -> pd.DataFrame:
+    """Dice in percent as "mean (SD)" over cases, structures down, regimes across."""
+    scores = load_scores(folder)
+    columns = {}
+    for regime in scores.loc[scores["task"] == task, "regime"].unique():
+        table = 100 * evaluation.per_structure(_arm(scores, task, regime))
+        columns[TITLES[regime]] = table["mean"].map("{:.1f}".format) + table["sd"].map(" ({:.1f})".format)
+    return pd.DataFrame(columns)
+
+
+def comparison_table(folder: Path) -> pd.DataFrame:
+    """What joint training gains, paired over test subjects, in points of Dice; p corrected by Holm."""
+    scores = load_scores(folder)
+    rows = []
+    for task, short in (("segmentation", "seg"), ("registration", "reg")):
+        joint = 100 * evaluation.per_subject(_arm(scores, task, "deepatlas"))
+        for other in (f"{short}_baseline", f"{short}_control", f"semi_{short}"):
+            result = evaluation.paired_comparison(joint, 100 * evaluation.per_subject(_arm(scores, task, other)))
+            rows.append({"task": task, "DeepAtlas minus": TITLES[other].split(", seg")[0].split(", reg")[0], **result})
+    table = pd.DataFrame(rows)
+    return table.assign(p=evaluation.holm(table["p"])).rename(columns={"p": "p (Holm)"})
+
+
+def gap_table(folder: Path) -> pd.DataFrame:
+    """Share of the gap between the baseline and full supervision that joint training closes, in percent."""
+    scores = load_scores(folder)
+    rows = []
+    for task, short in (("segmentation", "seg"), ("registration", "reg")):
+        arms = (evaluation.per_subject(_arm(scores, task, key))
+                for key in (f"{short}_baseline", "deepatlas", f"{short}_full"))
+        share = evaluation.share_of_gap_closed(*arms)
+        rows.append({"task": task, **{key: 100 * share[key] for key in ("share", "low", "high")}})
+    return pd.DataFrame(rows)
+
+
+def load_examples(folder: Path) -> list[dict]:
+    """The test pairs kept for figures: images, labels, guesses, displacements."""
+    return torch.load(Path(folder) / "examples.pt", weights_only=True)
+
+
+def report(folder: Path) -> Path:
+    """Execute the experiment's notebook on a finished run; returns report.html, beside the executed notebook."""
+    record, folder = load_record(folder), Path(folder)
+    executed = folder / "experiment.ipynb"
+    papermill.execute_notebook(str(NOTEBOOK), str(executed), parameters=record["experiment"], cwd=str(NOTEBOOK.parent),
+                               progress_bar=True)
+    body, _ = nbconvert.HTMLExporter(exclude_input=True).from_filename(str(executed))
+    (folder / "report.html").write_text(body, encoding="utf-8")
+    return folder / "report.html"

@@ -1,0 +1,624 @@
+"""Scans and cohorts: NIfTI files written with nibabel must come back as the arrays, places and labels put in."""
+
+import itertools
+import struct
+import zlib
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from deepatlas.data import (
+    Batch,
+    Cohort,
+    Scan,
+    centred_affine,
+    check_sides,
+    load_scan,
+    read_nifti,
+    resample,
+    rescale_intensities,
+    split_by_subject,
+)
+
+ORIENTATIONS = [
+    (axes, flips) for axes in itertools.permutations(range(3)) for flips in itertools.product((1, -1), repeat=3)
+]
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def write(path, array, affine=None):
+    nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def noise(*shape, seed=0):
+    return rng(seed).random(shape, dtype=np.float32)
+
+
+def rotation(degrees, axis=2):
+    """(3, 3), about one world axis."""
+    a, b = (i for i in range(3) if i != axis)
+    matrix = np.eye(3)
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    matrix[a, a], matrix[a, b], matrix[b, a], matrix[b, b] = cos, -sin, sin, cos
+    return matrix
+
+
+def oblique(spacing=(1.0, 1.2, 0.9), degrees=12.0, origin=(-20.0, 7.0, 31.0)):
+    """An affine that is turned about two axes; its closest axes are RAS."""
+    affine = np.eye(4)
+    affine[:3, :3] = rotation(degrees) @ rotation(degrees / 2, 0) @ np.diag(spacing)
+    affine[:3, 3] = origin
+    return affine
+
+
+def reoriented(array, affine, axes, flips):
+    """The same volume in the same place, stored with permuted and flipped axes: (array, affine)."""
+    stored = array.transpose(axes)[tuple(slice(None, None, flip) for flip in flips)]
+    to_original = np.zeros((4, 4))  # stored voxel -> voxel of ``array``
+    to_original[3, 3] = 1
+    for new, (old, flip) in enumerate(zip(axes, flips, strict=True)):
+        to_original[old, new] = flip
+        to_original[old, 3] = 0 if flip == 1 else array.shape[old] - 1
+    return stored, affine @ to_original
+
+
+def patched(path, offset, values):
+    """Overwrite float32 ``values`` in the header of an uncompressed NIfTI file."""
+    raw = bytearray(path.read_bytes())
+    raw[offset : offset + 4 * len(values)] = struct.pack(f"<{len(values)}f", *values)
+    path.write_bytes(raw)
+    return path
+
+
+SLOPE, AFFINE = 112, 280  # where a NIfTI header keeps scl_slope (then scl_inter) and the three rows of the affine
+
+
+def scan(image, affine=None, labels=None, name="a", subject=None):
+    affine = torch.eye(4, dtype=torch.float64) if affine is None else torch.as_tensor(affine, dtype=torch.float64)
+    return Scan(name, subject or name, torch.as_tensor(image)[None].float(), affine,
+                None if labels is None else torch.as_tensor(labels))
+
+
+def scaled(spacing, origin=(0.0, 0.0, 0.0)):
+    affine = torch.diag(torch.tensor([spacing, spacing, spacing, 1.0], dtype=torch.float64))
+    affine[:3, 3] = torch.tensor(origin, dtype=torch.float64)
+    return affine
+
+
+def world(affine, shape):
+    """World coordinates (3, I, J, K) of every voxel; a 2D grid is the plane k = 0."""
+    voxels = np.stack([*np.indices((*shape, 1)[:3]), np.ones((*shape, 1)[:3])])
+    return np.einsum("ij,j...->i...", np.asarray(affine), voxels)[:3].reshape(3, *shape)
+
+
+def people(count, scans_each=1, labelled=True, shape=(4, 4, 4)):
+    labels = np.zeros(shape, np.uint8)
+    labels[0] = 1
+    return tuple(scan(noise(*shape), labels=labels if labelled else None, name=f"{p}-{s}", subject=f"{p}")
+                 for p in range(count) for s in range(scans_each))
+
+
+def labelled_everywhere(label):
+    return scan(noise(4, 4, 4), labels=np.full((4, 4, 4), label), name="x")
+
+
+def cohort(**changes):
+    scans = people(8)
+    parts = {"train": scans[:5], "validation": scans[5:6], "test": scans[6:]} | changes
+    return Cohort("toy", ("background", "thing"), 1.0, **parts)
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axes, flips", ORIENTATIONS, ids=str)
+def test_every_orientation_is_turned_to_ras(tmp_path, axes, flips):
+    volume, affine = noise(3, 4, 5), oblique()
+    path = write(tmp_path / "a.nii", *reoriented(volume, affine, axes, flips))
+    array, found, source = read_nifti(path)
+    np.testing.assert_array_equal(array, volume)
+    np.testing.assert_allclose(found, affine, atol=1e-5)  # the header holds float32
+    assert source.path == str(path)
+    assert source.shape == tuple(volume.shape[axis] for axis in axes)
+    loaded = load_scan(path, None, id="a", subject="a", structures={})
+    np.testing.assert_array_equal(loaded.image[0], rescale_intensities(volume, "a"))
+
+
+@pytest.mark.parametrize("axes, flips", ORIENTATIONS[::5], ids=str)
+def test_labels_may_be_stored_in_another_orientation_than_the_image(tmp_path, axes, flips):
+    volume, labels = noise(3, 4, 5), rng().integers(0, 3, (3, 4, 5)).astype(np.int16)
+    path = write(tmp_path / "image.nii", volume, oblique())
+    label_path = write(tmp_path / "labels.nii.gz", *reoriented(labels, oblique(), axes, flips))
+    loaded = load_scan(path, label_path, id="a", subject="a", structures={1: 1, 2: 2})
+    np.testing.assert_array_equal(loaded.labels, labels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, ">i2", np.int32, np.float32, np.float64])
+def test_stored_types(tmp_path, dtype):
+    array = np.arange(60).reshape(3, 4, 5).astype(dtype)
+    found, _, _ = read_nifti(write(tmp_path / "a.nii.gz", array))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, array)
+
+
+def test_slope_and_intercept_are_honoured(tmp_path):
+    array = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    path = patched(write(tmp_path / "a.nii", array), SLOPE, (0.5, -7.0))
+    np.testing.assert_allclose(read_nifti(path)[0], 0.5 * array - 7)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 1), (6, 5, 4, 1)], ids=str)
+def test_flat_files_and_files_of_one_volume(tmp_path, shape):
+    array = noise(*shape)
+    path = write(tmp_path / "a.nii", array, scaled(2.0, (1, 2, 3)).numpy())
+    found, affine, source = read_nifti(path)
+    np.testing.assert_array_equal(found, array[..., 0] if len(shape) == 4 else array)
+    np.testing.assert_allclose(affine, scaled(2.0, (1, 2, 3)))
+    assert source.shape == shape
+    loaded = load_scan(path, None, id="a", subject="a", structures={})
+    flat = resample(loaded, centred_affine(loaded, (6, 5), 2.0), (6, 5))
+    middle = loaded.image.reshape(1, 6, 5, -1)
+    middle = middle[..., (middle.shape[-1] - 1) // 2]
+    np.testing.assert_allclose(flat.image, middle, atol=1e-6)
+
+
+def test_label_numbers_become_indices(tmp_path):
+    numbers = np.array([0, 17, 53, 999] * 6, np.int32).reshape(4, 3, 2)
+    image, labels = write(tmp_path / "i.nii", noise(4, 3, 2)), write(tmp_path / "l.nii", numbers)
+    loaded = load_scan(image, labels, id="a", subject="s", structures={17: 2, 53: 1})
+    np.testing.assert_array_equal(loaded.labels, np.select([numbers == 17, numbers == 53], [2, 1], 0))
+    assert (loaded.id, loaded.subject, loaded.labels.dtype) == ("a", "s", torch.uint8)
+    assert load_scan(image, None, id="a", subject="s", structures={17: 2}).labels is None
+
+
+# --- intensities ---------------------------------------------------------------------------------------------------
+
+
+def test_intensities_are_between_0_and_1_and_use_the_range():
+    values = rescale_intensities(noise(12, 12, 12), "a")
+    assert values.dtype == np.float32
+    assert (values.min(), values.max()) == (0, 1)
+    assert values.std() > 0.25  # a uniform distribution has 0.29
+
+
+def test_intensities_do_not_depend_on_unit_and_offset():
+    array = noise(12, 12, 12)
+    np.testing.assert_allclose(rescale_intensities(250 * array - 1000, "a"), rescale_intensities(array, "a"), atol=1e-4)
+
+
+def test_one_huge_voxel_does_not_darken_the_others():
+    array = noise(12, 12, 12)
+    array[:, :6] = 0  # background
+    bright = array.copy()
+    bright[5, 8, 5] = 1e6
+    difference = np.abs(rescale_intensities(bright, "a") - rescale_intensities(array, "a"))
+    difference[5, 8, 5] = 0
+    assert difference.max() < 0.02
+
+
+@pytest.mark.parametrize("bright", [1.0, 1e6])
+def test_a_binary_image_stays_binary(bright):
+    array = np.zeros((10, 10, 10), np.float32)
+    array[3:7] = 1
+    expected = array.copy()
+    array[5, 5, 5] = bright
+    np.testing.assert_array_equal(rescale_intensities(array, "a"), expected)
+
+
+# --- one grid ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axes, flips", [((0, 1, 2), (1, 1, 1)), ((2, 0, 1), (-1, 1, -1)), ((1, 0, 2), (1, -1, 1))])
+def test_to_source_leads_back_to_the_files_voxel(tmp_path, axes, flips):
+    blob = np.exp(-sum((x - c) ** 2 for x, c in zip(np.indices((22, 18, 20)), (12, 8, 9), strict=True)) / 8)
+    stored, affine = reoriented(blob.astype(np.float32), oblique(), axes, flips)
+    loaded = load_scan(write(tmp_path / "a.nii", stored, affine), None, id="a", subject="a", structures={})
+    target = resample(loaded, centred_affine(loaded, (24, 24, 24), 0.8), (24, 24, 24))
+    weights = target.image[0].double()
+    voxels = torch.from_numpy(np.indices(target.shape).astype(np.float64))
+    centroid = torch.tensor([*((weights * axis).sum() / weights.sum() for axis in voxels), 1])
+    marked = np.unravel_index(stored.argmax(), stored.shape)
+    np.testing.assert_allclose((target.to_source @ centroid)[:3], marked, atol=0.1)
+    assert target.source.shape == stored.shape
+
+
+def test_to_source_of_a_scan_without_a_file():
+    with pytest.raises(ValueError, match="scan a was not read from a file"):
+        _ = scan(noise(4, 4, 4)).to_source
+
+
+@pytest.mark.parametrize("spacing", [1.0, 0.7])
+@pytest.mark.parametrize("shape", [(9, 8, 7), (6, 10, 7), (12, 12, 12), (4, 5, 6), (3, 14, 8)], ids=str)
+def test_equal_spacing_is_a_shift_by_whole_voxels(shape, spacing):
+    own = (9, 8, 7)
+    source = scan(noise(*own), scaled(spacing, (-31.3, 12.9, 5.1)), rng().integers(1, 5, own).astype(np.uint8))
+    target = resample(source, centred_affine(source, shape, spacing), shape)
+    indices = [np.arange(n) + (m - n) // 2 for n, m in zip(shape, own, strict=True)]
+    clipped = np.ix_(*[index.clip(0, m - 1) for index, m in zip(indices, own, strict=True)])
+    inside = np.ones(shape, bool)
+    for place, m in zip(np.meshgrid(*indices, indexing="ij"), own, strict=True):
+        inside &= (place >= 0) & (place < m)
+    np.testing.assert_allclose(target.image[0], source.image[0].numpy()[clipped], atol=1e-6)
+    np.testing.assert_array_equal(target.labels, np.where(inside, source.labels.numpy()[clipped], 0))
+    assert target.labels.dtype == torch.uint8
+    first = np.array([index[0] for index in indices])
+    np.testing.assert_allclose(target.affine[:3, 3], source.affine[:3, 3].numpy() + spacing * first, atol=1e-9)
+
+
+def test_resampling_onto_its_own_grid_changes_nothing():
+    source = scan(noise(6, 5, 4), oblique(), rng().integers(1, 5, (6, 5, 4)))
+    same = resample(source, source.affine, source.shape)
+    np.testing.assert_allclose(same.image, source.image, atol=1e-6)
+    np.testing.assert_array_equal(same.labels, source.labels)
+
+
+def test_the_grid_is_centred_where_the_scan_is():
+    source = scan(noise(9, 14, 11), oblique())
+    affine = centred_affine(source, (16, 8, 24), 1.5)
+    np.testing.assert_allclose(affine[:3, :3], 1.5 * np.eye(3))
+    centre = source.affine @ torch.tensor([4.0, 6.5, 5.0, 1.0], dtype=torch.float64)
+    np.testing.assert_allclose(affine @ torch.tensor([7.5, 3.5, 11.5, 1.0], dtype=torch.float64), centre)
+
+
+def test_halving_the_resolution_takes_the_majority_of_labels():
+    labels = rng().integers(0, 3, (8, 6, 10)).astype(np.uint8)
+    source = scan(noise(8, 6, 10), labels=labels)
+    target = resample(source, centred_affine(source, (4, 3, 5), 2.0), (4, 3, 5))
+    blocks = labels.reshape(4, 2, 3, 2, 5, 2).transpose(0, 2, 4, 1, 3, 5).reshape(4, 3, 5, 8)
+    counts = (blocks[..., None] == np.arange(3)).sum(-2)
+    unique = (counts == counts.max(-1, keepdims=True)).sum(-1) == 1
+    assert unique.mean() > 0.5
+    np.testing.assert_array_equal(target.labels[unique], counts.argmax(-1)[unique])
+    ties = np.take_along_axis(counts, target.labels.numpy()[..., None].astype(int), -1)[..., 0]
+    np.testing.assert_array_equal(ties, counts.max(-1))  # where two are as many, one of them
+
+
+@pytest.mark.parametrize("spacing, degrees", [(1.0, 12), (0.5, 12), (1.4, 40)])
+def test_rotated_labels_are_the_same_ones_in_the_same_place(spacing, degrees):
+    shape = tuple(int(n / spacing) for n in (26, 24, 22))
+    affine = oblique((spacing,) * 3, degrees)
+    centre = affine[:3] @ np.array([*((n - 1) / 2 + 0.2 for n in shape), 1])
+
+    def ball(grid, shape):
+        distance = np.linalg.norm(world(grid, shape) - centre[:, None, None, None], axis=0)
+        return np.select([distance < 5, distance < 9], [9, 2], 0).astype(np.uint8)
+
+    source = scan(noise(*shape), affine, ball(affine, shape))
+    target = resample(source, centred_affine(source, (28, 28, 28), 1.0), (28, 28, 28))
+    expected = ball(target.affine, target.shape)
+    assert set(target.labels.unique().tolist()) == {0, 2, 9}
+    for label in (2, 9):
+        found, truth = target.labels.numpy() == label, expected == label
+        assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.9
+        gravity = world(target.affine, target.shape)[:, found].mean(1)
+        np.testing.assert_allclose(gravity, centre, atol=0.1)  # labels must not drift
+
+
+@pytest.mark.parametrize("spacing", [0.8, 1.0, 2.0])
+@pytest.mark.parametrize("shape", [(12, 10, 9), (12, 10)], ids=["3D", "slice"])
+def test_a_ramp_stays_a_ramp(shape, spacing):
+    own, affine = (40, 36, 38), oblique((0.7, 0.8, 0.75))
+
+    def ramp(place):
+        return np.einsum("d,d...->...", (0.008, -0.006, 0.007), place - affine[:3, 3].reshape(3, *[1] * place[0].ndim))
+
+    values = ramp(world(affine, own))
+    low, height = values.min(), np.ptp(values)
+    source = scan(((values - low) / height).astype(np.float32), affine)
+    target = resample(source, centred_affine(source, shape, spacing), shape)
+    place = world(target.affine, shape)
+    expected = (ramp(place) - low) / height
+    voxels = np.einsum("ij,j...->i...", np.linalg.inv(affine), np.concatenate([place, np.ones((1, *shape))]))
+    far = np.stack([(v > 5) & (v < n - 6) for v, n in zip(voxels, own, strict=False)]).all(0)  # from the border
+    assert far.mean() > 0.5
+    np.testing.assert_allclose(target.image[0].numpy()[far], expected[far], atol=1e-5)
+
+
+def test_larger_voxels_are_smoothed_first():
+    source = scan(noise(33, 33, 33))
+    target = resample(source, centred_affine(source, (11, 11, 11), 3.0), (11, 11, 11))  # meets every third voxel
+    assert target.image.std() < 0.3 * source.image.std()  # averages are less noisy than samples
+
+
+def test_a_plane_is_not_mixed_with_its_neighbours():
+    source = scan(noise(33, 33, 33))
+    plane = scan(source.image[0, :, :, 16])
+    affine = centred_affine(source, (11, 11), 3.0)
+    flat = affine.clone()
+    flat[2, 3] = 0
+    cut = resample(source, affine, (11, 11))
+    np.testing.assert_allclose(cut.image, resample(plane, flat, (11, 11)).image, atol=1e-6)
+
+
+def test_a_2d_scan_is_resampled_like_an_image():
+    source = scan((np.indices((21, 17)) * np.array([0.02, 0.03]).reshape(2, 1, 1)).sum(0), scaled(1.0, (5, 6, 7)),
+                  np.repeat(np.arange(21, dtype=np.uint8)[:, None] // 7, 17, 1))
+    target = resample(source, centred_affine(source, (8, 8), 1.5), (8, 8))
+    i, j = world(target.affine, (8, 8))[:2] - np.array([5, 6]).reshape(2, 1, 1)
+    np.testing.assert_allclose(target.image[0], 0.02 * i + 0.03 * j, atol=1e-6)
+    np.testing.assert_array_equal(target.labels, np.round(i) // 7)  # where the votes tie, the centre decides
+    assert target.affine[2, 3] == 7
+
+
+@pytest.mark.parametrize("depth, middle", [(7, 3), (6, 2)])
+def test_a_2d_grid_on_a_volume_is_the_axial_plane_in_the_middle(depth, middle):
+    labels = rng().integers(0, 4, (6, 5, depth)).astype(np.uint8)
+    source = scan(noise(6, 5, depth), scaled(1.5, (3, 4, 5)), labels)
+    target = resample(source, centred_affine(source, (6, 5), 1.5), (6, 5))
+    np.testing.assert_allclose(target.image[0], source.image[0, :, :, middle], atol=1e-6)
+    np.testing.assert_array_equal(target.labels, labels[:, :, middle])
+    assert target.affine[2, 3].item() == pytest.approx(5 + 1.5 * middle)
+
+
+@pytest.mark.parametrize("spacing", [0, -1.0, float("nan")])
+def test_spacing_must_be_positive(spacing):
+    with pytest.raises(ValueError, match="spacing must be a positive number of millimetres, got"):
+        centred_affine(scan(noise(4, 4, 4)), (4, 4, 4), spacing)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 12), (4, 8, 8), (0, 8, 8), (8,), (8, 8, 8, 8)], ids=str)
+def test_sides_must_be_divisible(shape):
+    with pytest.raises(ValueError, match=r"every side must be divisible by 8.*got \("):
+        check_sides(shape, 8)
+
+
+def test_divisible_sides_pass():
+    check_sides((8, 16, 24), 8)
+    check_sides((32, 8), 8)
+
+
+# --- splits and cohorts --------------------------------------------------------------------------------------------
+
+
+def ids(scans):
+    return [one.id for one in scans]
+
+
+def test_splits_keep_subjects_together():
+    groups = split_by_subject(people(12, scans_each=2), (9, 4, 5), seed=3)
+    assert [len(group) for group in groups] == [10, 4, 6]
+    subjects = [{one.subject for one in group} for group in groups]
+    assert sum(len(some) for some in subjects) == len(set.union(*subjects)) == 10
+    assert len({one.id for group in groups for one in group}) == 20
+
+
+def test_splits_are_drawn_by_the_seed_alone():
+    scans = people(12)
+    first, again, other = (
+        [set(ids(group)) for group in split_by_subject(some, (6, 3, 3), seed)]
+        for some, seed in ((scans, 0), (scans[::-1], 0), (scans, 1))
+    )
+    assert first == again
+    assert first != other
+
+
+def test_splits_need_enough_subjects():
+    with pytest.raises(ValueError, match=r"6 scans of 3 subjects do not fill groups of \(4, 2, 2\)"):
+        split_by_subject(people(3, scans_each=2), (4, 2, 2))
+
+
+def test_a_cohort_knows_its_scans():
+    toy = cohort()
+    assert ids(toy.scans) == ids(people(8))
+    assert toy.shape == (4, 4, 4)
+    assert toy.labelled == toy.train
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"test": (replace(people(1)[0], id="new"),)}, "cohort toy: subjects on two sides of the split: 0"),
+        ({"validation": (replace(people(8)[7], id="new"),)}, "two sides of the split: 7"),
+        ({"validation": (replace(people(1)[0], id="new"),)}, "two sides of the split: 0"),
+        ({"test": people(9, shape=(4, 4, 8))[8:]}, r"share one grid, got \[\(4, 4, 4\), \(4, 4, 8\)\]"),
+        ({"test": people(9, shape=(4, 4))[8:]}, "share one grid"),
+        ({"train": (*people(2), people(1)[0])}, "scan ids must be unique, twice: 0-0"),
+        ({"test": (labelled_everywhere(2),)}, "scan x: labels from 2 to 2, but the cohort has only 2 structures"),
+        ({"test": (labelled_everywhere(-1),)}, "scan x: labels from -1 to -1, but the cohort has only 2 structures"),
+        ({"train": ()}, "cohort toy: there is no training scan"),
+    ],
+    ids=["leak train test", "leak validation test", "leak train validation", "grids", "dimensions", "ids", "label",
+         "negative label", "no training"],
+)
+def test_a_cohort_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        cohort(**changes)
+
+
+def test_a_scan_refuses_other_shapes():
+    with pytest.raises(ValueError, match=r"scan a: the image must be \(1, I, J\) or \(1, I, J, K\), got \(2, 4, 4\)"):
+        Scan("a", "a", torch.zeros(2, 4, 4), torch.eye(4))
+    with pytest.raises(ValueError, match=r"scan a: image \(4, 4\) and labels \(4, 5\) must have the same voxels"):
+        scan(noise(4, 4), labels=np.zeros((4, 5), int))
+
+
+@pytest.mark.parametrize("keep", range(6))
+def test_hiding_keeps_exactly_n_labels(keep):
+    toy = cohort()
+    hidden = toy.hide_labels(keep)
+    assert len(hidden.labelled) == keep
+    assert ids(hidden.train) == ids(toy.train)
+    assert all(before.image is after.image for before, after in zip(toy.train, hidden.train, strict=True))
+    assert all(one.labels is not None for one in (*hidden.validation, *hidden.test))
+    assert len(toy.labelled) == 5  # the old cohort is as it was
+
+
+def test_hiding_is_seeded_and_nested():
+    toy = cohort()
+    drawn = {seed: ids(toy.hide_labels(2, seed).labelled) for seed in range(10)}
+    assert drawn[0] == ids(toy.hide_labels(2, 0).labelled)
+    assert len({tuple(names) for names in drawn.values()}) > 3
+    for keep in range(5):
+        assert set(ids(toy.hide_labels(keep, 4).labelled)) < set(ids(toy.hide_labels(keep + 1, 4).labelled))
+
+
+@pytest.mark.parametrize("keep", [-1, 3])
+def test_hiding_counts_labelled_scans_only(keep):
+    toy = cohort(train=(*people(2), *people(4, labelled=False)[2:]))
+    with pytest.raises(ValueError, match=f"keep must be from 0 to 2, the labelled training scans of toy, got {keep}"):
+        toy.hide_labels(keep)
+
+
+def test_a_cohort_moves_to_a_device():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    toy = cohort(test=people(9, labelled=False)[8:])
+    moved = toy.to(device)
+    assert {one.image.device.type for one in moved.scans} == {device}
+    assert {one.labels.device.type for one in moved.train} == {device}
+    assert moved.test[0].labels is None
+    assert ids(moved.scans) == ids(toy.scans)
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 6)], ids=["2D", "3D"])
+def test_a_batch_puts_labelled_and_unlabelled_side_by_side(shape):
+    labels = rng().integers(0, 3, shape).astype(np.uint8)
+    a, b = scan(noise(*shape), labels=labels, name="a"), scan(noise(*shape, seed=1), name="b")
+    batch = Batch.of([b, a], 4)
+    assert batch.ids == ("b", "a")
+    assert batch.known.tolist() == [False, True]
+    assert torch.equal(batch.image, torch.stack([b.image, a.image]))
+    assert batch.one_hot.shape == (2, 4, *shape)
+    assert torch.equal(batch.one_hot.sum(1), torch.tensor([0.0, 1.0]).view(2, *[1] * len(shape)).expand(2, *shape))
+    np.testing.assert_array_equal(batch.one_hot[1].argmax(0), labels)
+    assert (batch.image.dtype, batch.one_hot.dtype, batch.known.dtype) == (torch.float32, torch.float32, torch.bool)
+
+
+def test_a_batch_is_made_where_its_scans_are():
+    moved = [replace(one, image=one.image.to("meta"), labels=one.labels.to("meta")) for one in people(2)]
+    batch = Batch.of(moved, 2)
+    assert {tensor.device.type for tensor in (batch.image, batch.one_hot, batch.known)} == {"meta"}
+
+
+# --- bad files -----------------------------------------------------------------------------------------------------
+
+
+def text(path):
+    path.write_text("The patient was fine.\n" * 50)
+
+
+def truncated(path):
+    write(path, noise(12, 12, 12))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def only_a_header(path):
+    write(path, noise(12, 12, 12))
+    path.write_bytes(path.read_bytes()[:348])
+
+
+def damaged(path):
+    good = zlib.compressobj(wbits=31)  # gzip
+    half = nib.Nifti1Image(noise(12, 12, 12), np.eye(4)).to_bytes()[:4000]
+    path.write_bytes(good.compress(half) + good.flush(zlib.Z_SYNC_FLUSH) + b"\xff" * 3000)  # no block starts so
+
+
+def unknown_type(path):
+    write(path, noise(4, 4, 4))
+    raw = bytearray(path.read_bytes())
+    raw[70:72] = struct.pack("<h", 272)
+    path.write_bytes(raw)
+
+
+def colours(path):
+    write(path, np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")]))
+
+
+def with_one(value):
+    def make(path):
+        array = noise(4, 4, 4)
+        array[1, 2, 3] = value
+        write(path, array)
+
+    return make
+
+
+def with_affine(*rows):
+    return lambda path: patched(write(path, noise(4, 4, 4)), AFFINE, rows)
+
+
+BAD_IMAGES = {
+    "text.nii": (text, "cannot be read as NIfTI"),
+    "text.nii.gz": (text, "cannot be read as NIfTI"),
+    "empty.nii.gz": (lambda path: path.write_bytes(b""), "cannot be read as NIfTI"),
+    "truncated.nii": (truncated, "cannot be read as NIfTI .* is the file complete"),
+    "truncated.nii.gz": (truncated, "cannot be read as NIfTI .* is the file complete"),
+    "header.nii": (only_a_header, "cannot be read as NIfTI .* is the file complete"),
+    "damaged.nii.gz": (damaged, "cannot be read as NIfTI .* is the file complete"),
+    "type.nii": (unknown_type, "cannot be read as NIfTI"),
+    "colours.nii": (colours, "cannot be read as NIfTI"),
+    "series.nii": (lambda path: write(path, noise(4, 4, 4, 2)), r"got shape \(4, 4, 4, 2\): store one volume per file"),
+    "vectors.nii": (lambda path: write(path, noise(4, 4, 4, 1, 3)), r"got shape \(4, 4, 4, 1, 3\)"),
+    "line.nii": (lambda path: write(path, noise(9)), "a 2D or 3D image was wanted, got shape"),
+    "nan.nii": (with_one(np.nan), "1 voxels are NaN or infinite: repair the image"),
+    "inf.nii": (with_one(np.inf), "1 voxels are NaN or infinite: repair the image"),
+    "constant.nii": (lambda path: write(path, np.full((4, 4, 4), 3.0)), "every voxel has the value 3"),
+    "zero.nii": (with_affine(*[0] * 12), "the affine in the header is not invertible: set the voxel size"),
+    "flat.nii": (with_affine(1, 0, 0, 5, 0, 1, 0, 5, 1, 0, 0, 5), "the affine in the header is not invertible"),
+    "stretched.nii": (with_affine(1e30, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0), "the affine in the header is not invertible"),
+    "lost.nii": (with_affine(float("nan")), "the affine in the header is not invertible"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_a_bad_image_is_refused_by_name(tmp_path, name):
+    make, message = BAD_IMAGES[name]
+    make(tmp_path / name)
+    with pytest.raises(ValueError, match=message) as error:
+        load_scan(tmp_path / name, None, id="a", subject="a", structures={})
+    assert str(error.value).startswith(f"{tmp_path / name}: ")
+
+
+@pytest.mark.parametrize("name", ["absent.nii.gz", ""], ids=["absent", "a folder"])
+def test_a_missing_file_is_named(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=r"no such file; an image in NIfTI format \(.nii or .nii.gz\)") as error:
+        read_nifti(tmp_path / name)
+    assert str(tmp_path / name) in str(error.value)
+
+
+def test_micrometre_voxels_are_not_a_singular_affine(tmp_path):
+    _, affine, _ = read_nifti(write(tmp_path / "a.nii", noise(4, 4, 4), np.diag([5e-4, 5e-4, 5e-4, 1])))
+    assert affine[0, 0] == pytest.approx(5e-4)
+
+
+SOME = np.arange(64, dtype=np.int16).reshape(4, 4, 4) % 3
+FRACTIONS = SOME.astype(np.float32) + 0.5
+HOLES = np.where(SOME == 1, np.nan, SOME).astype(np.float32)
+PEAKS = np.where(SOME == 1, np.inf, SOME).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "labels, affine, message",
+    [
+        (SOME[:3], np.eye(4), r"the labels have \(3, 4, 4\) voxels, but the image .*image.nii has \(4, 4, 4\)"),
+        (SOME[..., 0], np.eye(4), r"the labels have \(4, 4\) voxels"),
+        (SOME, scaled(1, (0, 2, 0)).numpy(), "the labels lie elsewhere in the world than the image .*image.nii"),
+        (SOME, scaled(1.1).numpy(), "the labels lie elsewhere"),
+        (FRACTIONS, np.eye(4), "labels must be whole numbers; this looks like an image or probabilities"),
+        (HOLES, np.eye(4), "labels must be whole numbers"),
+        (PEAKS, np.eye(4), "labels must be whole numbers"),
+        (SOME + 40, np.eye(4), r"none of the wanted labels \[1, 2\] occurs, found \[40, 41, 42\]"),
+        (0 * SOME, np.eye(4), r"none of the wanted labels \[1, 2\] occurs, found \[\]"),
+    ],
+    ids=["shape", "flat", "moved", "scaled", "fractions", "nan", "inf", "other numbers", "empty"],
+)
+def test_bad_labels_are_refused_by_name(tmp_path, labels, affine, message):
+    image, path = write(tmp_path / "image.nii", noise(4, 4, 4)), write(tmp_path / "labels.nii", labels, affine)
+    with pytest.raises(ValueError, match=message) as error:
+        load_scan(image, path, id="a", subject="a", structures={1: 1, 2: 2})
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_missing_labels_are_named(tmp_path):
+    image = write(tmp_path / "image.nii", noise(4, 4, 4))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.nii: no such file"):
+        load_scan(image, tmp_path / "nowhere.nii", id="a", subject="a", structures={1: 1})

@@ -1,0 +1,441 @@
+"""Deformations, tested by oracle: linear interpolation reproduces linear maps, so the answers are matrix algebra."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from deepatlas.warp import Deformation, sample, voxel_grid
+
+SHAPES = ((24, 17), (16, 14, 19))
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # voxels
+both = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=["2D", "3D"])
+BATCH = 2
+MARGIN = 4  # voxels; further inside, no affine map below leads out of the grid
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def random(*shape, dtype=torch.float64, seed=0):
+    return torch.rand(*shape, dtype=dtype, generator=seeded(seed))
+
+
+def interior(values, margin=MARGIN):
+    """The voxels at least ``margin`` from every border of (B, C, I, J, K)."""
+    return values[(..., *[slice(margin, -margin)] * (values.ndim - 2))]
+
+
+def assert_close(actual, expected, tolerance):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+def generator(shape, dtype, seed=0):
+    """A linear velocity (B, D + 1, D + 1): about the grid's centre, plus a translation of half a voxel."""
+    d = len(shape)
+    linear = torch.randn(BATCH, d, d, dtype=dtype, generator=seeded(seed))
+    linear = 0.15 * linear / torch.linalg.matrix_norm(linear, ord=2)[:, None, None]
+    centre = torch.tensor([(n - 1) / 2 for n in shape], dtype=dtype)
+    shift = torch.randn(BATCH, d, dtype=dtype, generator=seeded(seed + 1))
+    shift = 0.5 * shift / shift.norm(dim=1, keepdim=True)
+    top = torch.cat([linear, (shift - linear @ centre)[..., None]], dim=2)
+    return torch.cat([top, torch.zeros(BATCH, 1, d + 1, dtype=dtype)], dim=1)
+
+
+def affine_matrix(shape, dtype, seed=0):
+    return torch.eye(len(shape) + 1, dtype=dtype) + generator(shape, dtype, seed)
+
+
+def ramp(shape, dtype):
+    """An image (B, 1, ...) linear in the voxel coordinates."""
+    slopes = torch.tensor([0.3, -0.7, 1.1][: len(shape)], dtype=dtype)
+    grid = voxel_grid(shape, slopes)
+    return torch.einsum("d,d...->...", slopes, grid).expand(BATCH, 1, *shape)
+
+
+def smooth_field(shape, size, seed=0, sigma=4.0):
+    """A smooth random displacement (1, D, ...) of at most ``size`` voxels per component."""
+    noise = np.random.default_rng(seed).standard_normal((len(shape), *shape))
+    field = np.stack([ndimage.gaussian_filter(component, sigma) for component in noise])
+    return torch.from_numpy(size * field / np.abs(field).max())[None]
+
+
+def shifted(volume, axis, by):
+    """``volume`` whose voxel x shows voxel x + by along ``axis``, the border voxel beyond the border."""
+    n = volume.shape[axis]
+    return volume.index_select(axis, (torch.arange(n) + by).clamp(0, n - 1))
+
+
+def translation(shape, axis, by, dtype=torch.float32):
+    u = torch.zeros(BATCH, len(shape), *shape, dtype=dtype)
+    u[:, axis] = by
+    return Deformation(u)
+
+
+# --- affine oracles ------------------------------------------------------------------------------------------------
+
+
+@both
+@shapes
+def test_affine_moves_every_voxel_by_the_matrix(shape, dtype):
+    matrix = affine_matrix(shape, dtype)
+    points = Deformation.affine(matrix, shape).points
+    for b in range(BATCH):
+        corner = torch.tensor([*(n - 1 for n in shape), 1], dtype=dtype)
+        assert_close(points[(b, slice(None), *[-1] * len(shape))], (matrix[b] @ corner)[:-1], TOLERANCE[dtype])
+        assert_close(points[(b, slice(None), *[0] * len(shape))], matrix[b, :-1, -1], TOLERANCE[dtype])
+
+
+@both
+@shapes
+def test_composition_is_the_matrix_product(shape, dtype):
+    a, b = affine_matrix(shape, dtype, 0), affine_matrix(shape, dtype, 7)
+    composed = Deformation.affine(a, shape) @ Deformation.affine(b, shape)
+    expected = Deformation.affine(a @ b, shape)
+    assert_close(interior(composed.displacement), interior(expected.displacement), TOLERANCE[dtype])
+    other_order = Deformation.affine(b @ a, shape)
+    assert (interior(composed.displacement) - interior(other_order.displacement)).abs().max() > 0.02
+
+
+@both
+@shapes
+def test_inverse_is_the_inverse_matrix(shape, dtype):
+    matrix = affine_matrix(shape, dtype)
+    inverse = Deformation.affine(matrix, shape).inverse()
+    expected = Deformation.affine(torch.linalg.inv(matrix), shape)
+    assert_close(interior(inverse.displacement), interior(expected.displacement), TOLERANCE[dtype])
+
+
+@both
+@pytest.mark.parametrize("shape", [(30, 27), (24, 22, 25)], ids=["2D", "3D"])
+def test_exp_is_the_matrix_exponential(shape, dtype):
+    velocity = generator(shape, dtype)
+    identity = torch.eye(len(shape) + 1, dtype=dtype)
+    phi = Deformation.exp(Deformation.affine(identity + velocity, shape).displacement)
+    actual = interior(phi.displacement, 9)  # each squaring lets the border reach one voxel further in
+    squared = torch.linalg.matrix_power(identity + velocity / 2**7, 2**7)  # what seven squarings make of the matrix
+    assert_close(actual, interior(Deformation.affine(squared, shape).displacement, 9), 5 * TOLERANCE[dtype])
+    exact = interior(Deformation.affine(torch.linalg.matrix_exp(velocity), shape).displacement, 9)
+    assert_close(actual, exact, 2e-3)
+    assert exact.abs().max() > 0.5
+
+
+@shapes
+def test_more_squarings_come_closer_to_the_matrix_exponential(shape):
+    velocity = generator(shape, torch.float64)
+    identity = torch.eye(len(shape) + 1, dtype=torch.float64)
+    u = Deformation.affine(identity + velocity, shape).displacement
+    exact = interior(Deformation.affine(torch.linalg.matrix_exp(velocity), shape).displacement)
+    coarse, fine = (
+        (interior(Deformation.exp(u, squarings=n).displacement) - exact).abs().max().item() for n in (4, 8)
+    )
+    assert coarse / fine == pytest.approx(2**4, rel=0.1)  # first order: half the step, half the error
+
+
+@both
+@shapes
+def test_jacobian_is_the_determinant(shape, dtype):
+    matrix = affine_matrix(shape, dtype)
+    determinant = torch.linalg.det(matrix[:, :-1, :-1])
+    assert (determinant - 1).abs().max() > 0.01
+    actual = Deformation.affine(matrix, shape).jacobian_determinant()
+    assert_close(actual, determinant.view(-1, *[1] * len(shape)).expand(-1, *shape), TOLERANCE[dtype])
+
+
+@shapes
+def test_jacobian_is_negative_where_space_is_mirrored(shape):
+    mirror = torch.eye(len(shape) + 1).repeat(1, 1, 1)
+    mirror[0, 0, 0] = -1
+    assert_close(Deformation.affine(mirror, shape).jacobian_determinant(), -torch.ones(1, *shape), 1e-5)
+
+
+def test_jacobian_is_of_central_differences():
+    u = torch.zeros(1, 2, 9, 7, dtype=torch.float64)
+    i, j = voxel_grid((9, 7), u)
+    u[0, 0], u[0, 1] = 0.01 * i**2 + 0.02 * j**2, 0.03 * i * j  # central differences are exact for quadratics
+    expected = (1 + 0.02 * i) * (1 + 0.03 * i) - 0.04 * j * 0.03 * j
+    actual = Deformation(u).jacobian_determinant()[0]
+    assert_close(actual[1:-1, 1:-1], expected[1:-1, 1:-1], 1e-12)
+
+
+@both
+@shapes
+def test_warping_a_ramp_by_an_affine_map_is_exact(shape, dtype):
+    matrix = affine_matrix(shape, dtype)
+    phi, image = Deformation.affine(matrix, shape), ramp(shape, dtype)
+    slopes = torch.tensor([0.3, -0.7, 1.1][: len(shape)], dtype=dtype)
+    expected = torch.einsum("d,bd...->b...", slopes, phi.points)[:, None]
+    assert_close(interior(phi.warp(image)), interior(expected), 10 * TOLERANCE[dtype])
+
+
+# --- points --------------------------------------------------------------------------------------------------------
+
+
+@both
+@shapes
+def test_calling_on_voxels_agrees_with_points(shape, dtype):
+    phi = Deformation(random(BATCH, len(shape), *shape, dtype=dtype) * 4 - 2)
+    voxels = voxel_grid(shape, phi.displacement).expand(BATCH, -1, *shape)
+    assert_close(phi(voxels), phi.points, TOLERANCE[dtype])
+
+
+@both
+@shapes
+def test_calling_on_points_between_voxels_is_the_affine_map(shape, dtype):
+    matrix = affine_matrix(shape, dtype)
+    size = torch.tensor(shape, dtype=dtype)[:, None]
+    points = random(BATCH, len(shape), 50, dtype=dtype) * (size - 1)
+    expected = matrix[:, :-1, :-1] @ points + matrix[:, :-1, -1:]
+    assert_close(Deformation.affine(matrix, shape)(points), expected, TOLERANCE[dtype])
+
+
+@shapes
+def test_beyond_the_border_the_displacement_of_the_border_holds(shape):
+    phi = Deformation(random(1, len(shape), *shape))
+    first, last = (0,) * len(shape), tuple(n - 1 for n in shape)
+    for corner, outward in ((first, -6.0), (last, 6.0)):
+        outside = torch.tensor(corner, dtype=torch.float64)[None, :, None] + outward
+        assert_close(phi(outside)[0, :, 0], outside[0, :, 0] + phi.displacement[(0, slice(None), *corner)], 1e-9)
+
+
+# --- warping -------------------------------------------------------------------------------------------------------
+
+
+@both
+@shapes
+def test_identity_changes_nothing(shape, dtype):
+    image = random(BATCH, 3, *shape, dtype=dtype)
+    labels = torch.randint(0, 9, (BATCH, *shape), generator=seeded())
+    identity = Deformation.identity(shape, BATCH)
+    assert identity.shape == shape
+    assert_close(identity.warp(image), image, 5e-6)
+    assert torch.equal(identity.warp_labels(labels), labels)
+
+
+@pytest.mark.parametrize("labels_dtype", [torch.uint8, torch.int64, torch.bool])
+@shapes
+def test_integer_translations_warp_labels_exactly(shape, labels_dtype):
+    labels = torch.randint(0, 9, (BATCH, *shape), generator=seeded()).to(labels_dtype)
+    for axis in range(len(shape)):
+        for by in (1, -2):
+            warped = translation(shape, axis, by).warp_labels(labels)
+            assert warped.dtype == labels_dtype
+            assert torch.equal(warped, shifted(labels, axis + 1, by))
+
+
+def test_adding_one_pulls_the_right_neighbour():
+    image = torch.tensor([[10.0, 20.0, 30.0], [40.0, 50.0, 60.0]])[None, None]
+    down = Deformation(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 2, 3))
+    right = Deformation(torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 2, 3))
+    assert_close(right.warp(image)[0, 0], torch.tensor([[20.0, 30.0, 30.0], [50.0, 60.0, 60.0]]), 1e-5)
+    assert_close(down.warp(image)[0, 0], torch.tensor([[40.0, 50.0, 60.0], [40.0, 50.0, 60.0]]), 1e-5)
+
+
+@both
+@shapes
+def test_order_of_composition_is_exact_on_ramps(shape, dtype):
+    phi = Deformation.affine(affine_matrix(shape, dtype, 0), shape)
+    psi = Deformation.affine(affine_matrix(shape, dtype, 7), shape)
+    image = ramp(shape, dtype)
+    at_once = interior((phi @ psi).warp(image))
+    assert_close(at_once, interior(psi.warp(phi.warp(image))), 10 * TOLERANCE[dtype])
+    assert (at_once - interior(phi.warp(psi.warp(image)))).abs().max() > 0.02
+
+
+@shapes
+def test_order_of_composition_on_smooth_images(shape):
+    phi, psi = (Deformation(smooth_field(shape, 2.0, seed)) for seed in (1, 2))
+    image = smooth_field(shape, 1.0, 3)[:, :1]
+    at_once = interior((phi @ psi).warp(image))
+    right = (at_once - interior(psi.warp(phi.warp(image)))).abs().max()
+    wrong = (at_once - interior(phi.warp(psi.warp(image)))).abs().max()
+    assert right < 0.03  # two interpolations against one
+    assert wrong > 4 * right
+
+
+def test_moving_and_fixed_may_have_different_shapes():
+    image, labels = random(1, 2, 11, 9), torch.randint(0, 5, (1, 11, 9), generator=seeded())
+    twice = torch.diag(torch.tensor([2.0, 2.0, 1.0]))[None]
+    phi = Deformation.affine(twice, (6, 5))
+    assert_close(phi.warp(image), image[..., ::2, ::2], 1e-5)
+    assert torch.equal(phi.warp_labels(labels), labels[:, ::2, ::2])
+
+
+def test_composing_different_grids_lands_on_the_grid_of_the_first():
+    phi = Deformation(random(1, 2, 11, 9))
+    psi = Deformation.affine(torch.diag(torch.tensor([2.0, 2.0, 1.0], dtype=torch.float64))[None], (6, 5))
+    assert_close((phi @ psi).points, phi.points[..., ::2, ::2], 1e-9)
+
+
+@pytest.mark.parametrize("image_dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@both
+def test_warping_keeps_the_images_dtype(image_dtype, dtype):
+    image = random(BATCH, 1, *SHAPES[0]).to(image_dtype)
+    assert translation(SHAPES[0], 0, 0.5, dtype).warp(image).dtype == image_dtype
+
+
+def test_warping_an_image_stored_channels_last():
+    image = random(BATCH, 3, *SHAPES[0])
+    phi = translation(SHAPES[0], 1, 0.5)
+    assert torch.equal(phi.warp(image.to(memory_format=torch.channels_last)), phi.warp(image))
+
+
+# --- sample --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode, order", [("bilinear", 1), ("nearest", 0)])
+@both
+@shapes
+def test_sample_against_scipy(shape, dtype, mode, order):
+    volume = random(BATCH, 2, *shape, dtype=dtype)
+    size = torch.tensor(shape, dtype=dtype)[:, None, None]
+    points = random(BATCH, len(shape), 20, 6, dtype=dtype, seed=1) * (size + 5) - 3  # some outside
+    actual = sample(volume, points, mode)
+    assert actual.shape == (BATCH, 2, 20, 6)
+    for b in range(BATCH):
+        for c in range(2):
+            expected = ndimage.map_coordinates(volume[b, c].numpy(), points[b].numpy(), order=order, mode="nearest")
+            assert_close(actual[b, c], torch.from_numpy(expected), TOLERANCE[dtype])
+
+
+@shapes
+def test_padding_with_zeros_fades_over_one_voxel(shape):
+    volume = torch.ones(1, 1, *shape)
+    middle = torch.tensor([(n - 1) / 2 for n in shape])
+    points = middle[:, None].repeat(1, 4)
+    points[0] = torch.tensor([0.0, -0.5, -1.0, shape[0] + 3.0])
+    assert_close(sample(volume, points[None], padding="zeros")[0, 0], torch.tensor([1.0, 0.5, 0.0, 0.0]), 1e-5)
+    assert_close(sample(volume, points[None])[0, 0], torch.ones(4), 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (6, 1), (5, 1, 4), (1, 1, 3)])
+def test_axes_of_length_one(shape):
+    u = random(1, len(shape), *shape) * 2 - 1
+    phi, image = Deformation(u), random(1, 2, *shape)
+    points = [p.numpy() for p in phi.points[0]]
+    for c in range(2):
+        expected = ndimage.map_coordinates(image[0, c].numpy(), points, order=1, mode="nearest")
+        assert_close(phi.warp(image)[0, c], torch.from_numpy(expected), 1e-9)
+    assert all(warp.displacement.isfinite().all() for warp in (phi @ phi, phi.inverse(), Deformation.exp(u)))
+    still = torch.zeros_like(u).requires_grad_()
+    assert torch.equal(Deformation(still).warp(image), image)
+    Deformation(still).warp(image).sum().backward()
+    assert still.grad.isfinite().all()
+
+
+# --- diffeomorphisms -----------------------------------------------------------------------------------------------
+
+
+@shapes
+def test_exp_of_the_negative_velocity_is_the_inverse(shape):
+    velocity = smooth_field(shape, 2.0)
+    forward, backward = Deformation.exp(velocity), Deformation.exp(-velocity)
+    assert interior(forward.displacement).abs().max() > 1
+    assert (forward.jacobian_determinant() > 0).all()
+    for there_and_back in (forward @ backward, backward @ forward):
+        assert interior(there_and_back.displacement).abs().max() < 0.05
+    assert (interior(forward.displacement) + interior(backward.displacement)).abs().max() > 0.1  # no mere minus sign
+
+
+@shapes
+def test_inverse_undoes_a_smooth_deformation(shape):
+    phi = Deformation(smooth_field(shape, 1.5))
+    inverse = phi.inverse()
+    assert interior((phi @ inverse).displacement).abs().max() < 1e-6  # the fixed point's own equation
+    assert interior((inverse @ phi).displacement).abs().max() < 0.1  # the inverse is interpolated
+
+
+@shapes
+def test_minus_u_is_not_the_inverse(shape):
+    centre = torch.tensor([(n - 1) / 2 for n in shape])
+    grow = torch.eye(len(shape) + 1) * 1.2
+    grow[:-1, -1] = -0.2 * centre
+    grow[-1, -1] = 1
+    phi = Deformation.affine(grow[None], shape)
+    assert interior((phi @ phi.inverse()).displacement).abs().max() < 1e-4
+    minus = interior((phi @ Deformation(-phi.displacement)).displacement)
+    furthest = (max(shape) - 1) / 2 - MARGIN
+    assert minus.abs().max().item() == pytest.approx(0.04 * furthest, abs=1e-4)  # 1.2 * 0.8 = 0.96
+
+
+# --- gradients, precision, errors ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (4, 3, 3)], ids=["2D", "3D"])
+def test_gradients_of_warping(shape):
+    image = random(BATCH, 2, *shape).requires_grad_()
+    u = (0.1 + 0.3 * random(BATCH, len(shape), *shape, seed=1)).requires_grad_()  # away from the kinks at voxels
+    assert torch.autograd.gradcheck(lambda m, v: Deformation(v).warp(m), (image, u))
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (4, 3, 3)], ids=["2D", "3D"])
+def test_gradients_of_exp_composition_and_jacobian(shape):
+    u = (0.1 + 0.3 * random(1, len(shape), *shape, seed=1)).requires_grad_()
+
+    def everything(v):
+        phi = Deformation.exp(v, squarings=2)
+        return (phi @ Deformation(v)).jacobian_determinant()
+
+    assert torch.autograd.gradcheck(everything, u)
+
+
+def test_detach_cuts_the_gradient():
+    u = random(1, 2, 5, 4).requires_grad_()
+    assert Deformation(u).warp(random(1, 1, 5, 4)).requires_grad
+    assert not Deformation(u).detach().warp(random(1, 1, 5, 4)).requires_grad
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_displacements_are_promoted(half):
+    u = torch.ones(1, 2, 300, 3, dtype=half)
+    phi = Deformation(u)
+    assert phi.displacement.dtype == torch.float32
+    assert phi.points[0, 0, -1, 0] == 300  # bfloat16 has no 299 and no 301
+    assert Deformation.exp(u).displacement.dtype == torch.float32
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_images_do_not_round_the_coordinates(half):
+    stripes = (torch.arange(3000) % 2).view(1, 1, -1, 1).expand(1, 1, -1, 2).to(half)
+    warped = translation((3000, 2), 0, 1.0).warp(stripes.expand(BATCH, -1, -1, -1))
+    assert_close(warped[:, :, :-1].float(), stripes[:, :, 1:].expand(BATCH, -1, -1, -1).float(), 1e-2)
+
+
+def test_a_deformation_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Deformation.identity((4, 4)).displacement = torch.zeros(1, 2, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "u, message",
+    [
+        (torch.zeros(1, 3, 8, 8), r"\(B, 2, I, J\) or \(B, 3, I, J, K\) in voxels, got \(1, 3, 8, 8\)"),
+        (torch.zeros(1, 2, 8, 8, 8), r"got \(1, 2, 8, 8, 8\)"),
+        (torch.zeros(2, 8, 8), r"got \(2, 8, 8\)"),
+        (torch.zeros(1, 2, 8, 8, dtype=torch.int64), "floating-point tensor .* of torch.int64"),
+    ],
+    ids=["channels", "channels 3D", "no batch", "integers"],
+)
+def test_a_wrong_displacement_is_refused(u, message):
+    with pytest.raises(ValueError, match=message):
+        Deformation(u)
+
+
+def test_labels_are_not_interpolated():
+    identity = Deformation.identity((4, 4))
+    with pytest.raises(TypeError, match=r"warp interpolates.*use warp_labels for torch.uint8"):
+        identity.warp(torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
+    with pytest.raises(TypeError, match=r"labels must be integers, got torch.float32: use warp for images"):
+        identity.warp_labels(torch.zeros(1, 4, 4))
+
+
+@pytest.mark.parametrize("wrong", [(8, 8, 8), (1, 8, 8, 8), (1, 1, 8, 8)])
+def test_a_forgotten_axis_is_named(wrong):
+    with pytest.raises(ValueError, match="is the batch or the channel axis missing"):
+        Deformation.identity((8, 8, 8)).warp(torch.zeros(wrong))
+    with pytest.raises(ValueError, match="is the batch or the channel axis missing"):
+        Deformation.identity((8, 8)).warp_labels(torch.zeros(8, 8, dtype=torch.uint8))
