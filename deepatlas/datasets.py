@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import shutil
 import tarfile
 import tempfile
 import tomllib
@@ -34,7 +33,7 @@ def manifest() -> dict[str, dict]:
     """The data sets by name."""
     if not MANIFEST.is_file():
         raise FileNotFoundError(f"{MANIFEST}: not found; install the project from its folder: pip install -e .")
-    entries = tomllib.loads(MANIFEST.read_text())
+    entries = tomllib.loads(MANIFEST.read_text(encoding="utf-8"))
     return {name: {**entries.get(entry.get("like", name), {}), **entry} for name, entry in entries.items()}
 
 
@@ -108,40 +107,63 @@ def cache_folder() -> Path:
 
 
 def download(url: str, sha256: str, folder: Path) -> Path:
-    """Fetch the tar archive at ``url``, check it, and unpack the folder of its ``dataset.json`` as ``folder``.
+    """Fetch the tar archive at ``url``, check it, and unpack the folder of its ``dataset.json`` as ``folder``, once.
 
     Nothing is left half-written: the archive must have the checksum ``sha256``, members that would land outside are
     refused (ValueError), and the folder appears when it is complete. Without network, ConnectionError says what to do.
     """
+    if (folder / "dataset.json").is_file():
+        return folder
+    if folder.exists():
+        raise ValueError(f"{folder}: is there, but holds no dataset.json: remove it, and the data are fetched again")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        archive = Path(pooch.retrieve(url, f"sha256:{sha256}", Path(url).name, folder.parent, progressbar=True))
-    except ValueError as error:  # the checksum: pooch has removed the file
-        raise ValueError(f"{url}: the download is damaged, its checksum is not {sha256}: try again") from error
-    except OSError as error:  # no network, a refused or a broken connection: requests' errors are OSErrors
-        raise ConnectionError(f"{url} cannot be downloaded ({type(error).__name__}): connect to the internet, or fetch "
-                              f"it elsewhere and set DEEPATLAS_DATA to the folder holding {folder.name}/") from error
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:  # private: several runs may start at once
+        archive, unpacked = _fetch(url, sha256, Path(temporary), folder.name), Path(temporary) / "unpacked"
         try:
             with tarfile.open(archive) as tar:
-                tar.extractall(temporary, filter="data")
-        except tarfile.TarError as error:
-            raise ValueError(f"{archive}: not a safe and complete tar archive ({error}): remove it") from error
-        found = sorted(Path(temporary).glob("**/dataset.json"))
+                tar.extractall(unpacked, filter=_inside)
+        except (tarfile.TarError, EOFError) as error:
+            raise ValueError(f"{url}: not a safe and complete tar archive ({error})") from error
+        found = sorted(unpacked.glob("**/dataset.json"))
         if not found:
-            raise ValueError(f"{archive}: holds no dataset.json; is it the right archive?")
-        shutil.move(found[0].parent, folder)
+            raise ValueError(f"{url}: the archive holds no dataset.json; is it the right one?")
+        if not (folder / "dataset.json").is_file():  # another run was not faster
+            found[0].parent.rename(folder)
     return folder
+
+
+def _fetch(url: str, sha256: str, home: Path, name: str) -> Path:
+    try:
+        return Path(pooch.retrieve(url, f"sha256:{sha256}", "archive", home, progressbar=True))
+    except ValueError as error:
+        raise ValueError(f"{url}: the download is damaged, its checksum is not {sha256}: try again") from error
+    except OSError as error:
+        if error.errno is not None:  # a full disk or a forbidden folder; requests' own errors have no number
+            raise
+        answer = getattr(error, "response", None)
+        reason = type(error).__name__ if answer is None else f"the server answers {answer.status_code} {answer.reason}"
+        raise ConnectionError(f"{url} cannot be downloaded ({reason}): check the connection and try again, or fetch it "
+                              f"elsewhere and set DEEPATLAS_DATA to the folder that holds {name}/") from error
+
+
+def _inside(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
+    if member.name.startswith("/"):  # tarfile's own filter would strip the slash and go on
+        raise tarfile.AbsolutePathError(member)
+    return tarfile.data_filter(member, path)
 
 
 def _dataset(folder: Path) -> dict:
     path = folder / "dataset.json"
     try:
-        dataset = json.loads(path.read_text())
+        dataset = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}): restore the file that came with the data") from error
-    if not isinstance(dataset, dict) or not dataset.get("training"):
+    items = dataset.get("training") if isinstance(dataset, dict) else None
+    if not isinstance(items, list) or not items:
         raise ValueError(f"{path}: a list 'training' of image and label files was wanted, and is missing or empty")
+    for item in items:
+        if not isinstance(item, dict) or not {"image", "label"} <= item.keys():
+            raise ValueError(f"{path}: each entry of 'training' must name its 'image' and its 'label', got {item!r}")
     return dataset
 
 
@@ -152,7 +174,7 @@ def _structures(entry: Mapping, folder: Path) -> tuple[tuple[str, ...], dict[int
     else:  # one structure per cortical region: "Right ACgG  anterior cingulate gyrus" and its left twin
         low, high = entry["regions"]
         names: dict[str, list] = {}
-        for number, text in _dataset(folder)["labels"].items():
+        for number, text in _dataset(folder).get("labels", {}).items():
             if low <= int(number) <= high:
                 names.setdefault(" ".join(text.split()[2:]) or text, []).append(int(number))
         merged = list(names.items())

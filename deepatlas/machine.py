@@ -36,7 +36,7 @@ def step_problem(device: str) -> str | None:
             net = networks.RegistrationNet(len(shape)).to(device)
             losses.ncc(Deformation(net(image, image)).warp(image), image).backward()
     except (RuntimeError, NotImplementedError, AssertionError) as error:
-        return str(error).splitlines()[0]
+        return (str(error).splitlines() or [type(error).__name__])[0]
     return None
 
 
@@ -92,11 +92,12 @@ def doctor() -> Iterator[str]:
         problem = step_problem(name) if there else "not there"
         yield f"{name}: {problem or 'works, ' + device_name(name)}"
     fast = bfloat16_pays(device)
-    yield f"cpu: {psutil.cpu_count(logical=False)} cores, {torch.get_num_threads()} threads"
+    yield f"cpu: {psutil.cpu_count(logical=False) or psutil.cpu_count()} cores, {torch.get_num_threads()} threads"
     yield f"bfloat16 on {device}: {'faster, used by default' if fast else 'not faster, float32 is used'}"
     memory, disk = psutil.virtual_memory().available / 2**30, shutil.disk_usage(Path.cwd()).free / 2**30
     yield f"free: {memory:.1f} GiB of memory, {disk:.1f} GiB of disk here"
-    yield f"data: DEEPATLAS_DATA is {os.environ.get('DEEPATLAS_DATA') or 'not set'}"
+    home = os.environ.get("DEEPATLAS_DATA")
+    yield f"data: DEEPATLAS_DATA is {home or 'not set'}{'' if not home or Path(home).is_dir() else ', no such folder'}"
     for name, entry in datasets.manifest().items():
         yield f"  {name}: {_where(name, entry)}"
     yield f"advice: {_advice(device, memory, disk)}"

@@ -69,7 +69,7 @@ class Waves:
 
 
 def _ellipsoid(p: np.ndarray, centre: tuple[float, ...], radii: tuple[float, ...], tilt: float = 0.0) -> np.ndarray:
-    """Signed distance, negative inside, to first order, to an ellipsoid turned by ``tilt`` radians in the plane of the first two axes."""
+    """Signed distance in mm, negative inside, to an ellipsoid turned by ``tilt`` radians about the third axis."""
     c, s = np.cos(tilt), np.sin(tilt)
     q = (p - np.float32(centre)) @ np.float32([[c, -s, 0], [s, c, 0], [0, 0, 1]])
     level = np.linalg.norm(q / np.float32(radii), axis=1)
@@ -117,7 +117,7 @@ def brain(p: np.ndarray, variation: Variation) -> list[Layer]:
     hull = _join(hull, _ellipsoid(q, (44, 8, -20), (20, 38, 21), -0.15), 4)  # temporal lobes
     hull = _cut(hull, cerebellum - 1.5, 3)
     cortex = _fold(p, q, hull, variation.folds)
-    white = np.minimum(cortex + 3.1, np.maximum(_ellipsoid(q, (0, 8, -2), (30, 38, 22)), cortex + 1))
+    white = np.minimum(cortex + 3.3, np.maximum(_ellipsoid(q, (0, 8, -2), (30, 38, 22)), cortex + 1))
     lesion = np.maximum(np.linalg.norm(p - variation.place, axis=1) - variation.radius, white + 1)
     twigs = np.abs(np.sin(np.arctan2(q[:, 2] + 40, q[:, 1] + 30) * 11)) * 4.5 - 2.4
     twigs = np.maximum(_ellipsoid(q, (17, -38, -40), (21, 22, 16)), twigs)
@@ -138,14 +138,14 @@ def _fold(p: np.ndarray, q: np.ndarray, hull: np.ndarray, phase: np.ndarray) -> 
     """The hull with fissures and sulci cut in: thin sheets where a random field on the hull is zero."""
     centre, radii = np.float32([0, 0, 8]), np.float32([66, 86, 58])
     rho = np.linalg.norm((p - centre) / radii, axis=1).clip(0.05)  # 0 in the middle, 1 on the surface
-    folds = Waves.draw(np.random.default_rng(7), 1, 3, (26, 34), len(phase))
+    folds = Waves.draw(np.random.default_rng(7), 1, 3, (24, 31), len(phase))
     folds = Waves(folds.k, folds.phase + phase, folds.amplitude)
     wander = 3 * Waves.draw(np.random.default_rng(8), 3, 3, (25, 40), 8)(p)
     sheet = folds.distance((p - centre) / rho[:, None] + wander) * rho  # about radial, as sulci are
     midline = np.maximum(q[:, 0], -_ellipsoid(q, (0, 2, 0), (40, 46, 27)))  # not through the corpus callosum
     depth = np.minimum(-hull, midline).clip(0)
     sylvian = np.abs(q[:, 2] + 7 + 0.35 * (q[:, 1] - 10)) + (38 - q[:, 0]).clip(0) + (q[:, 1] - 40).clip(0)
-    sulcus = np.minimum(np.hypot(sheet, np.maximum(depth - 16, 40 - 60 * rho).clip(0)),
+    sulcus = np.minimum(np.hypot(sheet, np.maximum(depth - 19, 38 - 60 * rho).clip(0)),
                         np.hypot(sylvian, (depth - 28).clip(0)))
     return np.maximum(hull, 0.4 + 1.2 * np.exp(-depth / 4) - np.minimum(sulcus, midline))  # wider at the surface
 
@@ -153,7 +153,7 @@ def _fold(p: np.ndarray, q: np.ndarray, hull: np.ndarray, phase: np.ndarray) -> 
 def _deep_structures(q: np.ndarray) -> list[Layer]:
     ventricles = [
         _tube(q, (7, 40, 3, 3), (6, 20, 10, 4.5), (9, -10, 15, 4.5), (20, -30, 10, 6), (23, -52, 4, 3)),  # lateral
-        _tube(q, (20, -30, 10, 6), (31, -14, -10, 3), (31, 8, -19, 2)),  # their horns in the temporal lobes
+        _tube(q, (20, -30, 10, 6), (35, -14, -9, 3), (33, 8, -19, 2)),  # their horns in the temporal lobes
         np.maximum(q[:, 0] - 1.6, _ellipsoid(q, (0, 8, -4), (9, 16, 11))),  # third
     ]
     caudate = _join(_ellipsoid(q, (12.5, 30, 5), (6, 11, 9.5)), _tube(q, (13, 24, 11, 4.5), (18, -4, 18, 2.5)), 3)
@@ -163,7 +163,7 @@ def _deep_structures(q: np.ndarray) -> list[Layer]:
         ("caudate", caudate, "grey"),
         ("pallidum", pallidum, "pale"),
         ("putamen", _cut(_ellipsoid(q, (26, 17, 0), (6, 18, 11), 0.2), pallidum, 1), "deep grey"),
-        ("hippocampus", _tube(q, (23, 12, -19, 6), (28, -4, -18, 5.5), (24, -20, -5, 4.5)), "grey"),
+        ("hippocampus", _tube(q, (23, 12, -19, 6), (28, -4, -18, 5.5), (24, -20, -5, 5)), "grey"),
         ("ventricles", np.min(ventricles, axis=0), "csf"),
     ]
 
@@ -255,7 +255,7 @@ def _motion(anatomy: str, seed: int, subject: int, dims: int) -> Motion:
     affine[:-1, :-1] += turn - turn.T + np.diag(rng.normal(0, 0.03, dims))
     affine[:-1, -1] = rng.normal(0, 1, dims)
     waves = Waves.draw(rng, dims, dims, (60, 140), 12)
-    speed = {"brain": 2.0, "knee": 3.0}[anatomy]  # standard deviation of each component, mm per unit of time
+    speed = {"brain": 2.0, "knee": 3.5}[anatomy]  # standard deviation of each component, mm per unit of time
     return Motion(affine, Waves(waves.k, waves.phase, waves.amplitude * np.float32(speed)))
 
 
@@ -284,9 +284,8 @@ def make_scan(anatomy: str, subject: int, shape: tuple[int, ...], *, spacing: fl
                          f"got spacing={spacing}, subject={subject}, seed={seed}")
     dims = len(shape)
     affine = torch.diag(torch.tensor([spacing] * 3 + [1.0], dtype=torch.float64))
-    affine[:dims, 3] = -spacing * (torch.tensor(shape) - 1) / 2
-    voxels, to_world = _grid(affine, shape)
-    world = _apply(to_world, voxels)
+    affine[:dims, 3] = -spacing * (torch.tensor(shape, dtype=torch.float64) - 1) / 2
+    world = _apply(*_grid(affine, shape))
     points = _motion(anatomy, seed, subject, dims).to_template(world)
     if dims == 2:
         points = PLANES[anatomy][0] + points @ PLANES[anatomy][1:]
@@ -303,24 +302,24 @@ def make_scan(anatomy: str, subject: int, shape: tuple[int, ...], *, spacing: fl
 
 
 def _grid(affine: Tensor, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Every voxel (N, D), and the part (D + 1, D + 1) of ``affine`` that takes it to mm."""
+    """The part (D + 1, D + 1) of ``affine`` that takes voxels to mm, and all voxels (N, D)."""
     axes = [*range(len(shape)), 3]
-    return np.indices(shape, np.float32).reshape(len(shape), -1).T, affine.numpy()[np.ix_(axes, axes)]
+    return affine.numpy()[np.ix_(axes, axes)], np.indices(shape, np.float32).reshape(len(shape), -1).T
 
 
 def _image(anatomy: str, layers: list[Layer], world: np.ndarray, shape: tuple[int, ...], rng: Generator) -> np.ndarray:
     """Grey values as a scanner sees them: partial volume, bias field, texture, blur and Rician noise."""
     spacing = np.abs(world[1, -1] - world[0, -1])
-    image, air = np.zeros(len(world), np.float32), np.ones(len(world), np.float32)
+    image, air = np.float32([[0], [1]]).repeat(len(world), axis=1)
     grey = {tissue: mean + rng.normal(0, 0.03) for tissue, mean in TISSUES[anatomy].items()}
     for _, distance, tissue in layers:
         share = (0.5 - distance / spacing).clip(0, 1)  # of the voxel inside a flat surface at this distance
         image += share * (grey[tissue] - image)
         air *= 1 - share
     image *= 1 + 0.08 * Waves.draw(rng, 1, len(shape), (150, 300), 4)(world)[:, 0]
-    image *= 1 + 0.03 * Waves.draw(rng, 1, len(shape), (8, 25), 16)(world)[:, 0]
+    image *= 1 + 0.02 * Waves.draw(rng, 1, len(shape), (8, 25), 16)(world)[:, 0]
     blurred = ndimage.gaussian_filter(image.reshape(shape), 0.5)
-    noisy = np.hypot(blurred + rng.normal(0, 0.02, shape), rng.normal(0, 0.02, shape))
+    noisy = np.hypot(blurred + rng.normal(0, 0.017, shape), rng.normal(0, 0.017, shape))
     return noisy * (1 - air.reshape(shape)) if anatomy == "brain" else noisy  # brains come without their skull
 
 
@@ -335,10 +334,9 @@ def true_deformation(moving: Scan, fixed: Scan) -> Deformation:
     if one != other or len(moving.shape) != dims:
         raise ValueError("both scans must show one anatomy in one dimension, got "
                          f"{moving.id} of shape {moving.shape} and {fixed.id} of shape {fixed.shape}: pair them anew")
-    voxels, to_world = _grid(fixed.affine, fixed.shape)
+    (to_world, voxels), (of_moving, _) = _grid(fixed.affine, fixed.shape), _grid(moving.affine, moving.shape)
     template = _motion(one, *f, dims).to_template(_apply(to_world, voxels))
-    world = _motion(one, *m, dims).to_world(template)
-    u = _apply(np.linalg.inv(_grid(moving.affine, moving.shape)[1]), world) - voxels
+    u = _apply(np.linalg.inv(of_moving), _motion(one, *m, dims).to_world(template)) - voxels
     return Deformation(torch.from_numpy(u.T.reshape(1, dims, *fixed.shape).copy()))
 
 

@@ -20,6 +20,8 @@ def affine_matrices(moving: Tensor, fixed: Tensor, steps: Sequence[int] = (80, 4
     then at full (``steps`` each). Scale and shift share one learning ``rate`` since the coordinates are centred and
     divided by the longest side.
     """
+    if moving.shape[1:] != fixed.shape[1:]:
+        raise ValueError(f"moving and fixed must share one grid, got {tuple(moving.shape)} and {tuple(fixed.shape)}")
     d, sides = moving.ndim - 2, torch.tensor(fixed.shape[2:], dtype=torch.float32, device=moving.device)
     scale = float(sides.max()) / 2
     to_unit = torch.eye(d + 1, device=moving.device) / scale

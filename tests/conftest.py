@@ -1,0 +1,33 @@
+"""Set-up of every test: private folders, one thread-safe figure backend, and the real scans if they are there."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+PRIVATE = Path(tempfile.mkdtemp(prefix="deepatlas-tests-"))
+atexit.register(shutil.rmtree, PRIVATE, ignore_errors=True)
+
+if os.environ.get("DEEPATLAS_DATA"):
+    os.environ["DEEPATLAS_DATA"] = str(Path(os.environ["DEEPATLAS_DATA"]).resolve())
+os.environ["DEEPATLAS_RUNS"] = str(PRIVATE / "runs")  # never the project's own runs/
+os.environ.setdefault("DEEPATLAS_CACHE", str(PRIVATE / "cache"))
+os.environ["IPYTHONDIR"] = str(PRIVATE / "ipython")
+os.environ["JUPYTER_RUNTIME_DIR"] = str(PRIVATE / "jupyter")
+os.environ["MPLBACKEND"] = "Agg"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of the real scans. Without it a test is skipped, or fails if DEEPATLAS_REQUIRE_REAL_DATA is 1."""
+    home = os.environ.get("DEEPATLAS_DATA", "")
+    missing = [name for name in ("hippocampus", "oasis35") if not (Path(home) / name / "dataset.json").is_file()]
+    if home and not missing:
+        return Path(home)
+    reason = f"DEEPATLAS_DATA is {home or 'not set'}: no {' and no '.join(missing)} there"
+    if os.environ.get("DEEPATLAS_REQUIRE_REAL_DATA") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)

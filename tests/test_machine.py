@@ -1,0 +1,126 @@
+"""The machine: a device that trains is picked, an unusable one is named, and the doctor always has an answer."""
+
+import re
+import time
+
+import pytest
+import torch
+
+from deepatlas import datasets, machine
+
+ABSENT = [name for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
+          if not there]
+
+
+@pytest.fixture(scope="module")
+def report():
+    """The doctor's lines, and the seconds they took."""
+    start = time.perf_counter()
+    return list(machine.doctor()), time.perf_counter() - start
+
+
+def test_the_cpu_can_always_be_picked():
+    assert machine.pick_device("cpu") == "cpu"
+
+
+def test_auto_picks_a_device_that_trains():
+    device = machine.pick_device()
+    assert device == machine.pick_device("auto") in ("cuda", "mps", "cpu")
+    assert machine.step_problem(device) is None
+
+
+@pytest.mark.parametrize("wanted", [*ABSENT, "nonsense", "", "cuda:99", "cpu:x"])
+def test_an_unusable_device_is_one_clear_sentence(wanted):
+    with pytest.raises(ValueError, match=r"cannot train here \(.+\): choose 'auto' or 'cpu'") as caught:
+        machine.pick_device(wanted)
+    assert str(caught.value).startswith(f"device {wanted!r} ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("first\nsecond"), AssertionError(), NotImplementedError("")])
+def test_a_device_that_lacks_an_operation_is_passed_over(monkeypatch, error):
+    """Whatever the operation says, even nothing, and whether CUDA is here or not."""
+    def refuse(*_):
+        raise error
+    monkeypatch.setattr(machine.losses, "ncc", refuse)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert machine.step_problem("cpu") in ("first", "AssertionError", "NotImplementedError")
+    assert machine.pick_device("auto") == "cpu"
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (40, 48, 40), (64, 64, 64)])
+def test_whether_bfloat16_pays_is_a_plain_answer(shape):
+    assert isinstance(machine.bfloat16_pays("cpu", shape), bool)
+    assert isinstance(machine.bfloat16_pays(torch.device("cpu"), shape), bool)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (16, 24, 16), (64, 64, 16)])
+def test_bfloat16_is_never_used_on_tiny_volumes(monkeypatch, shape):
+    monkeypatch.setattr(machine, "_convolution_seconds", {torch.float32: 9.0, torch.bfloat16: 1.0}.__getitem__)
+    assert machine.bfloat16_pays("cpu", (40, 48, 40))
+    assert not machine.bfloat16_pays("cpu", shape)
+
+
+@pytest.mark.parametrize("seconds, pays", [(1.0, False), (0.9, False), (0.5, True)])
+def test_bfloat16_must_be_clearly_faster(monkeypatch, seconds, pays):
+    monkeypatch.setattr(machine, "_convolution_seconds", {torch.float32: 1.0, torch.bfloat16: seconds}.__getitem__)
+    assert machine.bfloat16_pays("cpu") is pays
+
+
+def test_peak_memory_counts_what_was_held_and_never_falls():
+    before = machine.peak_memory_gib("cpu")
+    block = torch.ones(2**26)  # a quarter GiB
+    held = machine.peak_memory_gib("cpu")
+    del block
+    assert 0 < before <= held <= machine.peak_memory_gib("cpu")
+    assert held >= 0.25
+
+
+def test_the_processor_has_a_name():
+    assert machine.device_name("cpu").strip()
+
+
+def test_the_doctor_reports_everything_and_ends_with_advice(report):
+    lines, seconds = report
+    text = "\n".join(lines)
+    for pattern in (r"^deepatlas \d+\.\d+.*Python 3\.", r"^torch \d", r"^cuda: ", r"^mps: ", r"^cpu: \d+ cores, \d",
+                    r"^bfloat16 on \w+: (faster|not faster)", r"^free: [\d.]+ GiB of memory, [\d.]+ GiB of disk",
+                    r"^data: DEEPATLAS_DATA is "):
+        assert re.search(pattern, text, re.MULTILINE), f"no line {pattern} in\n{text}"
+    assert all(f"  {name}: " in text for name in datasets.manifest())
+    assert lines[-1].startswith("advice: ") and len(lines[-1]) > 20
+    assert not any("\n" in line for line in lines)
+    assert seconds < 30
+
+
+def test_the_doctor_says_what_is_not_there(report):
+    assert all(not line.endswith("works") for line in report[0])
+    for name in ABSENT:
+        assert f"{name}: not there" in report[0]
+
+
+@pytest.mark.parametrize("home", [None, "/nowhere/at/all"])
+def test_the_doctor_works_without_data(monkeypatch, tmp_path, home):
+    monkeypatch.setenv("DEEPATLAS_CACHE", str(tmp_path))
+    monkeypatch.delenv("DEEPATLAS_DATA", raising=False)
+    if home:
+        monkeypatch.setenv("DEEPATLAS_DATA", home)
+    lines = list(machine.doctor())
+    assert f"data: DEEPATLAS_DATA is {f'{home}, no such folder' if home else 'not set'}" in lines
+    assert "  hippocampus: can be downloaded" in lines
+    assert "  oasis35: not found; needs DEEPATLAS_DATA" in lines
+    assert "  phantom-brain: made on the spot" in lines
+
+
+def test_the_doctor_names_the_folder_of_data_that_are_there(monkeypatch, tmp_path):
+    (tmp_path / "oasis35").mkdir()
+    (tmp_path / "oasis35" / "dataset.json").write_text("{}")
+    monkeypatch.setenv("DEEPATLAS_DATA", str(tmp_path))
+    assert machine._where("oasis35-cortex", datasets.describe("oasis35-cortex")) == str(tmp_path / "oasis35")
+
+
+@pytest.mark.parametrize("device, memory, disk, word", [
+    ("cpu", 1.0, 100.0, "memory"), ("cpu", 16.0, 0.1, "disk"), ("cuda", 16.0, 100.0, "profile=full"),
+    ("cpu", 16.0, 100.0, "make experiment"),
+])
+def test_the_advice_fits_the_machine(device, memory, disk, word):
+    assert word in machine._advice(device, memory, disk)

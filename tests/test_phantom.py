@@ -1,0 +1,209 @@
+"""Phantoms: seeded, different from one another, and related by the deformation that ``true_deformation`` returns."""
+
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+from deepatlas import data, phantom
+
+GRIDS = {2: ((96, 96), 1.8), 3: ((64, 80, 64), 2.4)}
+ANATOMIES = tuple(phantom.STRUCTURES)
+THICK = {  # at least 4 voxels of 2.4 mm across
+    "brain": ("thalamus", "caudate", "putamen", "pallidum", "hippocampus", "brain stem", "cerebellum"),
+    "knee": ("femur", "tibia", "patella", "muscle", "fat"),
+}
+
+
+@pytest.fixture(scope="module")
+def scans():
+    """Four subjects of each anatomy in 2D and in 3D."""
+    return {(anatomy, dims): [phantom.make_scan(anatomy, subject, shape, spacing=spacing) for subject in range(4)]
+            for anatomy in ANATOMIES for dims, (shape, spacing) in GRIDS.items()}
+
+
+@pytest.fixture
+def only_warped(monkeypatch):
+    """Subjects that differ by their deformation alone: the same folds, no lesion, no osteophyte."""
+    same = phantom.Variation(np.zeros(32, np.float32), np.zeros(3, np.float32), 0.0)
+    monkeypatch.setattr(phantom, "_variation", lambda *subject: same)
+
+
+def dice(one, other, anatomy):
+    """Dice of every foreground structure by name."""
+    scores = {}
+    for number, name in enumerate(phantom.STRUCTURES[anatomy][1:], start=1):
+        a, b = one == number, other == number
+        scores[name] = 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+    return scores
+
+
+def warp_labels(deformation, labels, anatomy):
+    """Labels by linear interpolation of their one-hot channels: finer than the nearest voxel."""
+    one_hot = torch.nn.functional.one_hot(labels[None].long(), len(phantom.STRUCTURES[anatomy]))
+    return deformation.warp(one_hot.movedim(-1, 1).float())[0].argmax(0)
+
+
+def points_in_the_body(dims, count=2000):
+    """(count, D) points in mm, float32."""
+    return np.random.default_rng(0).uniform(-60, 60, (count, dims)).astype(np.float32)
+
+
+@pytest.mark.parametrize("dims", GRIDS)
+@pytest.mark.parametrize("anatomy", ANATOMIES)
+def test_a_scan_is_complete(scans, anatomy, dims):
+    for number, scan in enumerate(scans[anatomy, dims]):
+        assert scan.id == scan.subject == f"{anatomy}-s0-{number:04d}"
+        assert scan.shape == GRIDS[dims][0]
+        assert scan.image.dtype == torch.float32 and scan.labels.dtype == torch.uint8
+        assert scan.image.min() >= 0 and scan.image.max() <= 1
+        assert set(scan.labels.unique().tolist()) == set(range(len(phantom.STRUCTURES[anatomy])))
+
+
+@pytest.mark.parametrize("dims", GRIDS)
+def test_world_zero_is_the_middle_of_the_grid(scans, dims):
+    scan = scans["brain", dims][0]
+    middle = torch.tensor([*[(n - 1) / 2 for n in scan.shape], *[0.0] * (3 - dims), 1.0], dtype=torch.float64)
+    assert torch.allclose(scan.affine @ middle, torch.tensor([0, 0, 0, 1.0], dtype=torch.float64))
+    assert scan.affine.dtype == torch.float64 and scan.affine[0, 0] == GRIDS[dims][1]
+
+
+@pytest.mark.parametrize("anatomy", ANATOMIES)
+def test_the_same_numbers_give_the_same_bits_and_others_another_subject(anatomy):
+    one, again = (phantom.make_scan(anatomy, 3, (24, 32, 24), spacing=6) for _ in range(2))
+    assert torch.equal(one.image, again.image) and torch.equal(one.labels, again.labels)
+    for other in (phantom.make_scan(anatomy, 4, (24, 32, 24), spacing=6),
+                  phantom.make_scan(anatomy, 3, (24, 32, 24), spacing=6, seed=1)):
+        assert other.id != one.id
+        assert (other.labels != one.labels).float().mean() > 0.02
+        assert not torch.equal(other.image, one.image)
+
+
+def test_another_grid_shows_the_same_subject(scans):
+    fine = scans["brain", 3][0]
+    coarse = phantom.make_scan("brain", 0, (32, 40, 32), spacing=4.8)
+    resampled = data.resample(fine, coarse.affine, coarse.shape)
+    assert dice(resampled.labels, coarse.labels, "brain")["cerebellum"] > 0.93
+    assert torch.corrcoef(torch.stack([resampled.image.flatten(), coarse.image.flatten()]))[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("dims", GRIDS)
+@pytest.mark.parametrize("anatomy", ANATOMIES)
+def test_subjects_overlap_neither_too_little_nor_too_much(scans, anatomy, dims):
+    pairs = combinations(scans[anatomy, dims], 2)
+    scores = [list(dice(one.labels, other.labels, anatomy).values()) for one, other in pairs]
+    assert 0.4 < np.mean(scores) < 0.65
+
+
+def test_some_neighbours_share_their_grey_value(scans):
+    scan = scans["brain", 3][0]
+    number = phantom.STRUCTURES["brain"].index
+    grey = {name: scan.image[0][scan.labels == number(name)] for name in ("thalamus", "putamen", "white matter")}
+    assert (grey["thalamus"].mean() - grey["putamen"].mean()).abs() < grey["thalamus"].std()
+    assert grey["white matter"].mean() - grey["thalamus"].mean() > grey["thalamus"].std()
+
+
+@pytest.mark.parametrize("dims", GRIDS)
+@pytest.mark.parametrize("anatomy", ANATOMIES)
+def test_a_subject_s_map_has_an_inverse(anatomy, dims):
+    points = points_in_the_body(dims)
+    for subject in range(4):
+        motion = phantom._motion(anatomy, 0, subject, dims)
+        residual = np.linalg.norm(motion.to_world(motion.to_template(points)) - points, axis=1)
+        assert residual.max() < 0.1 * GRIDS[dims][1]
+        assert np.linalg.norm(motion.to_template(points) - points, axis=1).mean() > 2  # mm: and it moves
+
+
+@pytest.mark.parametrize("dims", GRIDS)
+@pytest.mark.parametrize("anatomy", ANATOMIES)
+def test_the_true_deformation_is_a_diffeomorphism(scans, anatomy, dims):
+    moving, fixed = scans[anatomy, dims][:2]
+    there, back = phantom.true_deformation(moving, fixed), phantom.true_deformation(fixed, moving)
+    assert there.displacement.dtype == torch.float32 and there.displacement.shape == (1, dims, *fixed.shape)
+    assert there.jacobian_determinant().min() > 0
+    inside = (slice(None),) * 2 + tuple(slice(n // 4, -(n // 4)) for n in fixed.shape)
+    assert (back @ there).displacement[inside].abs().max() < 0.1
+    assert phantom.true_deformation(fixed, fixed).displacement.abs().max() < 0.01
+
+
+@pytest.mark.parametrize("dims", GRIDS)
+@pytest.mark.parametrize("anatomy", ANATOMIES)
+def test_the_true_deformation_improves_every_structure(scans, anatomy, dims):
+    """With the folds, lesions and osteophytes that no deformation explains, and the nearest voxel's label."""
+    for moving, fixed in zip(scans[anatomy, dims], scans[anatomy, dims][1:], strict=False):
+        warped = phantom.true_deformation(moving, fixed).warp_labels(moving.labels[None])[0]
+        before, after = (dice(labels, fixed.labels, anatomy) for labels in (moving.labels, warped))
+        assert all(after[name] > before[name] for name in after)
+        assert np.mean(list(after.values())) > 0.8
+
+
+@pytest.mark.parametrize("anatomy", ANATOMIES)
+def test_labels_fall_onto_labels(anatomy, only_warped):
+    """Dice > 0.95 where a structure is 4 voxels thick, when subjects differ by their deformation alone.
+
+    Half a voxel of rounding on a ball 4 voxels across already costs 0.1 to 0.2 of Dice, so the moving labels are drawn
+    at half the voxel size: what is left is the fixed grid's own rounding. Caudate and pallidum, 4 voxels across at
+    most, come down to 0.94 in some other pairs.
+    """
+    fixed = phantom.make_scan(anatomy, 1, (64, 80, 64), spacing=2.4)
+    moving = phantom.make_scan(anatomy, 0, (128, 160, 128), spacing=1.2)
+    warped = warp_labels(phantom.true_deformation(moving, fixed), moving.labels, anatomy)
+    scores = dice(warped, fixed.labels, anatomy)
+    assert {name: score for name, score in scores.items() if name in THICK[anatomy] and score < 0.95} == {}
+    assert min(scores.values()) > 0.8  # cortex and cartilage are one voxel thick
+
+
+@pytest.mark.parametrize("dims", GRIDS)
+@pytest.mark.parametrize("anatomy", ANATOMIES)
+def test_thin_structures_agree_at_the_exact_point(scans, anatomy, dims, only_warped):
+    """No grid: the moving template read at ``phi(x)`` names the same structure as the fixed template read at x."""
+    moving, fixed = scans[anatomy, dims][2:]
+    (to_world, voxels), (of_moving, _) = (phantom._grid(scan.affine, scan.shape) for scan in (fixed, moving))
+    phi = phantom.true_deformation(moving, fixed).points[0].flatten(1).T.numpy()
+    seen = phantom._motion(anatomy, 0, 2, dims).to_template(phantom._apply(of_moving, phi))
+    wanted = phantom._motion(anatomy, 0, 3, dims).to_template(phantom._apply(to_world, voxels))
+    assert np.abs(seen - wanted).max() < 0.05  # mm
+
+
+def test_a_resampled_and_turned_scan_keeps_its_truth(scans):
+    moving, fixed = scans["knee", 3][:2]
+    turn = torch.eye(4, dtype=torch.float64)
+    turn[:2, :2] = torch.tensor([[0.96, -0.28], [0.28, 0.96]])
+    turn[:3, 3] = torch.tensor([3.0, -2.0, 1.0])
+    turned = data.resample(fixed, turn @ fixed.affine, fixed.shape)
+    coarse = data.resample(moving, data.centred_affine(moving, (40, 48, 40), 3.6), (40, 48, 40))
+    truth = phantom.true_deformation(coarse, turned)
+    scores = dice(warp_labels(truth, coarse.labels, "knee"), turned.labels, "knee")
+    assert scores["femur"] > 0.93 and scores["tibia"] > 0.93
+    # The same point of the world is moved to the same point of the world, whatever the grids.
+    at = torch.tensor([30.0, 41.0, 29.0])
+    plain = phantom.true_deformation(moving, fixed)
+    on_fixed = (torch.linalg.inv(fixed.affine) @ turned.affine @ torch.tensor([*at, 1.0]).double())[:3]
+    one = (coarse.affine[:3, :3] @ truth(at.view(1, 3, 1)).double().flatten() + coarse.affine[:3, 3])
+    other = (moving.affine[:3, :3] @ plain(on_fixed.float().view(1, 3, 1)).double().flatten() + moving.affine[:3, 3])
+    assert torch.allclose(one, other, atol=0.1)  # mm
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"anatomy": "heart"}, "one of brain, knee, got 'heart'"),
+    ({"shape": (8,)}, r"2 or 3 numbers of voxels, each at least 2, got \(8,\)"),
+    ({"shape": (8, 8, 1)}, r"got \(8, 8, 1\)"),
+    ({"spacing": 0}, "above 0 mm.*spacing=0"),
+    ({"subject": -1}, "at least 0.*subject=-1"),
+])
+def test_impossible_scans_are_refused(changes, message):
+    arguments = {"anatomy": "brain", "subject": 0, "shape": (8, 8), "spacing": 20.0} | changes
+    with pytest.raises(ValueError, match=message):
+        phantom.make_scan(**arguments)
+
+
+def test_impossible_pairs_are_refused():
+    flat, knee = (phantom.make_scan(anatomy, 0, (16, 16), spacing=12) for anatomy in ANATOMIES)
+    solid = phantom.make_scan("brain", 1, (16, 16, 16), spacing=12)
+    for moving in (knee, solid):
+        with pytest.raises(ValueError, match="one anatomy in one dimension, got"):
+            phantom.true_deformation(moving, flat)
+    with pytest.raises(ValueError, match="subject 'oasis_1000': register real scans"):
+        phantom.true_deformation(replace(flat, subject="oasis_1000"), flat)

@@ -1,0 +1,325 @@
+"""Registration without a network, against maps that are known because the images are formulas."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from deepatlas import datasets
+from deepatlas.data import Scan, centred_affine, load_scan, resample
+from deepatlas.evaluation import score_labels
+from deepatlas.registration import affine_matrices, align, optimise_pair, propagate_labels
+from deepatlas.warp import Deformation, voxel_grid
+
+SHAPES = {"2D": (32, 40), "3D": (24, 32, 24)}
+dimensions = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+BLOBS = (  # i, j, k and sigma as shares of the sides, peak; not in one plane, or an affine map would not be unique
+    (0.30, 0.35, 0.35, 0.13, 1.0), (0.65, 0.30, 0.60, 0.09, 0.7), (0.45, 0.70, 0.65, 0.11, 0.5),
+    (0.70, 0.65, 0.30, 0.10, 0.8), (0.25, 0.60, 0.75, 0.08, 0.6),
+)
+
+
+def blobs(points, shape):
+    """An asymmetric sum of Gaussians at ``points`` (D, ...), in voxels of a grid of ``shape``: (1, 1, ...)."""
+    side = max(shape)
+    image = torch.zeros(points.shape[1:])
+    for *centre, sigma, peak in BLOBS:
+        offset = torch.stack([p / n - c for p, n, c in zip(points, shape, centre, strict=False)])
+        squares = (offset * torch.tensor(shape).view(-1, *[1] * len(shape)) / side).square().sum(0)
+        image += peak * torch.exp(-squares / (2 * sigma**2))
+    return image[None, None]
+
+
+def small_affine(shape, seed):
+    """[[A, t], [0, 1]] about the middle of the grid: up to 8 percent of scale and shear, up to 2 voxels of shift."""
+    rng, d = np.random.default_rng(seed), len(shape)
+    linear = np.eye(d) + rng.uniform(-0.08, 0.08, (d, d))
+    middle = (np.array(shape) - 1) / 2
+    matrix = np.eye(d + 1)
+    matrix[:d, :d], matrix[:d, d] = linear, middle - linear @ middle + rng.uniform(-2, 2, d)
+    return torch.from_numpy(matrix).float()
+
+
+def seen_through(matrix, shape):
+    """The blobs in which the point M x of the image shows what x shows in the plain blobs: (1, 1, I, J, K)."""
+    return blobs(Deformation.affine(matrix.inverse()[None], shape).points[0], shape)
+
+
+def plain(shape):
+    return blobs(voxel_grid(shape, torch.zeros(1)), shape)
+
+
+def worst_distance(found, wanted, shape):
+    """The largest distance in voxels between two affine maps over the grid."""
+    maps = (Deformation.affine(matrix[None], shape).points for matrix in (found, wanted))
+    return float((next(maps) - next(maps)).norm(dim=1).max())
+
+
+def scan_of(image, name="a", labels=None, spacing=2.0):
+    """A scan away from the world's origin, so that a lost shift shows."""
+    affine = torch.diag(torch.tensor([spacing] * 3 + [1.0], dtype=torch.float64))
+    affine[:3, 3] = torch.tensor([-31.0, 17.0, 5.0])
+    return Scan(name, name, image[0].clamp(0, 1).float(), affine, labels)
+
+
+def marked(shape, voxel):
+    """One labelled block of 3 voxels a side around ``voxel``."""
+    labels = torch.zeros(shape, dtype=torch.uint8)
+    labels[tuple(slice(v - 1, v + 2) for v in voxel)] = 1
+    return labels
+
+
+def mark_in_world(scan):
+    """The centre of the marked voxels, in mm."""
+    index = scan.labels.nonzero().double().mean(0)
+    return (scan.affine @ torch.cat([index, torch.zeros(3 - len(index)), torch.ones(1)]).double())[:3]
+
+
+# --- affine maps ---------------------------------------------------------------------------------------------------
+
+
+@dimensions
+def test_two_known_affine_maps_are_recovered_within_half_a_voxel(shape):
+    wanted = [small_affine(shape, seed) for seed in (1, 2)]
+    found = affine_matrices(torch.cat([seen_through(matrix, shape) for matrix in wanted]), plain(shape))
+    assert worst_distance(*wanted, shape) > 2, "the two maps must differ for this test to mean anything"
+    for one, other in zip(found, wanted, strict=True):
+        assert worst_distance(torch.eye(len(shape) + 1), other, shape) > 1.5
+        assert worst_distance(one, other, shape) < 0.5
+
+
+@dimensions
+def test_an_image_is_aligned_to_itself_by_the_identity(shape):
+    found = affine_matrices(plain(shape), plain(shape))
+    assert worst_distance(found[0], torch.eye(len(shape) + 1), shape) < 0.1
+
+
+def test_the_map_of_one_image_does_not_depend_on_the_batch_it_came_in():
+    shape = SHAPES["2D"]
+    batch = torch.cat([seen_through(small_affine(shape, seed), shape) for seed in (1, 2, 3)])
+    together = affine_matrices(batch, plain(shape))
+    alone = torch.cat([affine_matrices(image[None], plain(shape)) for image in batch])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-2)
+
+
+def test_the_last_row_stays_affine_and_no_gradient_is_kept():
+    found = affine_matrices(seen_through(small_affine((16, 16), 1), (16, 16)), plain((16, 16)), steps=(3, 3))
+    assert found[0, -1].tolist() == [0, 0, 1]
+    assert not found.requires_grad
+
+
+def test_brightness_and_contrast_do_not_matter_to_affine_alignment():
+    shape = SHAPES["2D"]
+    wanted = small_affine(shape, 1)
+    found = affine_matrices(0.2 + 0.4 * seen_through(wanted, shape), plain(shape))
+    assert worst_distance(found[0], wanted, shape) < 0.5
+
+
+def test_affine_alignment_refuses_images_on_two_grids():
+    with pytest.raises(ValueError, match=r"one grid.*32, 40\).*24, 40\)"):
+        affine_matrices(plain((32, 40)), plain((24, 40)))
+
+
+# --- alignment of scans --------------------------------------------------------------------------------------------
+
+
+@dimensions
+def test_an_aligned_scan_still_knows_where_in_its_file_a_voxel_lies(shape):
+    voxel = tuple(n // 2 + 2 for n in shape)
+    original = scan_of(seen_through(small_affine(shape, 2), shape), labels=marked(shape, voxel))
+    reference = scan_of(plain(shape), "reference")
+    aligned = align([reference, original], [reference, original], reference)[1]
+    moved = aligned.labels.nonzero().double().mean(0) - torch.tensor(voxel)
+    assert moved.norm() > 0.5, "the mark must have moved on the grid for this test to mean anything"
+    torch.testing.assert_close(mark_in_world(aligned), mark_in_world(original), rtol=0, atol=1.0)  # half a voxel
+
+
+@dimensions
+def test_alignment_makes_a_scan_look_like_the_reference(shape):
+    reference, other = scan_of(plain(shape), "reference"), scan_of(seen_through(small_affine(shape, 2), shape), "b")
+    aligned = align([other], [other], reference)[0]
+    before, after = ((scan.image - reference.image).abs().mean() for scan in (other, aligned))
+    assert after < before / 4
+
+
+def test_the_reference_stays_itself_and_the_order_is_kept_across_chunks():
+    shape = (16, 24)
+    scans = [scan_of(seen_through(small_affine(shape, seed), shape), f"scan{seed}") for seed in range(5)]
+    aligned = align(scans, scans, scans[3], chunk=2)
+    assert [scan.id for scan in aligned] == [scan.id for scan in scans]
+    assert aligned[3] is scans[3]
+
+
+@dimensions
+def test_alignment_never_looks_at_labels(shape):
+    labels = marked(shape, tuple(n // 2 for n in shape))
+    scans = [scan_of(seen_through(small_affine(shape, seed), shape), f"scan{seed}", labels) for seed in (1, 2)]
+    bare = [replace(scan, labels=None) for scan in scans]
+    for one, other in zip(align(scans, scans, scans[0]), align(bare, bare, bare[0]), strict=True):
+        assert other.labels is None
+        torch.testing.assert_close(one.affine, other.affine, rtol=0, atol=0)
+        torch.testing.assert_close(one.image, other.image, rtol=0, atol=0)
+
+
+def test_the_aligned_scan_is_resampled_once_from_the_original():
+    shape = (32, 40)
+    fine = tuple(2 * n for n in shape)
+    original = scan_of(seen_through(small_affine(fine, 1), fine), spacing=1.0)
+    coarse = resample(original, centred_affine(original, shape, 2.0), shape)
+    reference = replace(coarse, id="reference", image=plain(shape)[0])
+    aligned = align([coarse], [original], reference)[0]
+    direct = resample(original, aligned.affine, shape)
+    torch.testing.assert_close(aligned.image, direct.image, rtol=0, atol=0)
+    assert (aligned.image - resample(coarse, aligned.affine, shape).image).abs().max() > 1e-3
+
+
+def dice_of_pairs(scans, structures):
+    """Mean Dice over all ordered pairs and structures, without registration."""
+    pairs = itertools.permutations(scans, 2)
+    return float(np.nanmean([row["dice"] for one, other in pairs
+                             for row in score_labels(one.labels, other.labels, structures)]))
+
+
+def read_brains(home, count):
+    """Names of the structures, and the first training scans of oasis35 as they are in their files."""
+    folder = home / "oasis35"
+    wanted = [item for item in json.loads((folder / "dataset.json").read_text())["training"]
+              if item["group"] == "train"][:count]
+    merged = datasets.describe("oasis35")["structures"]
+    lookup = {number: index for index, (_, numbers) in enumerate(merged, 1) for item in numbers
+              for number in (range(100, 208) if item == "100-207" else range(49, 53) if item == "49-52"
+                             else range(71, 74) if item == "71-73" else [item])}
+    return ("background", *(name for name, _ in merged)), [
+        load_scan(folder / item["image"], folder / item["label"], id=item["image"], subject=item["image"],
+                  structures=lookup) for item in wanted]
+
+
+def test_alignment_brings_real_brains_closer_than_centring(real_data):
+    grid = datasets.describe("oasis35")["grids"]["class-3d"]
+    shape, spacing = tuple(grid["shape"]), grid["spacing"]
+    structures, raw = read_brains(real_data, 6)
+    centred = [resample(scan, centred_affine(scan, shape, spacing), shape) for scan in raw]
+    before, after = (dice_of_pairs(scans, structures) for scans in (centred, align(centred, raw, centred[0])))
+    print(f"\noasis35, {len(raw)} scans, 12 structures, mean pairwise Dice: centred {before:.3f}, aligned {after:.3f}")
+    assert after >= before + 0.03
+
+
+# --- one pair by gradient descent ----------------------------------------------------------------------------------
+
+
+def texture(points):
+    """A smooth random pattern of wavelengths from 8 to 20 voxels at ``points`` (D, ...): (1, 1, ...), about [0, 1]."""
+    rng, image = np.random.default_rng(0), torch.zeros(points.shape[1:])
+    for _ in range(24):
+        direction = rng.normal(size=len(points))
+        wave = torch.tensor(direction / np.linalg.norm(direction) * 2 * np.pi / rng.uniform(8, 20)).float()
+        image += torch.cos(torch.einsum("d,d...->...", wave, points) + float(rng.uniform(0, 2 * np.pi)))
+    return (image / 14 + 0.5)[None, None]
+
+
+def smooth_deformation(shape, peak=3.0):
+    """u of at most ``peak`` voxels along each axis, 0 at the border."""
+    unit = [x / (n - 1) for x, n in zip(voxel_grid(shape, torch.zeros(1)), shape, strict=True)]
+    bump = torch.stack([torch.sin(torch.pi * x) for x in unit]).prod(0)
+    waves = [torch.cos(torch.pi * unit[(c + 1) % len(shape)]) for c in range(len(shape))]
+    return Deformation(torch.stack([peak * bump * (0.4 + 0.6 * wave) for wave in waves])[None])
+
+
+def known_pair(shape):
+    """(moving, fixed, phi) with ``fixed(x) = moving(phi(x))`` exactly, by formula."""
+    phi = smooth_deformation(shape)
+    return texture(voxel_grid(shape, torch.zeros(1))), texture(phi.points[0]), phi
+
+
+def endpoint_error(found, truth):
+    return float((found.displacement - truth.displacement).norm(dim=1).mean())
+
+
+@dimensions
+def test_optimisation_finds_a_known_smooth_deformation(shape):
+    moving, fixed, truth = known_pair(shape)
+    found = optimise_pair(moving, fixed, regularity=0.3)
+    start = endpoint_error(Deformation.identity(shape), truth)
+    assert start > 0.5
+    assert endpoint_error(found, truth) < start / 2
+    assert (found.warp(moving) - fixed).abs().mean() < (moving - fixed).abs().mean() / 4
+
+
+def test_the_sign_and_the_direction_of_an_optimised_pair():
+    """moving(phi(x)) = fixed(x): a blob 2 voxels further along axis 0 in moving is found at +2."""
+    shape = (32, 40)
+    shift = torch.eye(3)
+    shift[0, 2] = 2
+    u = optimise_pair(seen_through(shift, shape), plain(shape), regularity=0.3).displacement
+    assert abs(float(u[0, 0, 8:16, 10:20].mean()) - 2) < 0.4
+    assert abs(float(u[0, 1, 8:16, 10:20].mean())) < 0.4
+
+
+def test_optimisation_takes_any_similarity_and_stronger_regularity_bends_less():
+    moving, fixed, _ = known_pair((24, 24))
+
+    def distance(a, b):
+        return (a - b).square().mean()
+
+    soft, stiff = (optimise_pair(moving, fixed, similarity=distance, regularity=weight, steps=40).displacement
+                   for weight in (0.01, 10.0))
+    assert stiff.diff(n=2, dim=2).abs().mean() < soft.diff(n=2, dim=2).abs().mean() / 2
+
+
+def test_an_optimised_deformation_carries_no_gradient_and_keeps_odd_shapes():
+    image = torch.rand(2, 1, 9, 13, generator=torch.Generator().manual_seed(0))
+    phi = optimise_pair(image, image.flip(2), steps=2)
+    assert phi.displacement.shape == (2, 2, 9, 13)
+    assert not phi.displacement.requires_grad
+
+
+def test_optimisation_refuses_images_on_two_grids():
+    with pytest.raises(ValueError, match=r"one grid.*8, 8\).*8, 16\)"):
+        optimise_pair(torch.rand(1, 1, 8, 8), torch.rand(1, 1, 8, 16))
+
+
+# --- label propagation ---------------------------------------------------------------------------------------------
+
+
+def atlas(*rows, name="a"):
+    labels = torch.tensor(rows, dtype=torch.uint8)
+    return Scan(name, name, torch.zeros(1, *labels.shape), torch.eye(4, dtype=torch.float64), labels)
+
+
+def no_registration(moving, fixed):
+    return Deformation.identity(fixed.shape)
+
+
+def test_labels_are_propagated_by_majority_vote():
+    atlases = [atlas([0, 1, 2], [3, 3, 0]), atlas([0, 1, 1], [3, 2, 0]), atlas([1, 1, 2], [0, 2, 0])]
+    assert propagate_labels(no_registration, atlases, atlases[0]).tolist() == [[0, 1, 2], [3, 2, 0]]
+
+
+def test_ties_go_to_the_smaller_label_whatever_the_order():
+    atlases = [atlas([2, 5, 1]), atlas([1, 3, 4]), atlas([1, 5, 4]), atlas([2, 3, 0])]
+    for order in itertools.permutations(atlases):
+        assert propagate_labels(no_registration, order, atlases[0]).tolist() == [[1, 3, 4]]
+
+
+def test_each_atlas_is_the_moving_scan_and_its_labels_are_pulled():
+    one, scan = atlas([0, 7, 0, 0], [0, 7, 0, 0], name="atlas"), replace(atlas([0] * 4, [0] * 4), labels=None)
+    seen = []
+
+    def register(moving, fixed):
+        seen.append((moving.id, fixed.id))
+        u = torch.zeros(1, 2, *fixed.shape)
+        u[:, 1] = -1  # warped(x) = labels(x - 1): the stripe moves to larger indices
+        return Deformation(u)
+
+    labels = propagate_labels(register, [one], scan)
+    assert labels.tolist() == [[0, 0, 7, 0]] * 2
+    assert labels.dtype == one.labels.dtype
+    assert seen == [("atlas", "a")]
+
+
+def test_propagation_without_an_atlas_says_so():
+    with pytest.raises(ValueError, match="at least one labelled scan"):
+        propagate_labels(no_registration, [], atlas([0, 1]))
