@@ -95,9 +95,9 @@ def bending_energy(u: Tensor) -> Tensor:
     """Mean over voxels of |Hessian of u|^2 (squared Frobenius norm, summed over channels), in 1/voxel^2: L_r.
 
     Compact stencils: u(x+1) - 2 u(x) + u(x-1), and mixed differences over one voxel's square, counted twice since
-    the Hessian is symmetric. Zero for every affine deformation. For u (B, D, I, J, K) that is quadratic it is D times
-    MONAI's ``BendingEnergyLoss``, which averages over the D channels and differences over two voxels, blind to
-    checkerboards. Doubling the resolution of the grid divides it by 4: lambda_r belongs to a grid.
+    the Hessian is symmetric. Central differences over two voxels, taken twice, would be blind to checkerboards. Zero
+    for every affine deformation; for a quadratic u (B, D, I, J, K) D times MONAI's ``BendingEnergyLoss``, which
+    averages over the D channels. Doubling the resolution of the grid divides it by 4: lambda_r belongs to a grid.
     """
     u = _exact(u)
     axes = range(2, u.ndim)

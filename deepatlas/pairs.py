@@ -38,25 +38,31 @@ def draw_pair(cases: list[list[tuple[Scan, list[Scan]]]], generator: torch.Gener
     return moving, pick(fixed)
 
 
-def augment(batch: Batch, strength: float, generator: torch.Generator) -> Batch:
-    """The batch as other scanners and other heads might give it: small affine maps, gamma, a smooth bias field.
+def augment(moving: Batch, fixed: Batch, strength: float, generator: torch.Generator) -> tuple[Batch, Batch]:
+    """A pair as it might lie elsewhere in the scanner: one small affine map for both sides, other contrasts for each.
 
     At ``strength`` 1: rotations, scalings and shears of about 4 %, shifts of 3 % of a side, gamma from 0.7 to 1.4,
-    bias of about 10 %. Labels move with their image.
+    a smooth bias field of about 10 %. Labels move with their image. The map is shared, so that registering the pair
+    does not become harder than it is.
     """
     if strength == 0:
-        return batch
-    shape, b = batch.image.shape[2:], len(batch.image)
-    d, device = len(shape), batch.image.device
-    def normal(*size: int) -> Tensor:
-        return strength * torch.randn(*size, generator=generator)
+        return moving, fixed
+    shape, b, device = tuple(fixed.image.shape[2:]), len(fixed.image), fixed.image.device
+    d, sides = len(shape), torch.tensor(shape, dtype=torch.float32)
     matrix = torch.eye(d + 1).repeat(b, 1, 1)
-    sides = torch.tensor(shape, dtype=torch.float32)
-    matrix[:, :d, :d] += 0.04 * normal(b, d, d)
+    matrix[:, :d, :d] += strength * 0.04 * torch.randn(b, d, d, generator=generator)
+    shift = strength * 0.03 * sides * torch.randn(b, d, generator=generator)
     centre = (sides - 1) / 2
-    matrix[:, :d, d] = centre - matrix[:, :d, :d] @ centre + 0.03 * sides * normal(b, d)
-    gamma = (0.35 * normal(b).clamp(-1, 1)).exp()
-    bias = F.interpolate(0.1 * normal(b, 1, *[4] * d), size=shape, mode="bilinear" if d == 2 else "trilinear")
-    phi = Deformation.affine(matrix.to(device), tuple(shape))
-    image = phi.warp(batch.image).clamp(min=0) ** gamma.to(device).view(-1, *[1] * (d + 1)) * bias.exp().to(device)
-    return Batch(image.clamp(0, 1), phi.warp(batch.one_hot), batch.known, batch.ids)
+    matrix[:, :d, d] = centre - matrix[:, :d, :d] @ centre + shift
+    phi = Deformation.affine(matrix.to(device), shape)
+    return tuple(Batch(_recontrast(phi.warp(batch.image), strength, generator), phi.warp(batch.one_hot), batch.known,
+                       batch.ids) for batch in (moving, fixed))
+
+
+def _recontrast(image: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """image^gamma times a smooth bias field, drawn anew for each (B, 1, I, J, K)."""
+    b, d = len(image), image.ndim - 2
+    gamma = (strength * 0.35 * torch.randn(b, *[1] * (d + 1), generator=generator).clamp(-1, 1)).exp()
+    bias = F.interpolate(strength * 0.1 * torch.randn(b, 1, *[4] * d, generator=generator), size=image.shape[2:],
+                         mode="bilinear" if d == 2 else "trilinear")
+    return (image.clamp(min=0) ** gamma.to(image.device) * bias.exp().to(image.device)).clamp(0, 1)

@@ -277,8 +277,8 @@ class _Trainer:
         for name, network in self.networks.items():
             network.train(name == turn)  # batch norm of a consulted network must not go on learning
         pairs = [draw_pair(self.cases[turn], self.generator) for _ in range(self.settings.batch_size)]
-        moving, fixed = (augment(Batch.of(side, self.structures), self.settings.augmentation, self.generator)
-                         for side in zip(*pairs, strict=True))
+        moving, fixed = (Batch.of(side, self.structures) for side in zip(*pairs, strict=True))
+        moving, fixed = augment(moving, fixed, self.settings.augmentation, self.generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.mixed_precision):
             terms = self._terms(turn, moving, fixed)
         values = {name: term.item() for name, term in terms.items()}

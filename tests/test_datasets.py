@@ -1,5 +1,6 @@
 """Cohorts by name: the manifest, phantoms, folders in the layout of the Decathlon, downloads, and the real scans."""
 
+import errno
 import hashlib
 import http.server
 import io
@@ -538,11 +539,15 @@ def test_without_a_server_the_error_says_what_to_do(server, cache):
     assert nothing_left(cache)
 
 
-def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_network(server, cache, tmp_path):
-    cache.parent.mkdir()
-    cache.write_text("a file where the folder should be")
-    with pytest.raises(FileExistsError):
-        serve_and_fetch(server, cache, b"")
+def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_network(cache, monkeypatch):
+    def full_disk(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(datasets.pooch, "retrieve", full_disk)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        datasets.download("http://127.0.0.1/a.tar", "0" * 64, cache / "hippocampus")
+    assert not isinstance(caught.value, ConnectionError)
+    assert nothing_left(cache)
 
 
 # --- real scans ----------------------------------------------------------------------------------------------------

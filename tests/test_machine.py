@@ -29,11 +29,12 @@ def test_auto_picks_a_device_that_trains():
     assert machine.step_problem(device) is None
 
 
-@pytest.mark.parametrize("wanted", [*ABSENT, "nonsense", "", "cuda:99", "cpu:x"])
+@pytest.mark.parametrize("wanted", [*ABSENT, "nonsense", "", "cuda:99", "cpu:x", "meta"])
 def test_an_unusable_device_is_one_clear_sentence(wanted):
     with pytest.raises(ValueError, match=r"cannot train here \(.+\): choose 'auto' or 'cpu'") as caught:
         machine.pick_device(wanted)
-    assert str(caught.value).startswith(f"device {wanted!r} ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"device {wanted!r} ")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("first\nsecond"), AssertionError(), NotImplementedError("")])

@@ -1,0 +1,34 @@
+"""A cohort small enough to train on in a second: bright and dark disks at random places, in 2D."""
+
+import torch
+
+from deepatlas.data import Cohort, Scan
+
+STRUCTURES = ("background", "bright", "dark")
+SIDE = 16
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def disk(centre, radius, side):
+    i, j = torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij")
+    return (i - centre[0]) ** 2 + (j - centre[1]) ** 2 <= radius**2
+
+
+def scan(number, labelled=True, side=SIDE, subject=None):
+    """Scan ``s<number>``: a bright and a dark disk, a little apart, on grey."""
+    generator = seeded(number)
+    shift = side / 8 * (torch.rand(2, 2, generator=generator) - 0.5)
+    centres = shift + side * torch.tensor([[0.3, 0.35], [0.7, 0.65]])
+    labels = disk(centres[0], side / 5, side).long() + 2 * disk(centres[1], side / 6, side).long()
+    image = torch.tensor([0.5, 0.9, 0.1])[labels] + 0.03 * torch.randn(side, side, generator=generator)
+    return Scan(f"s{number}", subject or f"p{number}", image.clamp(0, 1)[None], torch.eye(4, dtype=torch.float64),
+                labels if labelled else None)
+
+
+def disks(labelled=3, unlabelled=3, side=SIDE):
+    """A cohort of ``labelled`` + ``unlabelled`` training scans and two validation scans."""
+    train = tuple(scan(i, i < labelled, side) for i in range(labelled + unlabelled))
+    return Cohort("disks", STRUCTURES, 1.0, train, (scan(100, side=side), scan(101, side=side)), ())

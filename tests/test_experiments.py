@@ -1,0 +1,236 @@
+"""Parameters, run folders and tables: an experiment from its first word to report.html, at smoke size."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+
+from deepatlas import datasets, evaluation, experiments, reporting, training
+from deepatlas.experiments import Experiment, own_steps, parse
+from deepatlas.training import regimes, spent
+
+SMOKE = {"profile": "smoke", "device": "cpu", "dims": 2}
+ARMS = {"identity", "label_propagation", *training.REGIMES}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    return experiments.run(parse({**SMOKE, "labelled": 2}), root)
+
+
+# --- parameters ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values, text", [
+    ({"labeled": 5}, "there is no parameter 'labeled', did you mean 'labelled'"),
+    ({"zebra": 5}, "there is no parameter 'zebra': choose from dataset, profile"),
+    ({"dataset": "hipocampus"}, "no cohort 'hipocampus', did you mean 'hippocampus'"),
+    ({"labelled": 0}, "parameter 'labelled' = 0: input should be greater than or equal to 1"),
+    ({"labelled": 1000}, "labelled must be at most 24, the training scans of phantom-brain in profile class, got 1000"),
+    ({"labelled": "many"}, "parameter 'labelled' = 'many': input should be a valid integer"),
+    ({"labelled": 1.5}, "parameter 'labelled' = 1.5: input should be a valid integer"),
+    ({"dims": 4}, "parameter 'dims' = 4: input should be 2 or 3"),
+    ({"profile": "huge"}, "parameter 'profile' = 'huge': input should be 'smoke', 'class' or 'full'"),
+    ({"learning_rate": "fast"}, "parameter 'learning_rate' = 'fast': input should be a valid number"),
+    ({"learning_rate": 0}, "parameter 'learning_rate' = 0: input should be greater than 0"),
+    ({"learning_rate": float("nan")}, "parameter 'learning_rate' = nan: input should be"),
+    ({"lambda_r": -1}, "parameter 'lambda_r' = -1: input should be greater than or equal to 0"),
+    ({"lambda_a": float("inf")}, "parameter 'lambda_a' = inf: input should be a finite number"),
+    ({"velocity": "perhaps"}, "parameter 'velocity' = 'perhaps': input should be a valid boolean"),
+    ({"similarity": "mi"}, "parameter 'similarity' = 'mi': input should be 'ncc', 'lncc' or 'mse'"),
+    ({"networks": "paper", "dims": 2}, "networks='paper' is 3D"),
+    ({"networks": "paper", "dims": 3, "profile": "smoke"}, "every side must be divisible by 16"),
+    ({"joint_steps": 1}, "parameter 'joint_steps' = 1: input should be greater than or equal to 2"),
+    ({"seg_steps": 0}, "parameter 'seg_steps' = 0: input should be greater than or equal to 1"),
+])
+def test_a_mistake_is_one_sentence(values, text):
+    with pytest.raises(ValueError) as caught:
+        parse(values)
+    assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_two_mistakes_are_both_named():
+    with pytest.raises(ValueError, match="'labeled'.*; .*'seed'"):
+        parse({"labeled": 5, "seed": -1})
+
+
+def test_text_from_yaml_and_the_command_line_means_what_it_says():
+    experiment = parse({"learning_rate": "1e-3", "velocity": "false", "dims": "3", "labelled": "5", "seg_steps": None})
+    assert (experiment.learning_rate, experiment.velocity, experiment.dims, experiment.labelled) == (1e-3, False, 3, 5)
+    assert experiment.seg_steps == experiments.PROFILES["class"]["seg_steps"]
+
+
+def test_a_notebooks_variables_are_its_parameters():
+    assert experiments.from_notebook({"labelled": 2, "_hidden": 1, "In": [], "Out": {}, "torch": torch}).labelled == 2
+    with pytest.raises(ValueError, match="no parameter 'labeled'"):
+        experiments.from_notebook({"labeled": 2})
+
+
+def test_the_notebooks_parameters_are_the_experiments():
+    notebook = nbformat.read(reporting.NOTEBOOK, 4)
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    namespace: dict = {}
+    exec(cell.source, namespace)
+    names = [name for name in namespace if not name.startswith("_")]
+    assert names == list(Experiment.model_fields)
+    assert parse({name: namespace[name] for name in names}) == Experiment()
+
+
+def test_the_name_changes_with_every_parameter():
+    others = [{"seed": 1}, {"lambda_r": 2.0}, {"velocity": True}, {"reg_turns": 20}, {"precision": "float32"}]
+    assert len({parse(values).name for values in [{}, *others]}) == 1 + len(others)
+
+
+def test_the_name_changes_with_the_code(monkeypatch):
+    before = Experiment().name
+    monkeypatch.setattr(experiments, "_source_hash", lambda: "edited")
+    assert Experiment().name != before
+
+
+# --- budgets -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labelled", [1, 2, 5])
+@pytest.mark.parametrize("network", ["seg", "reg"])
+def test_controls_and_full_supervision_spend_what_deepatlas_spent(labelled, network):
+    table = regimes(labelled)
+    own = own_steps(parse({"labelled": labelled}), table)
+    total = spent(table, "deepatlas", network, own)
+    assert own[f"{network}_control"][network] == own[f"{network}_full"][network] == total
+    assert total > own[f"{network}_baseline"][network]
+
+
+def test_the_papers_ratio_of_turns():
+    assert parse({"joint_steps": 420, "reg_turns": 20}).joint == {"seg": 20, "reg": 400}
+
+
+# --- a run ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_scores_every_regime_on_every_test_scan(finished):
+    scores = reporting.load_scores(finished)
+    assert set(scores["regime"]) == ARMS
+    assert scores.groupby(["task", "regime"])["case"].nunique().loc["segmentation"].unique().tolist() == [3]
+    assert scores["endpoint_voxels"].notna().sum() == (scores["task"] == "registration").sum()
+    identity = scores[scores["regime"] == "identity"]
+    assert identity["folds_percent"].eq(0).all() and identity["sd_log_j"].eq(0).all()
+
+
+def test_a_runs_record_says_what_was_done(finished):
+    record = json.loads((finished / "run.json").read_text())
+    assert record["finished"] and record["labelled_training_scans"] == 2 and record["labelled_validation_scans"] == 2
+    assert record["experiment"]["labelled"] == 2 and record["mixed_precision"] in (True, False)
+    assert set(record["steps"]) == set(record["seconds"]) == set(training.REGIMES)
+    assert record["peak_memory_gib"] > 0 and record["versions"]["torch"] == torch.__version__
+
+
+def test_the_history_has_a_row_for_every_step(finished):
+    history = pd.read_csv(finished / "history.csv")
+    record = json.loads((finished / "run.json").read_text())
+    for regime, steps in record["steps"].items():
+        rows = history[history["regime"] == regime]
+        assert rows["turn"].value_counts().to_dict() == steps
+        assert rows.iloc[-1][[f"validation_{name}" for name in steps]].notna().all()
+
+
+def test_a_finished_run_is_not_repeated(finished, monkeypatch):
+    monkeypatch.setattr(experiments, "_train_all", lambda *_: pytest.fail("trained again"))
+    assert experiments.run(parse({**SMOKE, "labelled": 2}), finished.parent) == finished
+
+
+def test_each_network_works_alone(finished):
+    nets = experiments.load_networks(finished, "deepatlas")
+    cohort = datasets.load_cohort("phantom-brain", size="smoke", dims=2)
+    pairs = evaluation.registration_pairs(cohort.test, 3, 0)
+    scores = reporting.load_scores(finished)
+    for task, rows in (
+        ("segmentation", evaluation.score_segmentation(experiments.segmenter(nets["seg"]), cohort, cohort.test)),
+        ("registration", evaluation.score_registration(experiments.registrar(nets["reg"]), cohort, pairs)),
+    ):
+        kept = scores[(scores["task"] == task) & (scores["regime"] == "deepatlas")]
+        assert rows["dice"].to_numpy() == pytest.approx(kept["dice"].to_numpy(), abs=1e-4, nan_ok=True)
+
+
+def test_loading_what_is_not_there(finished, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such regime in this run: choose from seg_baseline"):
+        experiments.load_networks(finished, "semi")
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
+        reporting.load_record(tmp_path)
+
+
+def test_a_run_on_changed_data_is_refused(finished, tmp_path):
+    folder = tmp_path / finished.name
+    shutil.copytree(finished, folder)
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"finished": False, "data": "other"}))
+    with pytest.raises(ValueError, match="this run was begun on other data"):
+        experiments.run(parse({**SMOKE, "labelled": 2}), tmp_path)
+    with pytest.raises(ValueError, match="not finished"):
+        reporting.load_record(folder)
+
+
+@pytest.mark.parametrize("values", [{"dims": 3, "velocity": True, "similarity": "lncc"}, {"labelled": 4}],
+                         ids=["3D velocity lncc", "all labelled"])
+def test_other_experiments_run_too(values, tmp_path):
+    folder = experiments.run(parse({**SMOKE, **values}), tmp_path)
+    assert reporting.results_table(folder)["Dice %"].between(0, 100).all()
+
+
+@pytest.mark.parametrize("dataset", ["hippocampus", "oasis35", "oasis35-cortex"])
+def test_real_scans_run_too(dataset, real_data, tmp_path):
+    folder = experiments.run(parse({"dataset": dataset, "profile": "smoke", "device": "cpu"}), tmp_path)
+    table = reporting.results_table(folder)
+    assert table.loc[("registration", "No registration"), "Dice %"] > 20 and "error voxels" not in table
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def command(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "deepatlas.cli", *map(str, arguments)], capture_output=True, text=True,
+                          **options)
+
+
+@pytest.mark.parametrize("arguments, text", [
+    (["run", "labeled=5"], "deepatlas: there is no parameter 'labeled', did you mean 'labelled'"),
+    (["run", "labelled"], "deepatlas: parameters are written NAME=VALUE"),
+    (["run", "device=cuda:99", "profile=smoke"], "deepatlas: device 'cuda:99' cannot train here"),
+    (["data", "oasis"], "deepatlas: there is no cohort 'oasis', did you mean 'oasis35'"),
+    (["table", "/nowhere"], "deepatlas: /nowhere: not a run folder"),
+])
+def test_a_mistake_on_the_command_line_ends_with_one_sentence(arguments, text, tmp_path):
+    done = command(*arguments, *(["--root", tmp_path] if arguments[0] == "run" else []))
+    assert done.returncode == 1 and done.stderr.startswith(text) and done.stderr.count("\n") == 1
+
+
+def test_the_command_runs_an_interrupted_experiment_to_its_end_with_a_notebook(tmp_path):
+    arguments = ["run", "profile=smoke", "dims=2", "seg_steps=60", "device=cpu", "--root", tmp_path]
+    process = subprocess.Popen([sys.executable, "-m", "deepatlas.cli", *map(str, arguments)], stderr=subprocess.PIPE,
+                               stdout=subprocess.DEVNULL, text=True)
+    while not list(tmp_path.glob("*/seg_baseline/checkpoint.pt")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0 and "goes on from there" in errors and "Traceback" not in errors
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.iterdir()
+    assert "DeepAtlas" in done.stdout and str(folder / "report.html") in done.stdout
+    report = (folder / "report.html").read_text()
+    assert report.count("<img alt=") == 6 and "Traceback" not in report and "Full supervision" in report
+    printed = command("table", folder).stdout
+    assert "cerebellum" in printed and "Label propagation" in printed
+
+
+def test_the_command_lists_and_checks_data():
+    assert "CC BY-SA 4.0" in command("data").stdout
+    assert "10 x" not in (shown := command("data", "phantom-knee", "--size", "smoke", "--dims", "2").stdout)
+    assert "femoral cartilage" in shown and "4 training, 2 validation and 3 test scans of 32 x 32 voxels" in shown

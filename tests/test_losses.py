@@ -1,0 +1,321 @@
+"""Losses, each against an independent library or a formula worked out by hand; then gradients, precision, errors."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from monai.losses import BendingEnergyLoss, DiceLoss, LocalNormalizedCrossCorrelationLoss
+from scipy.stats import pearsonr
+
+from deepatlas import losses
+from deepatlas.warp import Deformation, voxel_grid
+
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-9}
+both = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])
+shapes = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)], ids=["2D", "3D"])
+similarities = pytest.mark.parametrize("loss", [losses.mse, losses.ncc, losses.lncc])
+DICES = {"soft_dice": losses.soft_dice, "soft_dice of integers": lambda p, q: losses.soft_dice(p, q.argmax(1))}
+ALL = {"mse": losses.mse, "ncc": losses.ncc, "lncc": losses.lncc, "lncc 3": lambda a, b: losses.lncc(a, b, 3),
+       "diffusion": lambda a, _: losses.diffusion(a), "bending_energy": lambda a, _: losses.bending_energy(a), **DICES}
+every = pytest.mark.parametrize("name", ALL)
+
+
+def random(*shape, dtype=torch.float64, seed=0):
+    return torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def two_images(shape, dtype=torch.float64, channels=2):
+    """Two related but different batches (3, channels, ...)."""
+    a = random(3, channels, *shape, dtype=dtype)
+    return a, 0.5 * a + random(3, channels, *shape, dtype=dtype, seed=1)
+
+
+def two_inputs(name, shape, dtype=torch.float64):
+    """Arguments that the loss ``name`` of ALL accepts, every value in (0, 1)."""
+    if name in DICES:
+        a, b = (random(2, 3, *shape, seed=seed).softmax(1) for seed in (0, 1))
+    else:
+        a, b = (random(2, len(shape), *shape, seed=seed) for seed in (0, 1))
+    return a.to(dtype), b.to(dtype)
+
+
+def one_hot(labels):
+    """(B, I, J, K) integers -> (B, 3, I, J, K)."""
+    return torch.stack([labels == i for i in range(3)], 1).double()
+
+
+def assert_number(actual, expected, tolerance=1e-9):
+    assert actual.ndim == 0
+    assert float(actual) == pytest.approx(float(expected), rel=tolerance, abs=tolerance)
+
+
+# --- similarity ----------------------------------------------------------------------------------------------------
+
+
+@both
+@shapes
+def test_mse_is_the_mean_squared_difference(shape, dtype):
+    a, b = two_images(shape, dtype)
+    assert_number(losses.mse(a, b), np.mean((a.double() - b.double()).numpy() ** 2), TOLERANCE[dtype])
+
+
+@both
+@shapes
+def test_ncc_is_one_minus_pearsons_r_of_each_image(shape, dtype):
+    a, b = two_images(shape, dtype)
+    a[0], b[1] = 7 * a[0] + 3, -b[1]  # images of different contrast: a mean over images, not one r of all voxels
+    r = [pearsonr(x.flatten().double(), y.flatten().double()).statistic
+         for x, y in zip(a.flatten(0, 1), b.flatten(0, 1), strict=True)]
+    assert_number(losses.ncc(a, b), 1 - np.mean(r), TOLERANCE[dtype])
+
+
+@shapes
+def test_ncc_ignores_scale_and_offset_but_sees_inversion(shape):
+    a, b = two_images(shape)
+    assert_number(losses.ncc(5 * a + 2, 0.1 * b - 7), losses.ncc(a, b))
+    assert_number(losses.ncc(a, 3 * a - 1), 0)
+    assert_number(losses.ncc(a, 1 - a), 2)
+
+
+def windows_by_loops(a, b, window):
+    """Mean of Pearson's r squared over the windows of two arrays (I, J, K), each cut off at the border."""
+    r = window // 2
+    values = []
+    for centre in itertools.product(*map(range, a.shape)):
+        box = tuple(slice(max(0, c - r), c + r + 1) for c in centre)
+        values.append(np.corrcoef(a[box].ravel(), b[box].ravel())[0, 1] ** 2)
+    return np.mean(values)
+
+
+@both
+@shapes
+@pytest.mark.parametrize("window", [3, 5, 9, 31])
+def test_lncc_is_a_mean_of_squared_correlations_in_truncated_windows(shape, dtype, window):
+    shape = tuple(n - 2 for n in shape)
+    a, b = (100 * x for x in two_images(shape, dtype, channels=1))  # variances far above the small constant
+    expected = 1 - np.mean([windows_by_loops(x.numpy(), y.numpy(), window)
+                            for x, y in zip(a[:, 0].double(), b[:, 0].double(), strict=True)])
+    assert_number(losses.lncc(a, b, window), expected, 10 * TOLERANCE[dtype])
+
+
+@shapes
+@pytest.mark.parametrize("window", [3, 5, 9])
+def test_lncc_agrees_with_monai_away_from_the_border(shape, window):
+    """MONAI sees zeros outside: with a margin of zeros no window is cut off in either."""
+    a, b = (torch.nn.functional.pad(100 * x, [window] * (2 * len(shape))) for x in two_images(shape, channels=1))
+    monai = LocalNormalizedCrossCorrelationLoss(len(shape), window, "rectangular", reduction="none", smooth_nr=0,
+                                                smooth_dr=1e-9)
+    squared = -monai(a, b)
+    assert_number(losses.lncc(a, b, window), 1 - squared.mean(), 1e-7)
+
+
+@shapes
+def test_a_window_larger_than_the_image_gives_the_squared_ncc(shape):
+    a, b = (100 * x[:1, :1] for x in two_images(shape))
+    assert_number(losses.lncc(a, b, 99), 1 - (1 - losses.ncc(a, b)) ** 2)
+
+
+def test_lncc_ignores_local_contrast_and_inversion():
+    a, _ = two_images((40, 40), channels=1)
+    a = 10 * a
+    halves = torch.cat([3 * a[..., :20] + 1, 5 - a[..., 20:]], -1)
+    assert losses.lncc(a, 5 - 2 * a, 5) < 1e-6
+    assert losses.lncc(a, halves, 5) < 0.1  # all windows but those across the seam
+    assert losses.ncc(a, halves) > 0.5
+
+
+@pytest.mark.parametrize("window", [4, 1, 0, -3])
+def test_lncc_refuses_a_window_without_a_centre(window):
+    with pytest.raises(ValueError, match=rf"odd number of at least 3 voxels, got {window}"):
+        losses.lncc(*two_images((9, 9)), window)
+
+
+@similarities
+def test_similarities_refuse_images_of_different_shape(loss):
+    with pytest.raises(ValueError, match=r"one shape were wanted, got \(1, 1, 5, 6\) and \(1, 1, 6, 5\)"):
+        loss(torch.zeros(1, 1, 5, 6), torch.zeros(1, 1, 6, 5))
+
+
+# --- regularity ----------------------------------------------------------------------------------------------------
+
+
+def quadratic(shape, dtype=torch.float64, seed=0):
+    """A displacement (2, D, ...) quadratic in x, and the squared Frobenius norm of its Hessians, averaged over B."""
+    d = len(shape)
+    hessians = random(2, d, d, d, seed=seed) - 0.5
+    hessians = hessians + hessians.transpose(-1, -2)
+    x = voxel_grid(shape, hessians)
+    u = torch.einsum("bcij,i...,j...->bc...", hessians, x, x) / 2 + affine_field(shape)
+    return u.to(dtype), hessians.square().sum((1, 2, 3)).mean()
+
+
+def affine_field(shape, matrix=None):
+    matrix = random(len(shape), len(shape), seed=5) if matrix is None else matrix
+    return torch.einsum("cd,d...->c...", matrix, voxel_grid(shape, matrix))[None] + 3.5
+
+
+@both
+@shapes
+def test_bending_energy_of_a_quadratic_is_its_hessian_squared(shape, dtype):
+    u, expected = quadratic(shape, dtype)
+    assert_number(losses.bending_energy(u), expected, 100 * TOLERANCE[dtype])
+
+
+@shapes
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # inside MONAI
+def test_bending_energy_of_a_quadratic_is_d_times_monais(shape):
+    u, _ = quadratic(shape)
+    assert_number(losses.bending_energy(u), len(shape) * BendingEnergyLoss()(u))
+
+
+@shapes
+def test_bending_energy_is_zero_for_affine_and_rigid_deformations(shape):
+    assert losses.bending_energy(affine_field(shape)) < 1e-20
+    turn = torch.eye(len(shape) + 1, dtype=torch.float64)[None]
+    turn[0, :2, :2] = torch.tensor([[0.6, -0.8], [0.8, 0.6]])
+    assert losses.bending_energy(Deformation.affine(turn, shape).displacement) < 1e-20
+
+
+@shapes
+def test_bending_energy_sees_the_checkerboard_that_central_differences_do_not(shape):
+    d = len(shape)
+    board = (-1.0) ** voxel_grid(shape, torch.zeros((), dtype=torch.float64)).sum(0).expand(1, d, *shape)
+    assert all(np.abs(np.gradient(board[0, 0].numpy(), axis=i)[(slice(1, -1),) * d]).max() == 0 for i in range(d))
+    assert_number(losses.bending_energy(board), d * 16 * d**2)  # every second difference is 4 or -4
+
+
+def field(side, dims):
+    """A smooth physical deformation of the unit cube, in voxels of a grid of ``side``."""
+    x = (voxel_grid((side,) * dims, torch.zeros((), dtype=torch.float64)) + 0.5) / side
+    wave = torch.sin(3 * x.roll(1, 0)) * torch.cos(2 * x)
+    return (0.1 * side * wave)[None]
+
+
+@pytest.mark.parametrize(("dims", "side"), [(2, 64), (3, 32)])
+def test_doubling_the_grid_quarters_bending_energy_and_keeps_diffusion(dims, side):
+    coarse, fine = field(side, dims), field(2 * side, dims)
+    assert float(losses.bending_energy(coarse) / losses.bending_energy(fine)) == pytest.approx(4, rel=0.02)
+    assert float(losses.diffusion(coarse) / losses.diffusion(fine)) == pytest.approx(1, rel=0.05)
+
+
+@both
+@shapes
+def test_diffusion_of_an_affine_field_is_its_matrix_squared(shape, dtype):
+    matrix = random(len(shape), len(shape), seed=3) - 0.5
+    u = affine_field(shape, matrix).to(dtype)
+    assert_number(losses.diffusion(u), matrix.square().sum(), 100 * TOLERANCE[dtype])
+
+
+@shapes
+def test_diffusion_is_the_squared_difference_of_neighbours(shape):
+    u = random(2, len(shape), *shape)
+    expected = sum(np.mean(np.sum(np.diff(u.numpy(), axis=axis) ** 2, axis=1)) for axis in range(2, u.ndim))
+    assert_number(losses.diffusion(u), expected)
+
+
+# --- overlap -------------------------------------------------------------------------------------------------------
+
+
+@both
+@shapes
+def test_soft_dice_agrees_with_monai(shape, dtype):
+    p, q = two_inputs("soft_dice", shape, dtype)
+    truth = one_hot(q.argmax(1)).to(dtype)
+    monai = DiceLoss(smooth_nr=1e-6, smooth_dr=1e-6)
+    assert_number(losses.soft_dice(p, truth), monai(p, truth), TOLERANCE[dtype])
+    assert_number(losses.soft_dice(p, q), monai(p, q), TOLERANCE[dtype])
+
+
+@both
+@shapes
+def test_soft_dice_of_integers_is_that_of_their_one_hot(shape, dtype):
+    p, q = two_inputs("soft_dice", shape, dtype)
+    p.requires_grad_()
+    values = [losses.soft_dice(p, labels) for labels in (q.argmax(1), q.argmax(1).to(torch.uint8),
+                                                         one_hot(q.argmax(1)))]
+    gradients = [torch.autograd.grad(value, p)[0] for value in values]
+    for value, gradient in zip(values[:2], gradients[:2], strict=True):
+        assert_number(value.detach(), values[2].detach(), TOLERANCE[dtype])
+        torch.testing.assert_close(gradient, gradients[2], rtol=1e-4, atol=1e-9)
+
+
+def test_soft_dice_by_hand():
+    truth = one_hot(torch.tensor([[0, 0, 1, 1]])[None])  # the third structure is nowhere
+    guess = one_hot(torch.tensor([[0, 1, 1, 1]])[None])
+    assert_number(losses.soft_dice(guess, truth), 1 - (2 / 3 + 4 / 5 + 1) / 3, 1e-6)
+    assert_number(losses.soft_dice(truth, truth), 0, 1e-6)
+    assert_number(losses.soft_dice(truth.roll(1, 1), truth), 1, 1e-6)  # no structure overlaps
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(2, 4, 4), torch.zeros(2, 1, 4, 4, dtype=torch.long),
+                                    torch.zeros(2, 4, 5, dtype=torch.long), torch.zeros(2, 2, 4, 4)])
+def test_soft_dice_refuses_a_target_that_does_not_fit(labels):
+    with pytest.raises(ValueError, match=r"probabilities \(2, 3, 4, 4\) want a target of that shape, or integer "
+                                         r"labels .* got \(.*\) of torch"):
+        losses.soft_dice(torch.zeros(2, 3, 4, 4), labels)
+
+
+# --- gradients and precision ---------------------------------------------------------------------------------------
+
+
+@every
+@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 3)], ids=["2D", "3D"])
+def test_gradients_are_those_of_finite_differences(name, shape):
+    a, b = two_inputs(name, shape)
+    scale = 1 if name in DICES else 10
+    if name not in DICES:
+        b.requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: ALL[name](scale * a, scale * b), (a.requires_grad_(), b))
+
+
+@every
+@shapes
+def test_half_precision_is_computed_in_float32(name, shape):
+    a, b = two_inputs(name, shape, torch.bfloat16)
+    expected = ALL[name](a.float(), b.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        values = [ALL[name](a, b), ALL[name](a.float(), b.float())]
+    for value in (*values, ALL[name](a, b)):
+        assert value.dtype == torch.float32
+        assert_number(value, expected, 1e-6)
+
+
+@every
+def test_double_precision_is_kept(name):
+    a, b = two_inputs(name, (6, 7))
+    assert ALL[name](a, b).dtype == torch.float64
+
+
+@similarities
+@pytest.mark.parametrize("images", ["constant", "both constant", "faint", "far from zero", "black"])
+def test_similarities_survive_hard_images(loss, images):
+    a, b = two_images((12, 13, 14), torch.float32, channels=1)
+    a = {"constant": torch.full_like(a, 0.3), "both constant": torch.full_like(a, 0.3), "faint": 1e-4 * a,
+         "far from zero": 1000 + 0.01 * a, "black": torch.zeros_like(a)}[images].requires_grad_()
+    b = torch.full_like(b, 0.7) if images == "both constant" else b
+    value = loss(a, b)
+    value.backward()
+    assert torch.isfinite(a.grad).all()
+    assert value >= 0 and (loss is losses.mse or value <= 2)
+
+
+def test_a_large_offset_costs_little_accuracy():
+    a, b = two_images((16, 16, 16), torch.float32, channels=1)
+    a = 1000 + a  # float32 holds it to 6e-5
+    assert_number(losses.ncc(a, b), losses.ncc(a.double(), b.double()), 1e-4)
+    assert_number(losses.lncc(a, b), losses.lncc(a.double(), b.double()), 1e-3)
+
+
+@shapes
+def test_lncc_stays_accurate_beside_a_bright_flat_region(shape):
+    """Running sums must not lose a faint texture behind a bright one: float32 against float64."""
+    a, b = two_images(tuple(4 * n for n in shape), torch.float32, channels=1)
+    a[..., : a.shape[-1] // 2] = 50
+    assert_number(losses.lncc(a, b, 5), losses.lncc(a.double(), b.double(), 5), 2e-2)
+
+
+@similarities
+def test_identical_images_have_no_loss(loss):
+    a, _ = two_images((15, 16), torch.float32)
+    assert -1e-6 <= float(loss(100 * a, 100 * a)) < 1e-5

@@ -1,0 +1,734 @@
+"""The method by formula: loss terms by case, regimes, and a loop that can be stopped anywhere and ends with the same bits."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import disks, scan
+from torch import nn
+
+from deepatlas import training
+from deepatlas.data import Batch
+from deepatlas.networks import RegistrationNet, SegmentationNet
+from deepatlas.training import REGIMES, Interrupted, Settings, Weights, regimes, spent, train
+from deepatlas.warp import Deformation
+
+CASES = {"known -> unknown": (True, False), "unknown -> known": (False, True), "known -> known": (True, True),
+         "unknown -> unknown": (False, False)}
+cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+TERMS = {"seg": {"anatomy", "supervised"}, "reg": {"similarity", "regularity", "anatomy"}}
+JOINT = Settings({"seg": 4, "reg": 8}, batch_size=2, validations=3, seed=1)  # a checkpoint after 4, 8 and 12 steps
+
+
+class TinySeg(nn.Module):
+    """Scores of three structures; ``norm`` adds batch normalisation."""
+
+    def __init__(self, norm=False):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4) if norm else nn.Tanh(),
+                                    nn.Conv2d(4, 3, 1))
+
+    def forward(self, image):
+        return self.layers(image)
+
+
+class TinyReg(nn.Module):
+    """Displacements of about a voxel."""
+
+    def __init__(self, norm=False):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2) if norm else nn.Identity())
+
+    def forward(self, moving, fixed):
+        return self.layers(2 * torch.cat([moving, fixed], 1))
+
+
+def tiny(norm=False):
+    torch.manual_seed(0)
+    return TinySeg(norm), TinyReg(norm)
+
+
+def networks(seed=0):
+    torch.manual_seed(seed)
+    return {"seg": SegmentationNet(2, 3, (16, 16)), "reg": RegistrationNet(2, (16, 16))}
+
+
+def batches(*wanted):
+    """Moving and fixed batch with one pair for each (moving known, fixed known)."""
+    sides = zip(*[(scan(2 * i, m), scan(2 * i + 1, f)) for i, (m, f) in enumerate(wanted)], strict=True)
+    return [Batch.of(side, 3) for side in sides]
+
+
+def dice_loss(p, q):
+    """1 - 2 sum(p q) / (sum p + sum q), a structure at a time, of one pair (1, C, I, J)."""
+    scores = [2 * (p[0, c] * q[0, c]).sum() / (p[0, c].sum() + q[0, c].sum()) for c in range(p.shape[1])]
+    return 1 - sum(scores) / len(scores)
+
+
+def guess(seg_net, batch):
+    exponentials = seg_net(batch.image).exp()
+    return exponentials / exponentials.sum(1, keepdim=True)
+
+
+def gradients(loss, network):
+    return torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
+
+
+def assert_same_value_and_gradient(term, expected, network):
+    torch.testing.assert_close(term, expected, rtol=1e-5, atol=1e-6)
+    for actual, wanted in zip(gradients(term, network), gradients(expected, network), strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-3, atol=1e-6)
+
+
+def assert_zero_without_gradient(term):
+    assert term == 0 and not term.requires_grad
+
+
+# --- what the networks mean ----------------------------------------------------------------------------------------
+
+
+def test_a_displacement_is_added_and_a_velocity_is_integrated():
+    net = tiny()[1]
+    moving, fixed = (b.image for b in batches((True, True)))
+    u = net(moving, fixed)
+    torch.testing.assert_close(training.register(net, moving, fixed).displacement, u)
+    net.velocity = True
+    phi = training.register(net, moving, fixed)
+    torch.testing.assert_close(phi.displacement, Deformation.exp(u).displacement)
+    assert not torch.allclose(phi.displacement, u, atol=0.01)
+
+
+def test_probabilities_sum_to_one():
+    seg_net = tiny()[0]
+    batch, _ = batches((True, True))
+    p = training.probabilities(seg_net, batch.image)
+    torch.testing.assert_close(p, guess(seg_net, batch))
+    torch.testing.assert_close(p.sum(1), torch.ones(1, 16, 16))
+
+
+def test_the_experts_labels_where_they_exist_the_guess_where_not():
+    batch, _ = batches((True, True), (False, True))
+    p = guess(tiny()[0], batch)
+    mixed = training.labels_or_guess(batch, p)
+    assert torch.equal(mixed[0], batch.one_hot[0]) and torch.equal(mixed[1], p[1])
+
+
+# --- the segmentation turn -----------------------------------------------------------------------------------------
+
+
+def seg_formula(seg_net, reg_net, moving, fixed, case):
+    """The paper's table for one pair: (anatomy, supervised), None for a term that is not there."""
+    phi = Deformation(reg_net(moving.image, fixed.image).detach())
+    s_m, s_f, f_m, f_f = moving.one_hot, fixed.one_hot, guess(seg_net, moving), guess(seg_net, fixed)
+    return {
+        (True, False): (dice_loss(phi.warp(s_m), f_f), dice_loss(f_m, s_m)),
+        (False, True): (dice_loss(phi.warp(f_m), s_f), dice_loss(f_f, s_f)),
+        (True, True): (None, dice_loss(f_m, s_m)),
+        (False, False): (None, None),
+    }[case]
+
+
+@cases
+def test_terms_of_a_segmentation_turn_are_those_of_the_paper(case):
+    seg_net, reg_net = tiny()
+    moving, fixed = batches(case)
+    terms = training.seg_terms(seg_net, reg_net, moving, fixed)
+    assert terms.keys() == TERMS["seg"]
+    expected = seg_formula(seg_net, reg_net, moving, fixed, case)
+    for term, formula in zip((terms["anatomy"], terms["supervised"]), expected, strict=True):
+        if formula is None:
+            assert_zero_without_gradient(term)
+        else:
+            assert formula > 0.1
+            assert_same_value_and_gradient(term, formula, seg_net)
+
+
+@pytest.mark.parametrize("wanted", [list(CASES.values()), [(False, True), (True, True)], [(True, True), (False, False)],
+                                    [(True, False), (True, False), (False, True)]])
+def test_a_mixed_batch_is_the_mean_over_the_pairs_that_count(wanted):
+    seg_net, reg_net = tiny()
+    moving, fixed = batches(*wanted)
+    terms = training.seg_terms(seg_net, reg_net, moving, fixed)
+    singles = [seg_formula(seg_net, reg_net, part(moving, i), part(fixed, i), case) for i, case in enumerate(wanted)]
+    for i, name in enumerate(("anatomy", "supervised")):
+        counted = [single[i] for single in singles if single[i] is not None]
+        if counted:
+            assert_same_value_and_gradient(terms[name], sum(counted) / len(counted), seg_net)
+        else:
+            assert_zero_without_gradient(terms[name])
+
+
+def part(batch, i):
+    return Batch(batch.image[i:i + 1], batch.one_hot[i:i + 1], batch.known[i:i + 1], batch.ids[i:i + 1])
+
+
+@cases
+def test_the_segmentation_baseline_has_no_anatomy(case):
+    seg_net, _ = tiny()
+    moving, fixed = batches(case)
+    terms = training.seg_terms(seg_net, None, moving, fixed)
+    assert_zero_without_gradient(terms["anatomy"])
+    if case[0]:
+        assert_same_value_and_gradient(terms["supervised"], dice_loss(guess(seg_net, moving), moving.one_hot), seg_net)
+    else:
+        assert_zero_without_gradient(terms["supervised"])
+
+
+@cases
+def test_a_segmentation_turn_leaves_the_registration_network_alone(case):
+    seg_net, reg_net = tiny()
+    terms = training.seg_terms(seg_net, reg_net, *batches(case))
+    if case != (False, False):
+        Weights().total(terms).backward()
+        assert all(p.grad.abs().max() > 0 for p in seg_net.parameters())
+    assert all(p.grad is None for p in reg_net.parameters())
+
+
+def test_the_anatomy_gradient_passes_through_the_warp():
+    """unknown -> known: a guess counts where phi looks it up, and nowhere else."""
+    moving, fixed = batches((False, True))
+    scores = torch.zeros(1, 3, 16, 16, requires_grad=True)
+    shift = torch.zeros(1, 2, 16, 16)
+    shift[:, 0] = 5  # warped(x) = moving(x + 5): rows 0 to 4 of the moving image are never looked up
+    seg_net, reg_net = nn.Identity(), nn.Identity()
+    seg_net.forward, reg_net.forward = lambda image: scores, lambda moving, fixed: shift
+    training.seg_terms(seg_net, reg_net, moving, fixed)["anatomy"].backward()
+    assert scores.grad[:, :, :5].abs().max() == 0 and scores.grad[:, :, 5:].abs().min() > 0
+
+
+# --- the registration turn -----------------------------------------------------------------------------------------
+
+
+def reg_formula(seg_net, reg_net, moving, fixed):
+    """Eq. 2 for one pair, each missing S replaced by F_S's prediction."""
+    phi = Deformation(reg_net(moving.image, fixed.image))
+    s_m, s_f = (b.one_hot if b.known else guess(seg_net, b).detach() for b in (moving, fixed))
+    return {"similarity": correlation_loss(phi.warp(moving.image), fixed.image),
+            "regularity": hessian_energy(phi.displacement),
+            "anatomy": dice_loss(phi.warp(s_m), s_f)}
+
+
+def correlation_loss(a, b):
+    return 1 - torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]
+
+
+def hessian_energy(u):
+    i, j, ij = u.diff(n=2, dim=2), u.diff(n=2, dim=3), u.diff(dim=2).diff(dim=3)
+    return 2 * (i.square().mean() + j.square().mean() + 2 * ij.square().mean())  # 2: a sum over channels
+
+
+@pytest.mark.parametrize("wanted", [[case] for case in CASES.values()] + [list(CASES.values())],
+                         ids=[*CASES, "mixed batch"])
+def test_terms_of_a_registration_turn_are_those_of_the_paper(wanted):
+    seg_net, reg_net = tiny()
+    moving, fixed = batches(*wanted)
+    terms = training.reg_terms(reg_net, seg_net, moving, fixed)
+    assert terms.keys() == TERMS["reg"]
+    singles = [reg_formula(seg_net, reg_net, part(moving, i), part(fixed, i)) for i in range(len(wanted))]
+    for name, term in terms.items():
+        expected = sum(single[name] for single in singles) / len(singles)
+        assert expected > 0.01
+        assert_same_value_and_gradient(term, expected, reg_net)
+
+
+@pytest.mark.parametrize("wanted", [[case] for case in CASES.values()] + [list(CASES.values())],
+                         ids=[*CASES, "mixed batch"])
+def test_only_two_experts_teach_the_registration_baseline_anatomy(wanted):
+    _, reg_net = tiny()
+    moving, fixed = batches(*wanted)
+    terms = training.reg_terms(reg_net, None, moving, fixed)
+    experts = [i for i, case in enumerate(wanted) if case == (True, True)]
+    if experts:
+        expected = reg_formula(None, reg_net, part(moving, experts[0]), part(fixed, experts[0]))["anatomy"]
+        assert_same_value_and_gradient(terms["anatomy"], expected, reg_net)
+    else:
+        assert_zero_without_gradient(terms["anatomy"])
+    assert terms["similarity"].requires_grad and terms["regularity"].requires_grad
+
+
+@cases
+def test_a_registration_turn_leaves_the_segmentation_network_alone(case):
+    seg_net, reg_net = tiny()
+    Weights().total(training.reg_terms(reg_net, seg_net, *batches(case))).backward()
+    assert all(p.grad.abs().max() > 0 for p in reg_net.parameters())
+    assert all(p.grad is None for p in seg_net.parameters())
+
+
+def test_the_similarity_can_be_chosen():
+    _, reg_net = tiny()
+    moving, fixed = batches((True, True))
+    terms = training.reg_terms(reg_net, None, moving, fixed, training.SIMILARITIES["mse"])
+    warped = Deformation(reg_net(moving.image, fixed.image)).warp(moving.image)
+    torch.testing.assert_close(terms["similarity"], (warped - fixed.image).square().mean())
+
+
+def test_weights_weigh_the_terms_that_are_there():
+    weights = Weights(similarity=2, regularity=3, anatomy=5, supervised=7)
+    assert weights.total({"similarity": 1.0, "regularity": 10.0, "anatomy": 100.0}) == 2 + 30 + 500
+    assert weights.total({"anatomy": 1.0, "supervised": 10.0}) == 5 + 70
+    assert (Weights().anatomy, Weights().supervised) == (3, 3)  # the authors' lambda_a
+
+
+# --- regimes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labelled", [1, 2, 21])
+def test_a_regime_starts_from_networks_that_were_trained_before_it(labelled):
+    table = regimes(labelled)
+    assert list(table) == list(REGIMES)
+    for i, (key, regime) in enumerate(table.items()):
+        before = dict(list(table.items())[:i])
+        assert all(source in before and network in before[source].trains for network, source in regime.start.items())
+        assert regime.budget_of is None or regime.budget_of in before
+        assert regime.consults == key.startswith(("semi", "deepatlas"))
+        assert regime.title == REGIMES[key].title and regime.trains == REGIMES[key].trains
+        consulted = {"seg", "reg"} - set(regime.trains) if regime.consults else set()
+        assert consulted <= regime.start.keys(), "a consulted network must have been trained"
+
+
+def test_semi_trains_one_network_and_deepatlas_both_from_the_baselines():
+    baselines = {"seg": "seg_baseline", "reg": "reg_baseline"}
+    assert REGIMES["semi_seg"].trains == ("seg",) and REGIMES["semi_reg"].trains == ("reg",)
+    assert set(REGIMES["deepatlas"].trains) == {"seg", "reg"}
+    assert all(REGIMES[key].start == baselines for key in ("semi_seg", "semi_reg", "deepatlas"))
+    assert {key for key, regime in REGIMES.items() if regime.all_labels} == {"seg_full", "reg_full"}
+
+
+def test_with_one_label_an_unsupervised_registration_teaches_segmentation_first():
+    table = regimes(1)
+    assert table["semi_seg"].start == {"reg": "reg_baseline"}
+    assert table["deepatlas"].start == table["semi_reg"].start == {"seg": "semi_seg", "reg": "reg_baseline"}
+
+
+def test_what_a_network_has_spent_includes_what_it_started_from():
+    own = {"seg_baseline": {"seg": 1}, "reg_baseline": {"reg": 10}, "semi_seg": {"seg": 100}, "semi_reg": {"reg": 1000},
+           "deepatlas": {"seg": 2, "reg": 20}, "seg_control": {"seg": 7}}
+    assert spent(REGIMES, "deepatlas", "seg", own) == 1 + 2
+    assert spent(REGIMES, "deepatlas", "reg", own) == 10 + 20
+    assert spent(REGIMES, "semi_seg", "seg", own) == 1 + 100
+    assert spent(REGIMES, "seg_control", "seg", own) == 7
+    assert spent(regimes(1), "deepatlas", "seg", own) == 100 + 2
+    assert spent(regimes(1), "deepatlas", "reg", own) == 10 + 20
+    assert spent(regimes(1), "semi_seg", "seg", own) == 100
+
+
+# --- the loop ------------------------------------------------------------------------------------------------------
+
+
+def trainer(settings, regime="deepatlas", nets=None, cohort=None):
+    return training._Trainer(nets or networks(), cohort or disks(), REGIMES[regime], settings)
+
+
+@pytest.mark.parametrize("steps", [{"seg": 5, "reg": 5}, {"seg": 30, "reg": 60}, {"seg": 7, "reg": 140},
+                                   {"seg": 100, "reg": 3}, {"seg": 1, "reg": 1}, {"seg": 13, "reg": 31}])
+def test_turns_are_exact_and_evenly_spread(steps):
+    loop, total = trainer(Settings(steps)), sum(steps.values())
+    for step in range(1, total + 1):
+        assert not loop.finished
+        loop.turns[loop.next_turn()] += 1
+        assert all(abs(loop.turns[name] - step * steps[name] / total) <= 1 for name in steps)
+    assert loop.finished and loop.turns == steps
+
+
+def test_the_rate_warms_up_and_falls_along_a_cosine(tmp_path):
+    settings = Settings({"seg": 100}, learning_rate=0.01)
+    loop, rates = trainer(settings, "seg_baseline"), []
+    for turn in range(100):
+        loop.turns["seg"] = turn
+        rates.append(loop._rate("seg"))
+    assert 0 < rates[0] < 0.003 and max(rates) == pytest.approx(0.01, rel=0.02) and rates.index(max(rates)) <= 5
+    assert rates[6:] == sorted(rates[6:], reverse=True)
+    for turn in (25, 50, 75):
+        assert rates[turn] == pytest.approx(0.01 * math.cos(math.pi * turn / 200) ** 2)
+    assert rates[-1] < 1e-5
+
+
+def test_the_optimiser_uses_the_rate_of_the_history():
+    """Adam's first step moves every weight whose gradient is not tiny by the learning rate."""
+    nets = networks()
+    head, before = nets["seg"].head.weight, nets["seg"].head.weight.detach().clone()
+    row = trainer(Settings({"seg": 10}, learning_rate=0.01), "seg_baseline", nets).advance()
+    torch.testing.assert_close((head - before).abs().median().item(), row["rate"], rtol=1e-3, atol=0)
+
+
+def test_only_the_network_whose_turn_it_is_moves():
+    nets = networks()
+    loop = trainer(JOINT, nets=nets)
+    for _ in range(6):
+        before = {name: [p.detach().clone() for p in net.parameters()] for name, net in nets.items()}
+        turn = loop.advance()["turn"]
+        for name, net in nets.items():
+            moved = any(not torch.equal(a, b) for a, b in zip(before[name], net.parameters(), strict=True))
+            assert moved == (name == turn)
+
+
+@pytest.mark.parametrize("turn", ["seg", "reg"])
+def test_batch_norm_of_a_consulted_network_stops_learning(turn):
+    nets = dict(zip(("seg", "reg"), tiny(norm=True), strict=True))
+    before = {name: [b.clone() for b in net.buffers()] for name, net in nets.items()}
+    trainer(Settings({turn: 3}), f"semi_{turn}", nets).advance()
+    for name, net in nets.items():
+        moved = any(not torch.equal(a, b) for a, b in zip(before[name], net.buffers(), strict=True))
+        assert moved == (name == turn)
+
+
+@pytest.mark.parametrize("regime", ["seg_baseline", "reg_baseline", "semi_seg", "semi_reg", "deepatlas"])
+def test_every_row_of_the_history_names_its_terms(regime, tmp_path):
+    steps = {name: JOINT.steps[name] for name in REGIMES[regime].trains}
+    history = train(networks(), disks(), REGIMES[regime], replace(JOINT, steps=steps), tmp_path)
+    assert [row["step"] for row in history] == list(range(1, sum(steps.values()) + 1))
+    for row in history:
+        assert {"step", "turn", "rate", "seconds", *TERMS[row["turn"]]} <= row.keys()
+        assert all(math.isfinite(row[name]) for name in TERMS[row["turn"]])
+    assert {name: sum(row["turn"] == name for row in history) for name in steps} == steps
+    assert [row["seconds"] for row in history] == sorted(row["seconds"] for row in history)
+
+
+def test_no_usable_pair_is_explained(tmp_path):
+    with pytest.raises(ValueError, match=r"Baseline, segmentation: no pair among 3 training scans, 0 of them labelled, "
+                                         r"can teach the network 'seg': label more"):
+        train(networks(), disks(0, 3), REGIMES["seg_baseline"], Settings({"seg": 2}), tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_mixed_precision_is_for_the_networks_alone(tmp_path):
+    nets, seen = networks(), []
+    nets["seg"].head.register_forward_hook(lambda *call: seen.append(call[-1].dtype))
+    history = train(nets, disks(), REGIMES["deepatlas"], replace(JOINT, mixed_precision=True), tmp_path)
+    assert set(seen) == {torch.bfloat16}
+    assert all(p.dtype == torch.float32 for net in nets.values() for p in net.parameters())
+    exact = train(networks(), disks(), REGIMES["deepatlas"], JOINT, tmp_path / "exact")
+    for row, other in zip(history, exact, strict=True):
+        assert all(row[name] == pytest.approx(other[name], abs=0.05) for name in TERMS[row["turn"]])
+
+
+# --- which weights are kept ----------------------------------------------------------------------------------------
+
+
+def kept_scores(tmp_path, seg, reg=(0, 1, 2)):
+    """Validation number (from 0) whose weights each network is left with, when validations give these scores."""
+    nets, seen = networks(), []
+
+    def validate():
+        seen.append({name: {k: v.clone() for k, v in net.state_dict().items()} for name, net in nets.items()})
+        scores = {"seg": seg[len(seen) - 1], "reg": reg[len(seen) - 1]}
+        return {name: score for name, score in scores.items() if score is not None}
+
+    history = train(nets, disks(), REGIMES["deepatlas"], JOINT, tmp_path, validate)
+    assert len(seen) == 3
+    rows = [row for row in history if "validation_seg" in row]
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    assert [row["validation_seg"] for row in rows] == pytest.approx([math.nan if s is None else s for s in seg],
+                                                                    nan_ok=True)
+    return {name: [i for i, state in enumerate(seen)
+                   if all(torch.equal(v, net.state_dict()[k]) for k, v in state[name].items())]
+            for name, net in nets.items()}
+
+
+def test_each_network_is_left_at_its_best_validation_score(tmp_path):
+    assert kept_scores(tmp_path, seg=(0.1, 0.9, 0.5), reg=(0.7, 0.6, 0.5)) == {"seg": [1], "reg": [0]}
+
+
+def test_without_scores_the_last_weights_are_kept(tmp_path):
+    assert kept_scores(tmp_path, seg=(None, None, None)) == {"seg": [2], "reg": [2]}
+
+
+@pytest.mark.parametrize(("scores", "kept"), [((math.nan, 0.5, 0.4), 1), ((0.5, math.nan, 0.4), 0),
+                                              ((0.5, 0.4, math.nan), 0), ((0.5, math.nan, 0.6), 2)])
+def test_a_score_that_is_nan_beats_no_number(tmp_path, scores, kept):
+    assert kept_scores(tmp_path, seg=scores)["seg"] == [kept]
+
+
+def test_of_equal_scores_the_first_is_kept(tmp_path):
+    assert kept_scores(tmp_path, seg=(0.5, 0.5, 0.5))["seg"] == [0]
+
+
+def test_a_finished_regime_is_only_loaded(tmp_path, monkeypatch):
+    first = networks()
+    history = train(first, disks(), REGIMES["deepatlas"], JOINT, tmp_path, lambda: {"seg": 0.5, "reg": 0.5})
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    monkeypatch.setattr(training._Trainer, "advance", lambda self: pytest.fail("trained again"))
+    again = networks(seed=9)
+    repeated = train(again, disks(), REGIMES["deepatlas"], JOINT, tmp_path, lambda: pytest.fail("validated again"))
+    assert_same(repeated, history)
+    assert_same({k: v.state_dict() for k, v in again.items()}, {k: v.state_dict() for k, v in first.items()})
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+# --- stopping and going on -----------------------------------------------------------------------------------------
+
+
+def assert_same(a, b):
+    """Bit for bit, through dicts and lists."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for pair in zip(a, b, strict=True):
+            assert_same(*pair)
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+    else:
+        assert a == b or a != a and b != b
+
+
+def score(nets):
+    """A validation that depends on the weights: best somewhere in the middle."""
+    return lambda: {name: float(next(net.parameters()).detach().double().sum().sin()) for name, net in nets.items()}
+
+
+def train_joint(folder, seed=0, regime="deepatlas"):
+    """The final weights and the whole checkpoint, without times."""
+    nets = networks(seed)
+    settings = replace(JOINT, steps={name: JOINT.steps[name] for name in REGIMES[regime].trains})
+    history = train(nets, disks(), REGIMES[regime], settings, folder, score(nets))
+    state = torch.load(Path(folder) / "checkpoint.pt", weights_only=True)
+    assert_same(state["history"], history)
+    for row in [state, *state["history"]]:
+        row.pop("seconds")
+    return {"final": {name: dict(nets[name].state_dict()) for name in REGIMES[regime].trains}, **state}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return train_joint(tmp_path_factory.mktemp("uninterrupted"))
+
+
+def calls(monkeypatch, owner, name, act, at):
+    """Let the ``at``-th call of ``owner.name`` (from 1) do ``act()`` first; 0: every call."""
+    original, count = getattr(owner, name), iter(range(1, 10**6))
+
+    def wrapped(*args, **kwargs):
+        if (number := next(count)) == at or not at and number:
+            act()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+def fail():
+    raise RuntimeError("power cut")
+
+
+def send(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+def test_training_is_repeatable(uninterrupted, tmp_path):
+    assert_same(train_joint(tmp_path), uninterrupted)
+
+
+@pytest.mark.parametrize("step", [2, 5, 8, 9, 12])
+def test_after_a_crash_training_goes_on_from_the_last_checkpoint(uninterrupted, tmp_path, monkeypatch, step):
+    with monkeypatch.context() as patch:
+        calls(patch, training, "draw_pair", fail, 2 * step - 1)  # two pairs a step
+        with pytest.raises(RuntimeError, match="power cut"):
+            train_joint(tmp_path)
+    assert (tmp_path / "checkpoint.pt").exists() == (step > 4)
+    assert_same(train_joint(tmp_path, seed=9 if step > 4 else 0), uninterrupted)  # other weights: all are loaded
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [1, 4, 7, 11])
+def test_a_signal_stops_after_the_step_and_training_goes_on(uninterrupted, tmp_path, monkeypatch, number, step):
+    with monkeypatch.context() as patch:
+        calls(patch, training, "draw_pair", send(number), 2 * step)
+        with pytest.raises(Interrupted, match=rf"DeepAtlas stopped at step {step} of 12; saved in .*checkpoint.pt, and "
+                                              "the same command goes on from there"):
+            train_joint(tmp_path)
+    assert len(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]) == step
+    assert_same(train_joint(tmp_path, seed=9), uninterrupted)
+
+
+def test_a_signal_during_validation_waits_for_its_end(uninterrupted, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        calls(patch, training._Trainer, "keep_best", send(signal.SIGINT), 2)
+        with pytest.raises(KeyboardInterrupt, match="step 8 of 12"):
+            train_joint(tmp_path)
+    assert_same(train_joint(tmp_path, seed=9), uninterrupted)
+
+
+def test_stopped_at_every_single_step_it_still_ends_with_the_same_bits(uninterrupted, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        calls(patch, training._Trainer, "advance", send(signal.SIGTERM), 0)
+        for _ in range(12):
+            with pytest.raises(Interrupted):
+                train_joint(tmp_path)
+    assert_same(train_joint(tmp_path, seed=9), uninterrupted)
+
+
+@pytest.mark.parametrize("regime", ["reg_baseline", "semi_seg"])
+def test_a_regime_of_one_network_goes_on_too(tmp_path, monkeypatch, regime):
+    whole = train_joint(tmp_path / "whole", regime=regime)
+    with monkeypatch.context() as patch:
+        calls(patch, training, "draw_pair", send(signal.SIGINT), 5)
+        with pytest.raises(Interrupted):
+            train_joint(tmp_path / "parts", regime=regime)
+    assert_same(train_joint(tmp_path / "parts", regime=regime), whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_handlers_are_restored(tmp_path, monkeypatch, number):
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    for act, error in ((send(number), Interrupted), (fail, RuntimeError)):
+        with monkeypatch.context() as patch, pytest.raises(error):
+            calls(patch, training, "draw_pair", act, 3)
+            train_joint(tmp_path)
+        assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    train_joint(tmp_path)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_training_works_in_a_thread(uninterrupted, tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(train_joint(tmp_path)))
+    thread.start()
+    thread.join(60)
+    assert_same(results, [uninterrupted])
+
+
+def train_slowly(folder, threads):
+    """What the process below runs: ``train_joint``, telling of each validation and waiting a little."""
+    torch.set_num_threads(int(threads))
+    keep_best = training._Trainer.keep_best
+
+    def slow(self, scores):
+        print("validated", flush=True)
+        time.sleep(0.4)
+        keep_best(self, scores)
+
+    training._Trainer.keep_best = slow
+    train_joint(folder)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGKILL"])
+def test_a_process_that_is_killed_loses_only_what_came_after_its_checkpoint(uninterrupted, tmp_path, name):
+    code = "import sys, test_training; test_training.train_slowly(*sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(torch.get_num_threads())],
+                               cwd=Path(__file__).parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(2):
+        assert process.stdout.readline() == "validated\n"
+    process.send_signal(getattr(signal, name))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    rows = len(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"])
+    if name == "SIGKILL":
+        assert rows in (4, 8)
+    else:
+        assert rows == 8 and "DeepAtlas stopped at step 8 of 12" in errors
+    assert_same(train_joint(tmp_path, seed=9), uninterrupted)
+
+
+# --- files and numbers that go wrong -------------------------------------------------------------------------------
+
+
+def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "new folder" / "checkpoint.pt"
+    training.save_atomically({"step": 1}, path)
+
+    def half_a_file(state, where):
+        Path(where).write_bytes(b"half")
+        fail()
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(torch, "save", half_a_file)
+        training.save_atomically({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    training.save_atomically({"step": 3}, path)
+    assert torch.load(path, weights_only=True) == {"step": 3}
+    assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
+
+
+def poisoned(cohort):
+    return replace(cohort, train=tuple(replace(s, image=torch.full_like(s.image, math.nan)) for s in cohort.train))
+
+
+def test_a_loss_that_is_not_finite_names_term_step_and_scans(tmp_path, monkeypatch):
+    monkeypatch.setitem(training.SIMILARITIES, "ncc", lambda a, b: math.inf * (a - b).square().mean())
+    with pytest.raises(FloatingPointError, match=r"Baseline, registration, step 1 \(turn of reg\): the term similarity "
+                                                 r"is inf for s\d -> s\d, s\d -> s\d: look at these scans, or lower"):
+        train(networks(), disks(), REGIMES["reg_baseline"], Settings({"reg": 4}, batch_size=2), tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_overwrites_nothing(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        calls(patch, training, "draw_pair", send(signal.SIGTERM), 10)
+        train_joint(tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    nets = networks(seed=9)
+    with pytest.raises(FloatingPointError, match=r"DeepAtlas, step 6 \(turn of \w+\): the term .* is nan for"):
+        train(nets, poisoned(disks()), REGIMES["deepatlas"], JOINT, tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["networks"]
+    assert_same({name: dict(net.state_dict()) for name, net in nets.items()},
+                {name: dict(state) for name, state in saved.items()})
+
+
+# --- it learns -----------------------------------------------------------------------------------------------------
+
+
+def mean_of(history, term, turn):
+    """Of the first and of the last ten turns."""
+    values = [row[term] for row in history if row["turn"] == turn]
+    return sum(values[:10]) / 10, sum(values[-10:]) / 10
+
+
+def learn(tmp_path, nets, regime, steps, cohort=None, **options):
+    settings = Settings(steps, learning_rate=1e-2, batch_size=4, **options)
+    return train(nets, cohort or disks(side=24), REGIMES[regime], settings, tmp_path)
+
+
+def test_sixty_steps_of_the_baseline_learn_to_segment(tmp_path):
+    nets = networks()
+    before, after = mean_of(learn(tmp_path, nets, "seg_baseline", {"seg": 60}), "supervised", "seg")
+    assert before > 0.3 and after < before / 3
+    held_out = scan(100, side=24)
+    dice = dice_loss(guess(nets["seg"].eval(), Batch.of([held_out], 3)), Batch.of([held_out], 3).one_hot)
+    assert dice < 0.25
+
+
+def test_sixty_steps_of_the_baseline_learn_to_register(tmp_path):
+    nets = networks()
+    cohort = disks(0, 6, side=24)  # unsupervised
+    history = learn(tmp_path, nets, "reg_baseline", {"reg": 60}, cohort, weights=Weights(regularity=0.1))
+    before, after = mean_of(history, "similarity", "reg")
+    assert after < 0.6 * before
+    moving, fixed = (Batch.of([s], 3) for s in cohort.validation)
+    with torch.no_grad():
+        phi = training.register(nets["reg"].eval(), moving.image, fixed.image)
+    assert dice_loss(phi.warp(moving.one_hot), fixed.one_hot) < 0.8 * dice_loss(moving.one_hot, fixed.one_hot)
+
+
+class TwoImages(nn.Module):
+    """Any network of two channels as a registration network."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, moving, fixed):
+        return self.net(torch.cat([moving, fixed], 1))
+
+
+def test_networks_of_another_library_can_be_trained(tmp_path):
+    from monai.networks.nets import UNet
+
+    torch.manual_seed(0)
+    seg_net, reg_net = (UNet(spatial_dims=2, in_channels=inputs, out_channels=outputs, channels=(16, 32), strides=(2,))
+                        for inputs, outputs in ((1, 3), (2, 2)))
+    history = learn(tmp_path, {"seg": seg_net, "reg": TwoImages(reg_net)}, "deepatlas", {"seg": 20, "reg": 20})
+    for turn, term in (("seg", "supervised"), ("seg", "anatomy"), ("reg", "anatomy")):
+        before, after = mean_of(history, term, turn)
+        assert after < 0.8 * before, (turn, term, before, after)
