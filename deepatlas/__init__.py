@@ -13,7 +13,8 @@ floor  file               subject
 1      registration.py    registration without a network: affine alignment, one pair by gradient descent
 1      datasets.py        cohorts by name
 1      pairs.py           what a training step sees: pairs by case, augmented
-1      training.py        the loss terms, the regimes as a table, one loop
+1      regimes.py         the table of the paper: who trains, from which start, seeing which labels
+1      training.py        the loss terms, and one loop for all regimes
 1      evaluation.py      scores and statistics; knows nothing of how a model was made
 2      plots.py           figures (the only matplotlib)
 3      machine.py         devices, precision, memory

@@ -6,6 +6,7 @@ that a result on the common grid can be carried back to the file it came from.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,6 +106,15 @@ class Cohort:
     def labelled(self) -> tuple[Scan, ...]:
         """The N training scans whose labels may be seen."""
         return tuple(scan for scan in self.train if scan.labels is not None)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of every image and label."""
+        digest = hashlib.sha256()
+        for scan in self.scans:
+            digest.update(scan.id.encode() + scan.image.cpu().numpy().tobytes())
+            digest.update(b"" if scan.labels is None else scan.labels.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def hide_labels(self, keep: int, seed: int = 0) -> Cohort:
         """The same cohort in which ``keep`` training scans, drawn by ``seed``, keep their labels: N = ``keep``.

@@ -19,34 +19,37 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import datasets, evaluation, machine, networks, registration, training
-from .data import Cohort, Scan
-from .training import Regime, Settings, Weights, regimes, spent
+from .data import Cohort, Scan, check_sides
+from .regimes import Regime, regimes, spent
+from .training import Settings, Weights
 from .warp import Deformation
 
 PROJECT = Path(__file__).resolve().parent.parent
-NOTEBOOK = PROJECT / "notebooks" / "experiment.ipynb"
 
-# What a profile decides where the parameters say nothing.
+# What the profile and the number of dimensions decide where the parameters say nothing.
 PROFILES = {
-    "smoke": {"seg_steps": 4, "reg_steps": 4, "joint_steps": 6, "batch_size": 2},
-    "class": {"seg_steps": 200, "reg_steps": 300, "joint_steps": 400, "batch_size": 1},
-    "full": {"seg_steps": 4000, "reg_steps": 8000, "joint_steps": 12000, "batch_size": 4},
+    "smoke-2d": {"seg_steps": 4, "reg_steps": 4, "joint_steps": 6, "batch_size": 2},
+    "smoke-3d": {"seg_steps": 4, "reg_steps": 4, "joint_steps": 6, "batch_size": 1},
+    "class-2d": {"seg_steps": 300, "reg_steps": 400, "joint_steps": 600, "batch_size": 4},
+    "class-3d": {"seg_steps": 300, "reg_steps": 400, "joint_steps": 600, "batch_size": 1},
+    "full-2d": {"seg_steps": 2000, "reg_steps": 4000, "joint_steps": 6000, "batch_size": 8},
+    "full-3d": {"seg_steps": 4000, "reg_steps": 8000, "joint_steps": 12000, "batch_size": 4},
 }
 
 
 class Experiment(BaseModel):
     """The parameters of one comparison of all regimes; plain values, checked, with a sentence for each mistake."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dataset: str = "phantom-brain"  # one of the names in tutorials_data/datasets.toml
     profile: Literal["smoke", "class", "full"] = "class"  # size of grid and training: test, laptop, GPU
-    dims: Literal[2, 3] = 3  # volumes or slices
+    dims: Literal[2, 3] = Field(None, validate_default=False)  # slices or volumes; by default what the cohort is for
     labelled: int = Field(1, ge=1)  # N, training scans whose labels may be seen
     seed: int = Field(0, ge=0)  # of the split, the labelled scans, the networks and the draws
     seg_steps: int = Field(None, ge=1, validate_default=False)  # steps of the segmentation baseline
@@ -60,27 +63,20 @@ class Experiment(BaseModel):
     similarity: Literal["ncc", "lncc", "mse"] = "ncc"  # of images
     velocity: bool = False  # does the registration network output a velocity field?
     networks: Literal["kit", "paper"] = "kit"  # the paper's two networks are 3D and slower
-    learning_rate: float = Field(1e-3, gt=0)  # of Adam
+    learning_rate: float = Field(4e-3, gt=0)  # of Adam, at its highest
     augmentation: float = Field(1.0, ge=0)  # strength, 0 for none
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the networks; losses are always float32
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_from_profile(cls, values: Mapping) -> dict:
+    def _fill(cls, values: Mapping) -> dict:
         given = {key: value for key, value in dict(values).items() if value is not None}
-        return {**PROFILES.get(given.get("profile", "class"), {}), **given}
-
-    @field_validator("dims", mode="before")
-    @classmethod
-    def _digits(cls, value: object) -> object:
-        return int(value) if isinstance(value, str) and value.isdigit() else value
-
-    @field_validator("dataset")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        datasets.describe(value)
-        return value
+        given = {"dataset": "phantom-brain", "profile": "class"} | given
+        given.setdefault("dims", datasets.describe(str(given["dataset"]))["dims"])
+        if isinstance(given["dims"], str) and given["dims"].isdigit():
+            given["dims"] = int(given["dims"])
+        return PROFILES.get(f"{given['profile']}-{given['dims']}d", {}) | given
 
     @model_validator(mode="after")
     def _possible(self) -> Experiment:
@@ -89,7 +85,9 @@ class Experiment(BaseModel):
             raise ValueError(f"labelled must be at most {split[self.profile][0]}, the training scans of "
                              f"{self.dataset} in profile {self.profile}, got {self.labelled}")
         if self.networks == "paper" and (self.dims == 2 or self.velocity):
-            raise ValueError("networks='paper' is 3D and predicts displacements: leave dims at 3 and velocity false")
+            raise ValueError("networks='paper' is 3D and predicts displacements: take dims=3 and leave velocity false")
+        if self.networks == "paper":
+            check_sides(datasets.describe(self.dataset)["grids"][f"{self.profile}-3d"]["shape"], 16)
         return self
 
     @property
@@ -136,8 +134,8 @@ def from_notebook(namespace: Mapping) -> Experiment:
 
 def _source_hash() -> str:
     """Of the code that decides what a network learns, so that editing a loss never loads an old network."""
-    names = ("data", "warp", "networks", "losses", "phantom", "registration", "datasets", "pairs", "training",
-             "evaluation")
+    names = ("data", "warp", "networks", "losses", "phantom", "registration", "datasets", "pairs", "regimes",
+             "training", "evaluation")
     return hashlib.sha256(b"".join((PROJECT / "deepatlas" / f"{n}.py").read_bytes() for n in names)).hexdigest()
 
 
@@ -161,7 +159,7 @@ def run(experiment: Experiment, root: Path | None = None) -> Path:
                                   seed=experiment.seed)
     device = torch.device(record["device"] if record else machine.pick_device(experiment.device))
     record = record or _new_record(experiment, cohort, device)
-    if record["data"] != fingerprint(cohort):
+    if record["data"] != cohort.fingerprint:
         raise ValueError(f"{folder}: this run was begun on other data than {experiment.dataset} holds now: "
                          "remove the folder to begin again")
     _write_json(record, path)
@@ -183,20 +181,11 @@ def _new_record(experiment: Experiment, cohort: Cohort, device: torch.device) ->
         "labelled_training_scans": experiment.labelled,
         "labelled_validation_scans": sum(scan.labels is not None for scan in cohort.validation),
         "training_scans": len(cohort.train), "test_scans": len(cohort.test), "shape": cohort.shape,
-        "spacing_mm": cohort.spacing, "structures": cohort.structures, "data": fingerprint(cohort),
+        "spacing_mm": cohort.spacing, "structures": cohort.structures, "data": cohort.fingerprint,
         "python": platform.python_version(), "begun": time.strftime("%Y-%m-%d %H:%M:%S"),
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "nibabel", "pandas")},
         "steps": {}, "seconds": {},
     }
-
-
-def fingerprint(cohort: Cohort) -> str:
-    """A hash of every image and label of the cohort."""
-    digest = hashlib.sha256()
-    for scan in cohort.scans:
-        digest.update(scan.id.encode() + scan.image.numpy().tobytes())
-        digest.update(b"" if scan.labels is None else scan.labels.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def own_steps(experiment: Experiment, table: Mapping[str, Regime]) -> dict[str, dict[str, int]]:

@@ -133,12 +133,3 @@ def loss_curves(history: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     for axes in grid.flat[len(regimes):]:
         axes.set_axis_off()
     return figure
-
-
-def montage(images: Mapping[str, Tensor]) -> Figure:
-    """Axial, coronal and sagittal middle slices of named images (1, I, J, K), one column each."""
-    figure, axes = plt.subplots(3, len(images), figsize=(2 * len(images), 6), layout="constrained", squeeze=False)
-    for column, (name, image) in zip(axes.T, images.items(), strict=True):
-        for cell, order in zip(column, ((0, 1, 2), (0, 2, 1), (1, 2, 0)), strict=True):
-            draw_image(cell, image.permute(0, *[1 + axis for axis in order]), name if cell is column[0] else "")
-    return figure

@@ -13,6 +13,7 @@ from .data import Scan, resample
 from .warp import Deformation
 
 
+@torch.enable_grad()
 def affine_matrices(moving: Tensor, fixed: Tensor, steps: Sequence[int] = (80, 40), rate: float = 0.02) -> Tensor:
     """[[A, t], [0, 1]] (B, D + 1, D + 1), fixed voxels -> moving voxels, that align (B, 1, I, J, K) to (1, 1, I, J, K).
 
@@ -68,6 +69,7 @@ def align(scans: Sequence[Scan], originals: Sequence[Scan], reference: Scan, chu
     return aligned
 
 
+@torch.enable_grad()
 def optimise_pair(moving: Tensor, fixed: Tensor, *, similarity: Callable[[Tensor, Tensor], Tensor] = losses.ncc,
                   regularity: float = 1.0, steps: int = 100, rate: float = 0.1) -> Deformation:
     """The phi that minimises similarity + ``regularity`` * bending energy for one pair (B, 1, I, J, K), by Adam on u.

@@ -11,7 +11,7 @@ import papermill
 import torch
 
 from . import evaluation, experiments
-from .training import REGIMES
+from .regimes import REGIMES
 
 NOTEBOOK = experiments.PROJECT / "notebooks" / "experiment.ipynb"
 TITLES = {"identity": "No registration", "label_propagation": "Label propagation",

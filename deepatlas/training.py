@@ -1,4 +1,4 @@
-"""The method: two loss functions, the regimes of the paper as a table, and one loop that trains them all.
+"""The method: the loss terms of the two networks, and the one loop that trains every regime.
 
 Registration minimises    similarity + lambda_r regularity + lambda_a anatomy          (Xu & Niethammer 2019, eq. 2)
 Segmentation minimises    lambda_a anatomy + lambda_sp supervised                      (eq. 3, by case)
@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from . import losses
 from .data import Batch, Cohort
 from .pairs import augment, draw_pair, pairs_by_case
+from .regimes import Regime
 from .warp import Deformation
 
 # --- what the networks mean ----------------------------------------------------------------------------------------
@@ -123,57 +124,6 @@ def _mean_dice(p: Tensor, q: Tensor, counted: Tensor) -> Tensor:
     return losses.soft_dice(p[counted], q[counted]) if counted.any() else p.new_zeros(())
 
 
-# --- the regimes ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Regime:
-    """One row of the comparison: which networks take turns, from which start, and which labels they see."""
-
-    title: str
-    trains: tuple[str, ...]  # of "seg", "reg"
-    start: Mapping[str, str] = field(default_factory=dict)  # network -> the regime whose network it starts from
-    all_labels: bool = False
-    budget_of: str | None = None  # spends on its network what this regime spent, pretraining included
-
-    @property
-    def consults(self) -> bool:
-        """Does a network in its turn ask the other one?"""
-        return bool(self.start)
-
-
-BASELINES = {"seg": "seg_baseline", "reg": "reg_baseline"}
-ONE_SHOT = {"seg": "semi_seg", "reg": "reg_baseline"}  # at N = 1 the paper teaches seg_net by the unsupervised reg_net
-
-REGIMES = {
-    "seg_baseline": Regime("Baseline, segmentation", ("seg",)),
-    "reg_baseline": Regime("Baseline, registration", ("reg",)),
-    "semi_seg": Regime("Semi-DeepAtlas, segmentation", ("seg",), BASELINES),
-    "semi_reg": Regime("Semi-DeepAtlas, registration", ("reg",), BASELINES),
-    "deepatlas": Regime("DeepAtlas", ("seg", "reg"), BASELINES),
-    "seg_control": Regime("Baseline, as long as DeepAtlas", ("seg",), budget_of="deepatlas"),
-    "reg_control": Regime("Baseline, as long as DeepAtlas", ("reg",), budget_of="deepatlas"),
-    "seg_full": Regime("Full supervision", ("seg",), all_labels=True, budget_of="deepatlas"),
-    "reg_full": Regime("Full supervision", ("reg",), all_labels=True, budget_of="deepatlas"),
-}
-
-
-def regimes(labelled: int) -> dict[str, Regime]:
-    """The table for N = ``labelled``: at N = 1 semi-supervised segmentation starts anew, taught by registration, and
-    what comes after starts from it (the paper, section 3)."""
-    if labelled != 1:
-        return REGIMES
-    one_shot = {"semi_seg": {"reg": "reg_baseline"}, "semi_reg": ONE_SHOT, "deepatlas": ONE_SHOT}
-    return {key: Regime(r.title, r.trains, one_shot.get(key, r.start), r.all_labels, r.budget_of)
-            for key, r in REGIMES.items()}
-
-
-def spent(table: Mapping[str, Regime], key: str, network: str, own: Mapping[str, Mapping[str, int]]) -> int:
-    """Steps that ``network`` has taken at the end of regime ``key``, its starts included; ``own``: steps by regime."""
-    before = table[key].start.get(network)
-    return own[key].get(network, 0) + (spent(table, before, network, own) if before else 0)
-
-
 # --- the loop ------------------------------------------------------------------------------------------------------
 
 SIMILARITIES = {"ncc": losses.ncc, "lncc": losses.lncc, "mse": losses.mse}
@@ -261,10 +211,12 @@ class _Trainer:
 
     @property
     def step(self) -> int:
+        """Turns taken so far, of all networks."""
         return sum(self.turns.values())
 
     @property
     def finished(self) -> bool:
+        """Has every turn been taken?"""
         return self.step >= self.total
 
     def next_turn(self) -> str:
@@ -313,28 +265,31 @@ class _Trainer:
         return self.settings.learning_rate * min(1.0, (done + 1e-2) / 0.05) * (1 + math.cos(math.pi * done)) / 2
 
     def keep_best(self, scores: Mapping[str, float]) -> None:
-        """Remember each network that scored better than before; without a score, the latest."""
+        """Remember each network that scored better than before; as long as there is no score, the latest."""
         for name in self.regime.trains:
-            score = scores.get(name, math.nan)
-            if name not in self.best or math.isnan(score) or score > self.best_score[name]:
+            score, best = scores.get(name, math.nan), self.best_score.get(name, math.nan)
+            if math.isnan(best) or score > best:
                 state = self.networks[name].state_dict()
                 self.best[name] = {key: value.detach().cpu().clone() for key, value in state.items()}
                 self.best_score[name] = score
             self.history[-1][f"validation_{name}"] = score
 
     def state(self) -> dict:
+        """What a checkpoint holds: tensors, numbers and texts only."""
         return {
             "networks": {name: self.networks[name].state_dict() for name in self.regime.trains},
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
-            "generator": self.generator.get_state(), "turns": self.turns, "best": self.best,
-            "best_score": self.best_score, "history": self.history, "seconds": self.seconds,
+            "generator": self.generator.get_state(), "dropout": torch.get_rng_state(), "turns": self.turns,
+            "best": self.best, "best_score": self.best_score, "history": self.history, "seconds": self.seconds,
         }
 
     def load(self, state: Mapping) -> None:
+        """Go on from a checkpoint."""
         for name in self.regime.trains:
             self.networks[name].load_state_dict(state["networks"][name])
             self.optimisers[name].load_state_dict(state["optimisers"][name])
         self.generator.set_state(state["generator"].cpu())
+        torch.set_rng_state(state["dropout"].cpu())
         self.turns, self.best, self.best_score = state["turns"], state["best"], state["best_score"]
         self.history, self.seconds = state["history"], state["seconds"]
 

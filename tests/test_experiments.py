@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
-from deepatlas import datasets, evaluation, experiments, reporting, training
+from deepatlas import datasets, evaluation, experiments, reporting
 from deepatlas.experiments import Experiment, own_steps, parse
-from deepatlas.training import regimes, spent
+from deepatlas.regimes import REGIMES, regimes, spent
 
 SMOKE = {"profile": "smoke", "device": "cpu", "dims": 2}
-ARMS = {"identity", "label_propagation", *training.REGIMES}
+ARMS = {"identity", "label_propagation", *REGIMES}
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,11 @@ def finished(tmp_path_factory):
     ({"lambda_a": float("inf")}, "parameter 'lambda_a' = inf: input should be a finite number"),
     ({"velocity": "perhaps"}, "parameter 'velocity' = 'perhaps': input should be a valid boolean"),
     ({"similarity": "mi"}, "parameter 'similarity' = 'mi': input should be 'ncc', 'lncc' or 'mse'"),
-    ({"networks": "paper", "dims": 2}, "networks='paper' is 3D"),
+    ({"networks": "paper"}, "networks='paper' is 3D"),
     ({"networks": "paper", "dims": 3, "profile": "smoke"}, "every side must be divisible by 16"),
     ({"joint_steps": 1}, "parameter 'joint_steps' = 1: input should be greater than or equal to 2"),
+    ({"profile": ["class"]}, "parameter 'profile' = ['class']: input should be 'smoke'"),
+    ({"dataset": 5}, "no cohort '5'"),
     ({"seg_steps": 0}, "parameter 'seg_steps' = 0: input should be greater than or equal to 1"),
 ])
 def test_a_mistake_is_one_sentence(values, text):
@@ -58,14 +60,14 @@ def test_a_mistake_is_one_sentence(values, text):
 
 
 def test_two_mistakes_are_both_named():
-    with pytest.raises(ValueError, match="'labeled'.*; .*'seed'"):
+    with pytest.raises(ValueError, match=r"'seed' = -1.*; .*'labeled'"):
         parse({"labeled": 5, "seed": -1})
 
 
 def test_text_from_yaml_and_the_command_line_means_what_it_says():
     experiment = parse({"learning_rate": "1e-3", "velocity": "false", "dims": "3", "labelled": "5", "seg_steps": None})
     assert (experiment.learning_rate, experiment.velocity, experiment.dims, experiment.labelled) == (1e-3, False, 3, 5)
-    assert experiment.seg_steps == experiments.PROFILES["class"]["seg_steps"]
+    assert experiment.seg_steps == experiments.PROFILES["class-3d"]["seg_steps"]
 
 
 def test_a_notebooks_variables_are_its_parameters():
@@ -128,7 +130,7 @@ def test_a_runs_record_says_what_was_done(finished):
     record = json.loads((finished / "run.json").read_text())
     assert record["finished"] and record["labelled_training_scans"] == 2 and record["labelled_validation_scans"] == 2
     assert record["experiment"]["labelled"] == 2 and record["mixed_precision"] in (True, False)
-    assert set(record["steps"]) == set(record["seconds"]) == set(training.REGIMES)
+    assert set(record["steps"]) == set(record["seconds"]) == set(REGIMES)
     assert record["peak_memory_gib"] > 0 and record["versions"]["torch"] == torch.__version__
 
 

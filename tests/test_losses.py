@@ -315,6 +315,17 @@ def test_lncc_stays_accurate_beside_a_bright_flat_region(shape):
     assert_number(losses.lncc(a, b, 5), losses.lncc(a.double(), b.double(), 5), 2e-2)
 
 
+@shapes
+def test_a_variance_lost_to_rounding_is_never_negative(shape):
+    a, b = (x.requires_grad_() for x in two_images(tuple(4 * n for n in shape), torch.float32, channels=1))
+    bright = torch.zeros_like(a)
+    bright[..., : a.shape[-1] // 2] = 1e4  # window variances of the rounding are about 10
+    values = [losses.lncc(x, y, 5) for x, y in ((bright + 1e-3 * a, b), (b, bright), (bright, bright + 1e-3 * b))]
+    for value in values:
+        assert 0 <= value <= 1
+    assert all(torch.isfinite(g).all() and g.abs().max() < 1e3 for g in torch.autograd.grad(sum(values), (a, b)))
+
+
 @similarities
 def test_identical_images_have_no_loss(loss):
     a, _ = two_images((15, 16), torch.float32)

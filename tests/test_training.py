@@ -1,4 +1,4 @@
-"""The method by formula: loss terms by case, regimes, and a loop that can be stopped anywhere and ends with the same bits."""
+"""The method by formula: loss terms by case, regimes, and a loop that ends with the same bits wherever it stops."""
 
 import math
 import os
@@ -18,7 +18,8 @@ from torch import nn
 from deepatlas import training
 from deepatlas.data import Batch
 from deepatlas.networks import RegistrationNet, SegmentationNet
-from deepatlas.training import REGIMES, Interrupted, Settings, Weights, regimes, spent, train
+from deepatlas.regimes import REGIMES, regimes, spent
+from deepatlas.training import Interrupted, Settings, Weights, train
 from deepatlas.warp import Deformation
 
 CASES = {"known -> unknown": (True, False), "unknown -> known": (False, True), "known -> known": (True, True),
@@ -334,7 +335,7 @@ def test_turns_are_exact_and_evenly_spread(steps):
     for step in range(1, total + 1):
         assert not loop.finished
         loop.turns[loop.next_turn()] += 1
-        assert all(abs(loop.turns[name] - step * steps[name] / total) <= 1 for name in steps)
+        assert all(abs(loop.turns[name] - step * steps[name] / total) < 0.51 for name in steps)
     assert loop.finished and loop.turns == steps
 
 
@@ -480,7 +481,7 @@ def assert_same(a, b):
     elif isinstance(a, torch.Tensor):
         assert a.dtype == b.dtype and torch.equal(a, b)
     else:
-        assert a == b or a != a and b != b
+        assert a == b or (a != a and b != b)  # NaN
 
 
 def score(nets):
@@ -488,9 +489,10 @@ def score(nets):
     return lambda: {name: float(next(net.parameters()).detach().double().sum().sin()) for name, net in nets.items()}
 
 
-def train_joint(folder, seed=0, regime="deepatlas"):
+def train_joint(folder, seed=0, regime="deepatlas", dropout=0.0):
     """The final weights and the whole checkpoint, without times."""
     nets = networks(seed)
+    nets["seg"].head = nn.Sequential(nn.Dropout(dropout), nets["seg"].head)
     settings = replace(JOINT, steps={name: JOINT.steps[name] for name in REGIMES[regime].trains})
     history = train(nets, disks(), REGIMES[regime], settings, folder, score(nets))
     state = torch.load(Path(folder) / "checkpoint.pt", weights_only=True)
@@ -510,7 +512,7 @@ def calls(monkeypatch, owner, name, act, at):
     original, count = getattr(owner, name), iter(range(1, 10**6))
 
     def wrapped(*args, **kwargs):
-        if (number := next(count)) == at or not at and number:
+        if next(count) == at or at == 0:
             act()
         return original(*args, **kwargs)
 
@@ -576,6 +578,14 @@ def test_a_regime_of_one_network_goes_on_too(tmp_path, monkeypatch, regime):
         with pytest.raises(Interrupted):
             train_joint(tmp_path / "parts", regime=regime)
     assert_same(train_joint(tmp_path / "parts", regime=regime), whole)
+
+
+def test_a_network_with_dropout_goes_on_too(tmp_path, monkeypatch):
+    whole = train_joint(tmp_path / "whole", dropout=0.5)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        calls(patch, training, "draw_pair", send(signal.SIGINT), 14)
+        train_joint(tmp_path / "parts", dropout=0.5)
+    assert_same(train_joint(tmp_path / "parts", seed=9, dropout=0.5), whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

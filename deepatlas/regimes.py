@@ -1,0 +1,54 @@
+"""The table of the paper as a table in the code: every regime is a row, and one loop trains them all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Regime:
+    """One row of the comparison: which networks take turns, from which start, and which labels they see."""
+
+    title: str
+    trains: tuple[str, ...]  # of "seg", "reg"
+    start: Mapping[str, str] = field(default_factory=dict)  # network -> the regime whose network it starts from
+    all_labels: bool = False
+    budget_of: str | None = None  # spends on its network what this regime spent, pretraining included
+
+    @property
+    def consults(self) -> bool:
+        """Does a network in its turn ask the other one?"""
+        return bool(self.start)
+
+
+BASELINES = {"seg": "seg_baseline", "reg": "reg_baseline"}
+ONE_SHOT = {"seg": "semi_seg", "reg": "reg_baseline"}  # at N = 1 the paper teaches seg_net by the unsupervised reg_net
+
+REGIMES = {
+    "seg_baseline": Regime("Baseline, segmentation", ("seg",)),
+    "reg_baseline": Regime("Baseline, registration", ("reg",)),
+    "semi_seg": Regime("Semi-DeepAtlas, segmentation", ("seg",), BASELINES),
+    "semi_reg": Regime("Semi-DeepAtlas, registration", ("reg",), BASELINES),
+    "deepatlas": Regime("DeepAtlas", ("seg", "reg"), BASELINES),
+    "seg_control": Regime("Baseline, as long as DeepAtlas", ("seg",), budget_of="deepatlas"),
+    "reg_control": Regime("Baseline, as long as DeepAtlas", ("reg",), budget_of="deepatlas"),
+    "seg_full": Regime("Full supervision", ("seg",), all_labels=True, budget_of="deepatlas"),
+    "reg_full": Regime("Full supervision", ("reg",), all_labels=True, budget_of="deepatlas"),
+}
+
+
+def regimes(labelled: int) -> dict[str, Regime]:
+    """The table for N = ``labelled``: at N = 1 semi-supervised segmentation starts anew, taught by registration, and
+    what comes after starts from it (the paper, section 3)."""
+    if labelled != 1:
+        return REGIMES
+    one_shot = {"semi_seg": {"reg": "reg_baseline"}, "semi_reg": ONE_SHOT, "deepatlas": ONE_SHOT}
+    return {key: Regime(r.title, r.trains, one_shot.get(key, r.start), r.all_labels, r.budget_of)
+            for key, r in REGIMES.items()}
+
+
+def spent(table: Mapping[str, Regime], key: str, network: str, own: Mapping[str, Mapping[str, int]]) -> int:
+    """Steps that ``network`` has taken at the end of regime ``key``, its starts included; ``own``: steps by regime."""
+    before = table[key].start.get(network)
+    return own[key].get(network, 0) + (spent(table, before, network, own) if before else 0)
