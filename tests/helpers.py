@@ -1,11 +1,21 @@
-"""A cohort small enough to train on in a second: bright and dark disks at random places, in 2D."""
+"""A cohort small enough to train on in a second: a bright and a dark disk at random places, in 2D."""
 
+import pytest
 import torch
 
 from deepatlas.data import Cohort, Scan
 
 STRUCTURES = ("background", "bright", "dark")
 SIDE = 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """For tensors this small more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def seeded(seed=0):

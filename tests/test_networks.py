@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from helpers import one_thread  # noqa: F401
 
 from deepatlas import networks
 from deepatlas.networks import PaperRegistrationNet, PaperSegmentationNet, RegistrationNet, SegmentationNet

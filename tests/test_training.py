@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import disks, scan
+from helpers import disks, one_thread, scan  # noqa: F401
 from torch import nn
 
 from deepatlas import training
@@ -492,7 +492,8 @@ def score(nets):
 def train_joint(folder, seed=0, regime="deepatlas", dropout=0.0):
     """The final weights and the whole checkpoint, without times."""
     nets = networks(seed)
-    nets["seg"].head = nn.Sequential(nn.Dropout(dropout), nets["seg"].head)
+    if dropout:
+        nets["seg"].head = nn.Sequential(nn.Dropout(dropout), nets["seg"].head)
     settings = replace(JOINT, steps={name: JOINT.steps[name] for name in REGIMES[regime].trains})
     history = train(nets, disks(), REGIMES[regime], settings, folder, score(nets))
     state = torch.load(Path(folder) / "checkpoint.pt", weights_only=True)

@@ -1,0 +1,67 @@
+"""Figures: right way round, readable colours, alternative text, nothing left open."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from deepatlas import plots
+from deepatlas.warp import Deformation
+
+
+def contour_points(axes):
+    return np.concatenate([path.vertices for collection in axes.collections for path in collection.get_paths()])
+
+
+def test_the_grid_is_what_warping_makes_of_a_lattice():
+    """phi(x) = x + 2 pulls: a line drawn on moving at i = 8 appears on fixed at i = 6."""
+    u = torch.zeros(1, 2, 20, 24)
+    u[:, 0] = 2
+    figure, axes = plt.subplots()
+    plots.draw_grid(axes, Deformation(u), step=8)
+    vertical = {round(x, 3) for x, y in contour_points(axes) if y == 4}
+    assert vertical == {6.0, 14.0}
+    lattice = torch.zeros(1, 1, 20, 24)
+    lattice[:, :, [8, 16]] = 1
+    assert Deformation(u).warp(lattice)[0, 0, :, 0].gt(0.5).nonzero().flatten().tolist() == [6, 14]
+    plt.close(figure)
+
+
+def test_a_slice_is_shown_with_the_first_axis_to_the_right_and_the_second_up():
+    volume = torch.zeros(4, 6, 5)
+    volume[3, 1, 2] = 1
+    figure, axes = plt.subplots()
+    plots.draw_image(axes, volume[None], "title")
+    shown = axes.images[0]
+    assert shown.get_array().shape == (6, 4) and shown.get_array()[1, 3] == 1 and shown.origin == "lower"
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 12, 49])
+def test_colours_differ(count):
+    rgb = np.array([plt.matplotlib.colors.to_rgb(colour) for colour in plots.colours(count)])
+    assert len(rgb) == count
+    assert count == 1 or np.abs(np.diff(rgb, axis=0)).sum(1).min() > 0.2
+
+
+def test_show_writes_the_alternative_text_and_closes(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", shown.append)
+    figure, _ = plt.subplots()
+    plots.show(figure, alt='moving "a" < fixed')
+    assert 'alt="moving &quot;a&quot; &lt; fixed"' in shown[0].data and "data:image/png;base64," in shown[0].data
+    assert not plt.fignum_exists(figure.number)
+
+
+def test_boxes_and_curves_name_every_regime():
+    scores = pd.DataFrame({"task": "segmentation", "regime": ["a", "a", "b", "b"], "case": ["1", "2", "1", "2"],
+                           "dice": [0.5, 0.6, np.nan, 0.8]})
+    figure = plots.dice_boxes(scores, "segmentation", {"a": "First", "b": "Second"})
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["First", "Second"]
+    history = pd.DataFrame({"regime": "a", "step": [1, 2], "turn": ["seg", "reg"], "supervised": [0.5, np.nan],
+                            "similarity": [np.nan, 0.2]})
+    figure = plots.loss_curves(history, {"a": "First"})
+    assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {"supervised (seg)",
+                                                                                     "similarity (reg)"}
+    plt.close("all")
