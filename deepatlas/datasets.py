@@ -84,7 +84,8 @@ def _phantoms(name: str, entry: Mapping, grid: tuple[Sequence[int], float], size
 def local(name: str) -> Path | None:
     """The folder of a data set of files under ``DEEPATLAS_DATA`` or in the cache, if it is there."""
     home = os.environ.get("DEEPATLAS_DATA")
-    places = [place / describe(name).get("folder", name) for place in ([Path(home)] if home else []) + [cache_folder()]]
+    places = [place / describe(name).get("folder", name)
+              for place in ([Path(home).expanduser()] if home else []) + [cache_folder()]]
     return next((place.resolve() for place in places if (place / "dataset.json").is_file()), None)
 
 

@@ -160,19 +160,20 @@ def train(networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, set
     trainer = _Trainer(networks, cohort, regime, settings)
     path = Path(folder) / "checkpoint.pt"
     if path.exists():
-        trainer.load(torch.load(path, map_location=cohort.train[0].image.device, weights_only=True))
-    every = max(1, -(-trainer.total // max(1, settings.validations)))
+        trainer.load(torch.load(path, map_location=cohort.train[0].image.device, weights_only=True), path)
+    saved = time.monotonic()
     bar = tqdm(total=trainer.total, initial=trainer.step, desc=regime.title, unit="step", disable=trainer.finished)
     with bar, _stop_requests() as stopped:
         while not trainer.finished:
             row = trainer.advance()
             bar.update()
-            bar.set_postfix({name: f"{row[name]:.3f}" for name in row.keys() & _TERMS}, refresh=False)
-            if trainer.step % every == 0 or trainer.finished:
+            bar.set_postfix({name: f"{row[name]:.3f}" for name in row if name in _TERMS}, refresh=False)
+            if validated := trainer.validation_is_due():
                 trainer.keep_best({} if validate is None else validate())
+            if validated or stopped or time.monotonic() - saved > MINUTES_UNSAVED * 60:
                 save_atomically(trainer.state(), path)
+                saved = time.monotonic()
             if stopped:
-                save_atomically(trainer.state(), path)
                 raise Interrupted(f"{regime.title} stopped at step {trainer.step} of {trainer.total}; saved in {path}, "
                                   "and the same command goes on from there")
     for name in regime.trains:
@@ -180,6 +181,7 @@ def train(networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, set
     return trainer.history
 
 
+MINUTES_UNSAVED = 5
 _TERMS = {"similarity", "regularity", "anatomy", "supervised"}
 
 
@@ -190,6 +192,9 @@ class _Trainer:
         self.networks, self.structures = networks, len(cohort.structures)
         self.regime, self.settings = regime, settings
         self.device = cohort.train[0].image.device
+        if min(settings.steps.get(name, 0) for name in regime.trains) < 1:
+            raise ValueError(f"{regime.title}: steps must be at least 1 for each of {', '.join(regime.trains)}, "
+                             f"got {dict(settings.steps)}")
         self.total = sum(settings.steps[name] for name in regime.trains)
         self.optimisers = {name: torch.optim.Adam(networks[name].parameters()) for name in regime.trains}
         self.cases = {name: self._cases(cohort, regime, name) for name in regime.trains}
@@ -235,12 +240,7 @@ class _Trainer:
             terms = self._terms(turn, moving, fixed)
         values = {name: term.item() for name, term in terms.items()}
         self._check_finite(values, turn, pairs)
-        rate = self._rate(turn)
-        optimiser = self.optimisers[turn]
-        optimiser.param_groups[0]["lr"] = rate
-        optimiser.zero_grad(set_to_none=True)
-        self.settings.weights.total(terms).backward()
-        optimiser.step()
+        rate = self._update(turn, self.settings.weights.total(terms), pairs)
         self.turns[turn] += 1
         self.seconds += time.perf_counter() - start
         self.history.append({"step": self.step, "turn": turn, "rate": rate, "seconds": self.seconds, **values})
@@ -252,6 +252,17 @@ class _Trainer:
             return seg_terms(self.networks["seg"], consulted, moving, fixed)
         return reg_terms(self.networks["reg"], consulted, moving, fixed, SIMILARITIES[self.settings.similarity])
 
+    def _update(self, turn: str, loss: Tensor, pairs: list) -> float:
+        """One step of the optimiser of this turn's network; returns the learning rate."""
+        optimiser, rate = self.optimisers[turn], self._rate(turn)
+        optimiser.param_groups[0]["lr"] = rate
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        gradients = [p.grad for p in self.networks[turn].parameters() if p.grad is not None]
+        self._check_finite({"gradient": torch.nn.utils.get_total_norm(gradients).item()}, turn, pairs)
+        optimiser.step()
+        return rate
+
     def _check_finite(self, values: Mapping[str, float], turn: str, pairs: list) -> None:
         if bad := [name for name, value in values.items() if not math.isfinite(value)]:
             scans = ", ".join(f"{moving.id} -> {fixed.id}" for moving, fixed in pairs)
@@ -260,9 +271,15 @@ class _Trainer:
                                      "or lower the learning rate")
 
     def _rate(self, turn: str) -> float:
-        """Learning rate of this turn: a linear warm-up over 5 % of the steps, then a cosine to 0."""
-        done = self.turns[turn] / self.settings.steps[turn]
-        return self.settings.learning_rate * min(1.0, (done + 1e-2) / 0.05) * (1 + math.cos(math.pi * done)) / 2
+        """Learning rate of this turn: a cosine to 0, after a linear warm-up over the first 5 % of the steps."""
+        steps = self.settings.steps[turn]
+        warm = min(1.0, (self.turns[turn] + 1) / (0.05 * steps))
+        return self.settings.learning_rate * warm * (1 + math.cos(math.pi * self.turns[turn] / steps)) / 2
+
+    def validation_is_due(self) -> bool:
+        """True ``validations`` times, evenly spread, and always at the last step."""
+        often = max(1, self.settings.validations)
+        return self.step * often // self.total != (self.step - 1) * often // self.total
 
     def keep_best(self, scores: Mapping[str, float]) -> None:
         """Remember each network that scored better than before; as long as there is no score, the latest."""
@@ -281,10 +298,17 @@ class _Trainer:
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "generator": self.generator.get_state(), "dropout": torch.get_rng_state(), "turns": self.turns,
             "best": self.best, "best_score": self.best_score, "history": self.history, "seconds": self.seconds,
+            "of": self._identity(),
         }
 
-    def load(self, state: Mapping) -> None:
-        """Go on from a checkpoint."""
+    def _identity(self) -> str:
+        return f"{self.regime.title}: {self.settings}"
+
+    def load(self, state: Mapping, path: Path) -> None:
+        """Go on from a checkpoint, if it is of the same regime and settings."""
+        if state["of"] != self._identity():
+            raise ValueError(f"{path} is of another training ({state['of']}), not of {self._identity()}: "
+                             "choose another folder, or remove that file")
         for name in self.regime.trains:
             self.networks[name].load_state_dict(state["networks"][name])
             self.optimisers[name].load_state_dict(state["optimisers"][name])
@@ -315,4 +339,4 @@ def _stop_requests() -> Iterator[list[int]]:
         yield received
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
