@@ -9,6 +9,7 @@ floor  file               subject
 0      warp.py            deformations: composing, inverting, warping
 0      networks.py        the two networks
 0      losses.py          similarity, regularity and overlap, each one number
+0      checkpoints.py     files that are never half-written, stops between steps
 1      phantom.py         synthetic brains and knees whose true deformations are known
 1      registration.py    registration without a network: affine alignment, one pair by gradient descent
 1      datasets.py        cohorts by name

@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 import yaml
 
 from . import datasets, experiments, machine, reporting
-from .training import Interrupted
+from .checkpoints import Interrupted
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Learn, teach and explore DeepAtlas: joint registration and segmentation.")
@@ -25,7 +26,7 @@ def doctor() -> None:
 
 @app.command()
 def data(name: Annotated[str | None, typer.Argument(help="a cohort to fetch and check; without it, list them")] = None,
-         size: str = "class", dims: int = 3) -> None:
+         size: str = "class", dims: int | None = None) -> None:
     """List the data sets, or load one (downloading it if need be) and say what is in it."""
     if name is None:
         for key, entry in datasets.manifest().items():
@@ -43,7 +44,11 @@ def run(parameters: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE,
         root: Annotated[Path | None, typer.Option(help="where run folders are kept")] = None) -> None:
     """Train every regime, score it on the test scans, and show the result in a notebook."""
     experiment = experiments.parse(_assignments(parameters or []))
-    folder = experiments.run(experiment, root)
+    try:
+        folder = experiments.run(experiment, root)
+    except Interrupted as stop:
+        typer.echo(f"deepatlas: {stop}", err=True)
+        raise typer.Exit(130) from stop
     _print_table(folder)
     if not no_notebook:
         html = reporting.report(folder)
@@ -75,7 +80,10 @@ def _assignments(texts: list[str]) -> dict[str, object]:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise ValueError(f"parameters are written NAME=VALUE, e.g. labelled=5, got {text!r}")
-        values[name] = yaml.safe_load(value)
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"parameter {name!r}: {value!r} is not a plain value") from error
     return values
 
 
@@ -83,7 +91,11 @@ def main() -> None:
     """Run the command; mistakes of the user end with one line, not a traceback."""
     try:
         app()
-    except Interrupted as stop:
-        sys.exit(f"deepatlas: {stop}")
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"deepatlas: {error}")
+    except torch.OutOfMemoryError:
+        sys.exit("deepatlas: the GPU has too little memory: lower batch_size, or take profile=class")
+
+
+if __name__ == "__main__":
+    main()

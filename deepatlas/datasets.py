@@ -46,12 +46,20 @@ def describe(name: str) -> dict:
     return manifest()[name]
 
 
-def load_cohort(name: str, *, size: str = "class", dims: int = 3, seed: int = 0) -> Cohort:
-    """The cohort ``name`` on its grid of ``size`` ("smoke", "class", "full") and ``dims`` 2 or 3; prints its licence.
+def split_sizes(name: str, size: str) -> list[int]:
+    """Scans for train, validation and test."""
+    split = describe(name)["split"]
+    return split["published" if "published" in split else size]
 
+
+def load_cohort(name: str, *, size: str = "class", dims: int | None = None, seed: int = 0) -> Cohort:
+    """The cohort ``name`` on its grid of ``size`` ("smoke", "class", "full"); prints its licence.
+
+    ``dims`` is 2 for slices, 3 for volumes, by default what the manifest says the cohort is for.
     ``seed`` draws the split where none is published, and the subjects of a phantom.
     """
     entry = describe(name)
+    dims = entry["dims"] if dims is None else dims
     if size not in SIZES or dims not in (2, 3):
         raise ValueError(f"size must be one of {', '.join(SIZES)} and dims 2 or 3, got {size!r} and {dims}")
     print(f"{name}: {entry['title']}. {entry['licence']}. {entry.get('credit', '')}".rstrip())
@@ -202,10 +210,9 @@ def _read_parts(entry: Mapping, folder: Path, lookup: Mapping[int, int], draw: t
         return Scan(name, twins.get(number, number), torch.zeros(1, 1, 1), torch.eye(4))
 
     items = {stub(item).id: item for item in dataset["training"] if not Path(item["image"]).name.startswith("._")}
-    if entry["split"] == "published":
+    if "published" in entry["split"]:
         group = {kind: [stub(i) for i in items.values() if i.get("group") == kind] for kind in ("train", "test")}
-        kept = len(group["train"]) - entry["validation"]
-        parts = (*split_by_subject(group["train"], (kept, entry["validation"]), seed), tuple(group["test"]))
+        parts = (*split_by_subject(group["train"], entry["split"]["published"][:2], seed), tuple(group["test"]))
     else:
         parts = split_by_subject([stub(item) for item in items.values()], entry["split"][size], seed)
     for part in parts:

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from scipy import ndimage, stats
 from torch import Tensor
 
-from deepatlas.data import Cohort, Scan
-from deepatlas.warp import Deformation
+from .data import Cohort, Scan
+from .warp import Deformation
 
 STRUCTURE_METRICS = ("dice", "nsd", "hd95_mm", "surface_mm", "volume_error")
 TOLERANCE = 1.0  # voxels: how far apart two boundaries may be and still agree, in the normalised surface distance

@@ -19,11 +19,12 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import datasets, evaluation, machine, networks, registration, training
+from .checkpoints import read_checkpoint, write_atomically
 from .data import Cohort, Scan, check_sides
 from .regimes import Regime, regimes, spent
 from .training import Settings, Weights
@@ -50,8 +51,9 @@ class Experiment(BaseModel):
     dataset: str = "phantom-brain"  # one of the names in tutorials_data/datasets.toml
     profile: Literal["smoke", "class", "full"] = "class"  # size of grid and training: test, laptop, GPU
     dims: Literal[2, 3] = Field(None, validate_default=False)  # slices or volumes; by default what the cohort is for
-    labelled: int = Field(1, ge=1)  # N, training scans whose labels may be seen
-    seed: int = Field(0, ge=0)  # of the split, the labelled scans, the networks and the draws
+    labelled: int = Field(1, ge=1)  # N, training scans whose labels may be seen (registration at N = 1 uses none)
+    seed: int = Field(0, ge=0)  # of the split, the networks and the draws
+    label_seed: int = Field(None, ge=0, validate_default=False)  # of the choice of labelled scans; by default ``seed``
     seg_steps: int = Field(None, ge=1, validate_default=False)  # steps of the segmentation baseline
     reg_steps: int = Field(None, ge=1, validate_default=False)  # steps of the registration baseline
     joint_steps: int = Field(None, ge=2, validate_default=False)  # turns of joint training, both networks together
@@ -73,16 +75,24 @@ class Experiment(BaseModel):
     def _fill(cls, values: Mapping) -> dict:
         given = {key: value for key, value in dict(values).items() if value is not None}
         given = {"dataset": "phantom-brain", "profile": "class"} | given
+        given.setdefault("label_seed", given.get("seed", 0))
         given.setdefault("dims", datasets.describe(str(given["dataset"]))["dims"])
         if isinstance(given["dims"], str) and given["dims"].isdigit():
             given["dims"] = int(given["dims"])
         return PROFILES.get(f"{given['profile']}-{given['dims']}d", {}) | given
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_yes_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and info.field_name != "velocity":
+            raise ValueError("a number or a word was wanted, not true or false")
+        return value
+
     @model_validator(mode="after")
     def _possible(self) -> Experiment:
-        split = datasets.describe(self.dataset)["split"]
-        if split != "published" and self.labelled > split[self.profile][0]:
-            raise ValueError(f"labelled must be at most {split[self.profile][0]}, the training scans of "
+        most = datasets.split_sizes(self.dataset, self.profile)[0]
+        if self.labelled > most:
+            raise ValueError(f"labelled must be at most {most}, the training scans of "
                              f"{self.dataset} in profile {self.profile}, got {self.labelled}")
         if self.networks == "paper" and (self.dims == 2 or self.velocity):
             raise ValueError("networks='paper' is 3D and predicts displacements: take dims=3 and leave velocity false")
@@ -122,21 +132,23 @@ def _sentence(item: Mapping) -> str:
     return f"parameter {name!r} = {item['input']!r}: {text[0].lower()}{text[1:]}" if name else text
 
 
-def from_notebook(namespace: Mapping) -> Experiment:
-    """An Experiment from the variables of a notebook whose only plain values so far are its parameters.
+def from_notebook(namespace: dict) -> Experiment:
+    """An Experiment from the ``globals()`` of a notebook whose plain values, at the first call, are its parameters.
 
     Papermill only logs a name that the notebook does not know; here it is an error.
     """
-    plain = {key: value for key, value in namespace.items() if not key.startswith("_") and key not in ("In", "Out")
-             and isinstance(value, (str, int, float, bool, list, dict, type(None)))}
-    return parse(plain)
+    names = namespace.setdefault("_parameters", [
+        key for key, value in namespace.items() if not key.startswith("_") and key not in ("In", "Out")
+        and isinstance(value, (str, int, float, bool, list, dict, type(None)))])
+    return parse({name: namespace[name] for name in names})
 
 
 def _source_hash() -> str:
-    """Of the code that decides what a network learns, so that editing a loss never loads an old network."""
+    """Of the code and the manifest that decide a result, so that editing a loss never finds an old network."""
     names = ("data", "warp", "networks", "losses", "phantom", "registration", "datasets", "pairs", "regimes",
-             "training", "evaluation")
-    return hashlib.sha256(b"".join((PROJECT / "deepatlas" / f"{n}.py").read_bytes() for n in names)).hexdigest()
+             "checkpoints", "training", "evaluation", "experiments")
+    files = [Path(__file__).with_name(f"{name}.py") for name in names] + [datasets.MANIFEST]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 # --- a run ---------------------------------------------------------------------------------------------------------
@@ -151,25 +163,39 @@ def run(experiment: Experiment, root: Path | None = None) -> Path:
     """Train every regime, score the test scans, and return the run folder; a finished run is only found again."""
     folder = Path(root or runs_folder()) / experiment.name
     path = folder / "run.json"
-    record = json.loads(path.read_text()) if path.is_file() else None
+    record = read_record(folder) if path.is_file() else None
     if record and record["finished"]:
         print(f"finished before: {folder}")
         return folder
     cohort = datasets.load_cohort(experiment.dataset, size=experiment.profile, dims=experiment.dims,
                                   seed=experiment.seed)
-    device = torch.device(record["device"] if record else machine.pick_device(experiment.device))
+    device = torch.device(machine.pick_device(record["device"] if record else experiment.device))
     record = record or _new_record(experiment, cohort, device)
     if record["data"] != cohort.fingerprint:
         raise ValueError(f"{folder}: this run was begun on other data than {experiment.dataset} holds now: "
                          "remove the folder to begin again")
     _write_json(record, path)
-    nets = _train_all(experiment, cohort.to(device), folder, record)
-    frames = list(_score_all(nets, cohort.to(device), experiment))
-    _write_csv(pd.concat(frames), folder / "scores.csv")
-    training.save_atomically(_examples(nets, cohort.to(device)), folder / "examples.pt")
+    cohort = cohort.to(device)
+    nets = _train_all(experiment, cohort, folder, record)
+    _write_csv(pd.concat(_score_all(nets, cohort, experiment)), folder / "scores.csv")
+    examples = _examples(nets, cohort)
+    write_atomically(folder / "examples.pt", lambda file: torch.save(examples, file))
     record |= {"finished": True, "peak_memory_gib": machine.peak_memory_gib(device)}
     _write_json(record, path)
     return folder
+
+
+def read_record(folder: Path) -> dict:
+    """The content of run.json; FileNotFoundError if ``folder`` is no run, ValueError if the file is damaged."""
+    path = Path(folder) / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: not a run folder, there is no run.json in it")
+    try:
+        record = json.loads(path.read_text())
+        parse(record["experiment"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: damaged, or written by another version ({error}): remove the folder") from error
+    return record
 
 
 def _new_record(experiment: Experiment, cohort: Cohort, device: torch.device) -> dict:
@@ -213,12 +239,12 @@ def new_networks(experiment: Experiment, structures: int) -> dict[str, nn.Module
 
 def load_networks(folder: Path, regime: str) -> dict[str, nn.Module]:
     """The networks {"seg": ..., "reg": ...} that ``regime`` trained in the run ``folder``, ready to use on the CPU."""
-    record = json.loads((Path(folder) / "run.json").read_text())
+    record = read_record(folder)
     path = Path(folder) / regime / "checkpoint.pt"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such regime in this run: choose from {', '.join(record['steps'])}")
-    state = torch.load(path, map_location="cpu", weights_only=True)["best"]
-    nets = new_networks(Experiment(**record["experiment"]), len(record["structures"]))
+    state = read_checkpoint(path)["best"]
+    nets = new_networks(parse(record["experiment"]), len(record["structures"]))
     for name, weights in state.items():
         nets[name].load_state_dict(weights)
     return {name: nets[name].eval() for name in state}
@@ -227,7 +253,7 @@ def load_networks(folder: Path, regime: str) -> dict[str, nn.Module]:
 def _train_all(experiment: Experiment, cohort: Cohort, folder: Path, record: dict) -> dict[str, dict[str, nn.Module]]:
     """Every regime in the order of the table: {regime: {network: trained}}."""
     table = regimes(experiment.labelled)
-    own, some = own_steps(experiment, table), cohort.hide_labels(experiment.labelled, experiment.seed)
+    own, some = own_steps(experiment, table), cohort.hide_labels(experiment.labelled, experiment.label_seed)
     trained: dict[str, dict[str, nn.Module]] = {}
     histories = []
     for i, (key, regime) in enumerate(table.items(), 1):
@@ -260,7 +286,7 @@ def _validator(nets: Mapping[str, nn.Module], regime: Regime, cohort: Cohort) ->
         return float(np.nanmean(dice)) if dice else float("nan")
 
     def validate() -> dict[str, float]:
-        segment, register = segmenter(nets["seg"]), registrar(nets["reg"])
+        segment, register = training.segmenter(nets["seg"]), training.registrar(nets["reg"])
         scores = {}
         if "seg" in regime.trains:
             scores["seg"] = mean_dice([(segment(scan), scan) for scan in scans])
@@ -271,30 +297,6 @@ def _validator(nets: Mapping[str, nn.Module], regime: Regime, cohort: Cohort) ->
     return validate
 
 
-# --- each network used alone ---------------------------------------------------------------------------------------
-
-
-def segmenter(seg_net: nn.Module) -> Callable[[Scan], Tensor]:
-    """A function scan -> labels (I, J, K): the most probable structure of each voxel."""
-    @torch.no_grad()
-    def segment(scan: Scan) -> Tensor:
-        return seg_net.eval()(scan.image[None])[0].argmax(0)
-    return segment
-
-
-def registrar(reg_net: nn.Module) -> Callable[[Scan, Scan], Deformation]:
-    """A function (moving, fixed) -> Deformation."""
-    @torch.no_grad()
-    def register(moving: Scan, fixed: Scan) -> Deformation:
-        return training.register(reg_net.eval(), moving.image[None], fixed.image[None])
-    return register
-
-
-def identity(moving: Scan, fixed: Scan) -> Deformation:
-    """No registration at all: what every registration must beat."""
-    return Deformation(torch.zeros(1, len(fixed.shape), *fixed.shape, device=fixed.image.device))
-
-
 # --- scores of a run -----------------------------------------------------------------------------------------------
 
 
@@ -302,12 +304,12 @@ def _score_all(trained: Mapping[str, Mapping[str, nn.Module]], cohort: Cohort, e
                ) -> Iterator[pd.DataFrame]:
     """The rows of scores.csv, regime by regime; identity and label propagation need no training of their own."""
     pairs = evaluation.registration_pairs(cohort.test, per_fixed=3, seed=experiment.seed)
-    atlases = cohort.hide_labels(experiment.labelled, experiment.seed).labelled
+    atlases = cohort.hide_labels(experiment.labelled, experiment.label_seed).labelled
     segmentations = {"label_propagation": lambda scan: registration.propagate_labels(
-        registrar(trained["reg_baseline"]["reg"]), atlases, scan)}
-    segmentations |= {key: segmenter(nets["seg"]) for key, nets in trained.items() if "seg" in nets}
-    registrations = {"identity": identity}
-    registrations |= {key: registrar(nets["reg"]) for key, nets in trained.items() if "reg" in nets}
+        training.registrar(trained["reg_baseline"]["reg"]), atlases, scan)}
+    segmentations |= {key: training.segmenter(nets["seg"]) for key, nets in trained.items() if "seg" in nets}
+    registrations = {"identity": lambda moving, fixed: Deformation.identity(fixed.shape, device=fixed.image.device)}
+    registrations |= {key: training.registrar(nets["reg"]) for key, nets in trained.items() if "reg" in nets}
     with tqdm(total=len(segmentations) + len(registrations), desc="scoring test scans", unit="regime") as bar:
         for key, segment in segmentations.items():
             yield evaluation.score_segmentation(segment, cohort, cohort.test).assign(regime=key)
@@ -324,21 +326,16 @@ def _examples(trained: Mapping[str, Mapping[str, nn.Module]], cohort: Cohort, co
         example = {"moving": moving.image, "fixed": fixed.image, "moving_labels": moving.labels,
                    "fixed_labels": fixed.labels, "name": f"{moving.id} to {fixed.id}"}
         for key in ("seg_baseline", "deepatlas"):
-            example[f"labels_{key}"] = segmenter(trained[key]["seg"])(fixed).to(torch.uint8)
+            example[f"labels_{key}"] = training.segmenter(trained[key]["seg"])(fixed).to(torch.uint8)
         for key in ("reg_baseline", "deepatlas"):
-            example[f"u_{key}"] = registrar(trained[key]["reg"])(moving, fixed).displacement
+            example[f"u_{key}"] = training.registrar(trained[key]["reg"])(moving, fixed).displacement
         examples.append({key: value.cpu() if isinstance(value, Tensor) else value for key, value in example.items()})
     return examples
 
 
 def _write_json(record: Mapping, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_atomically(path, lambda file: file.write_text(json.dumps(record, indent=1) + "\n"))
 
 
 def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    temporary = path.with_suffix(".part")
-    frame.to_csv(temporary, index=False, float_format="%.6g")
-    os.replace(temporary, path)
+    write_atomically(path, lambda file: frame.to_csv(file, index=False, float_format="%.6g"))

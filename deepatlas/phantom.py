@@ -17,8 +17,8 @@ from numpy.random import Generator
 from scipy import ndimage
 from torch import Tensor
 
-from deepatlas.data import Scan, rescale_intensities
-from deepatlas.warp import Deformation
+from .data import Scan, rescale_intensities
+from .warp import Deformation
 
 STRUCTURES: dict[str, tuple[str, ...]] = {
     "brain": ("background", "white matter", "cortex", "ventricles", "thalamus", "caudate", "putamen", "pallidum",

@@ -40,7 +40,7 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def middle_slice(volume: Tensor) -> np.ndarray:
-    """The middle axial plane of (I, J, K), or (I, J) itself, turned for display: anterior up, as seen from above."""
+    """The middle plane k of (I, J, K), or (I, J) itself, with i to the right and j up."""
     plane = volume if volume.ndim == 2 else volume[:, :, volume.shape[2] // 2]
     return plane.detach().cpu().numpy().T
 

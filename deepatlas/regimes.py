@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ BASELINES = {"seg": "seg_baseline", "reg": "reg_baseline"}
 ONE_SHOT = {"seg": "semi_seg", "reg": "reg_baseline"}  # at N = 1 the paper teaches seg_net by the unsupervised reg_net
 
 REGIMES = {
-    "seg_baseline": Regime("Baseline, segmentation", ("seg",)),
-    "reg_baseline": Regime("Baseline, registration", ("reg",)),
-    "semi_seg": Regime("Semi-DeepAtlas, segmentation", ("seg",), BASELINES),
-    "semi_reg": Regime("Semi-DeepAtlas, registration", ("reg",), BASELINES),
+    "seg_baseline": Regime("Baseline", ("seg",)),
+    "reg_baseline": Regime("Baseline", ("reg",)),
+    "semi_seg": Regime("Semi-DeepAtlas", ("seg",), BASELINES),
+    "semi_reg": Regime("Semi-DeepAtlas", ("reg",), BASELINES),
     "deepatlas": Regime("DeepAtlas", ("seg", "reg"), BASELINES),
     "seg_control": Regime("Baseline, as long as DeepAtlas", ("seg",), budget_of="deepatlas"),
     "reg_control": Regime("Baseline, as long as DeepAtlas", ("reg",), budget_of="deepatlas"),
@@ -40,12 +40,11 @@ REGIMES = {
 
 def regimes(labelled: int) -> dict[str, Regime]:
     """The table for N = ``labelled``: at N = 1 semi-supervised segmentation starts anew, taught by registration, and
-    what comes after starts from it (the paper, section 3)."""
+    what comes after starts from it, as in the paper."""
     if labelled != 1:
         return REGIMES
     one_shot = {"semi_seg": {"reg": "reg_baseline"}, "semi_reg": ONE_SHOT, "deepatlas": ONE_SHOT}
-    return {key: Regime(r.title, r.trains, one_shot.get(key, r.start), r.all_labels, r.budget_of)
-            for key, r in REGIMES.items()}
+    return {key: replace(regime, start=one_shot.get(key, regime.start)) for key, regime in REGIMES.items()}
 
 
 def spent(table: Mapping[str, Regime], key: str, network: str, own: Mapping[str, Mapping[str, int]]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 
 import nbconvert
@@ -11,19 +11,17 @@ import papermill
 import torch
 
 from . import evaluation, experiments
-from .regimes import REGIMES
+from .regimes import REGIMES, regimes, spent
 
 NOTEBOOK = experiments.PROJECT / "notebooks" / "experiment.ipynb"
+OFFLINE = {"mathjax_url": "", "require_js_url": "", "jquery_url": "", "mermaid_js_url": ""}  # a report asks no server
 TITLES = {"identity": "No registration", "label_propagation": "Label propagation",
           **{key: regime.title for key, regime in REGIMES.items()}}
 
 
 def load_record(folder: Path) -> dict:
-    """The content of run.json; FileNotFoundError if ``folder`` is no run, ValueError if it is not finished."""
-    path = Path(folder) / "run.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder}: not a run folder, there is no run.json in it")
-    record = json.loads(path.read_text())
+    """The record of a finished run; ValueError if it is not finished."""
+    record = experiments.read_record(folder)
     if not record["finished"]:
         raise ValueError(f"{folder}: this run is not finished; start it again with the same parameters to go on")
     return record
@@ -39,19 +37,22 @@ def _arm(scores: pd.DataFrame, task: str, regime: str) -> pd.DataFrame:
 
 
 def results_table(folder: Path) -> pd.DataFrame:
-    """One row per task and regime: Dice in percent, mean and SD over subjects, the other means, steps and seconds."""
+    """One row per task and regime: Dice in percent, mean and SD over subjects, and other means.
+
+    *steps* are those the network has taken in all, pretraining included; *seconds* those of this regime alone.
+    """
     record, scores = load_record(folder), load_scores(folder)
-    rows = []
+    table, rows = regimes(record["labelled_training_scans"]), []
     for (task, regime), arm in scores.groupby(["task", "regime"], sort=False):
         network = {"segmentation": "seg", "registration": "reg"}[task]
         dice = 100 * evaluation.per_subject(arm)
-        row = {"task": task, "regime": TITLES[regime].split(",")[0] if regime.startswith("semi") or regime in (
-            "seg_baseline", "reg_baseline") else TITLES[regime],
-            "Dice %": dice.mean(), "SD": dice.std(), "NSD %": 100 * evaluation.per_subject(arm, "nsd").mean(),
-            "HD95 mm": evaluation.per_subject(arm, "hd95_mm").mean()}
+        row = {"task": task, "regime": TITLES[regime], "Dice %": dice.mean(), "SD": dice.std(),
+               "NSD %": 100 * evaluation.per_subject(arm, "nsd").mean(),
+               "HD95 mm": evaluation.per_subject(arm, "hd95_mm").mean()}
         if task == "registration":
             row |= {"folds %": arm["folds_percent"].mean(), "error voxels": arm["endpoint_voxels"].mean()}
-        row |= {"steps": record["steps"].get(regime, {}).get(network, 0), "seconds": record["seconds"].get(regime, 0)}
+        steps = spent(table, regime, network, record["steps"]) if regime in table else 0
+        row |= {"steps": steps, "seconds": record["seconds"].get(regime, 0)}
         rows.append(row)
     return pd.DataFrame(rows).set_index(["task", "regime"]).dropna(axis="columns", how="all")
 
@@ -74,7 +75,7 @@ def comparison_table(folder: Path) -> pd.DataFrame:
         joint = 100 * evaluation.per_subject(_arm(scores, task, "deepatlas"))
         for other in (f"{short}_baseline", f"{short}_control", f"semi_{short}"):
             result = evaluation.paired_comparison(joint, 100 * evaluation.per_subject(_arm(scores, task, other)))
-            rows.append({"task": task, "DeepAtlas minus": TITLES[other].split(", seg")[0].split(", reg")[0], **result})
+            rows.append({"task": task, "DeepAtlas minus": TITLES[other], **result})
     table = pd.DataFrame(rows)
     return table.assign(p=evaluation.holm(table["p"])).rename(columns={"p": "p (Holm)"})
 
@@ -98,10 +99,15 @@ def load_examples(folder: Path) -> list[dict]:
 
 def report(folder: Path) -> Path:
     """Execute the experiment's notebook on a finished run; returns report.html, beside the executed notebook."""
-    record, folder = load_record(folder), Path(folder)
+    record, folder = load_record(folder), Path(folder).resolve()
     executed = folder / "experiment.ipynb"
-    papermill.execute_notebook(str(NOTEBOOK), str(executed), parameters=record["experiment"], cwd=str(NOTEBOOK.parent),
-                               progress_bar=True)
-    body, _ = nbconvert.HTMLExporter(exclude_input=True).from_filename(str(executed))
+    os.environ["DEEPATLAS_RUNS"] = str(folder.parent)  # where the notebook finds the run, whatever --root was
+    try:
+        papermill.execute_notebook(str(NOTEBOOK), str(executed), parameters=record["experiment"],
+                                   cwd=str(NOTEBOOK.parent), progress_bar=True)
+    except papermill.PapermillExecutionError as error:
+        raise ValueError(f"{executed}: the notebook stopped ({error.ename}: {error.evalue}); the scores are safe, and "
+                         f"the same command tries the notebook again") from error
+    body, _ = nbconvert.HTMLExporter(exclude_input=True, **OFFLINE).from_filename(str(executed))
     (folder / "report.html").write_text(body, encoding="utf-8")
     return folder / "report.html"

@@ -1,20 +1,16 @@
 """The method: the loss terms of the two networks, and the one loop that trains every regime.
 
-Registration minimises    similarity + lambda_r regularity + lambda_a anatomy          (Xu & Niethammer 2019, eq. 2)
-Segmentation minimises    lambda_a anatomy + lambda_sp supervised                      (eq. 3, by case)
+Registration minimises    similarity + lambda_r regularity + lambda_a anatomy
+Segmentation minimises    lambda_a anatomy + lambda_sp supervised, by case
 
-and each network supplies the labels that the other lacks.
+and each network supplies the labels that the other lacks (Xu & Niethammer, MICCAI 2019).
 """
 
 from __future__ import annotations
 
 import math
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import losses
-from .data import Batch, Cohort
+from .checkpoints import Interrupted, read_checkpoint, stop_requests, write_atomically
+from .data import Batch, Cohort, Scan
 from .pairs import augment, draw_pair, pairs_by_case
 from .regimes import Regime
 from .warp import Deformation
@@ -45,6 +42,22 @@ def probabilities(seg_net: nn.Module, image: Tensor) -> Tensor:
 def labels_or_guess(batch: Batch, guess: Tensor) -> Tensor:
     """The expert's labels where they exist, the network's own guess where they do not."""
     return torch.where(batch.known.view(-1, *[1] * (guess.ndim - 1)), batch.one_hot, guess)
+
+
+def segmenter(seg_net: nn.Module) -> Callable[[Scan], Tensor]:
+    """A function scan -> labels (I, J, K): the most probable structure of each voxel."""
+    @torch.no_grad()
+    def segment(scan: Scan) -> Tensor:
+        return seg_net.eval()(scan.image[None])[0].argmax(0)
+    return segment
+
+
+def registrar(reg_net: nn.Module) -> Callable[[Scan, Scan], Deformation]:
+    """A function (moving, fixed) -> Deformation."""
+    @torch.no_grad()
+    def register_scans(moving: Scan, fixed: Scan) -> Deformation:
+        return register(reg_net.eval(), moving.image[None], fixed.image[None])
+    return register_scans
 
 
 # --- the loss terms ------------------------------------------------------------------------------------------------
@@ -137,15 +150,11 @@ class Settings:
     weights: Weights = Weights()
     similarity: str = "ncc"  # of SIMILARITIES
     learning_rate: float = 1e-3  # of Adam, after a short warm-up; falls to 0 along a cosine
-    batch_size: int = 1  # pairs in a registration turn and mixed pairs in a segmentation turn
+    batch_size: int = 1  # pairs of scans in a turn
     augmentation: float = 1.0  # strength
     validations: int = 8  # how often, evenly spread, the last at the end
     mixed_precision: bool = False  # networks in bfloat16, losses in float32
     seed: int = 0
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was stopped from outside, saved its checkpoint, and goes on from there when called again."""
 
 
 def train(networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, settings: Settings, folder: Path,
@@ -160,10 +169,10 @@ def train(networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, set
     trainer = _Trainer(networks, cohort, regime, settings)
     path = Path(folder) / "checkpoint.pt"
     if path.exists():
-        trainer.load(torch.load(path, map_location=cohort.train[0].image.device, weights_only=True), path)
+        trainer.load(read_checkpoint(path, cohort.train[0].image.device), path)
     saved = time.monotonic()
     bar = tqdm(total=trainer.total, initial=trainer.step, desc=regime.title, unit="step", disable=trainer.finished)
-    with bar, _stop_requests() as stopped:
+    with bar, stop_requests() as stopped:
         while not trainer.finished:
             row = trainer.advance()
             bar.update()
@@ -171,7 +180,7 @@ def train(networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, set
             if validated := trainer.validation_is_due():
                 trainer.keep_best({} if validate is None else validate())
             if validated or stopped or time.monotonic() - saved > MINUTES_UNSAVED * 60:
-                save_atomically(trainer.state(), path)
+                write_atomically(path, lambda file: torch.save(trainer.state(), file))
                 saved = time.monotonic()
             if stopped:
                 raise Interrupted(f"{regime.title} stopped at step {trainer.step} of {trainer.total}; saved in {path}, "
@@ -239,7 +248,7 @@ class _Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.mixed_precision):
             terms = self._terms(turn, moving, fixed)
         values = {name: term.item() for name, term in terms.items()}
-        self._check_finite(values, turn, pairs)
+        self._check_finite({f"term {name}": value for name, value in values.items()}, turn, pairs)
         rate = self._update(turn, self.settings.weights.total(terms), pairs)
         self.turns[turn] += 1
         self.seconds += time.perf_counter() - start
@@ -266,7 +275,7 @@ class _Trainer:
     def _check_finite(self, values: Mapping[str, float], turn: str, pairs: list) -> None:
         if bad := [name for name, value in values.items() if not math.isfinite(value)]:
             scans = ", ".join(f"{moving.id} -> {fixed.id}" for moving, fixed in pairs)
-            raise FloatingPointError(f"{self.regime.title}, step {self.step + 1} (turn of {turn}): the term "
+            raise FloatingPointError(f"{self.regime.title}, step {self.step + 1} (turn of {turn}): the "
                                      f"{' and '.join(bad)} is {values[bad[0]]} for {scans}: look at these scans, "
                                      "or lower the learning rate")
 
@@ -316,27 +325,3 @@ class _Trainer:
         torch.set_rng_state(state["dropout"].cpu())
         self.turns, self.best, self.best_score = state["turns"], state["best"], state["best_score"]
         self.history, self.seconds = state["history"], state["seconds"]
-
-
-def save_atomically(state: object, path: Path) -> None:
-    """``torch.save`` such that ``path`` is at any moment either the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list that fills when Ctrl-C, a kernel interrupt or SIGTERM arrives, so that a step is never cut in half."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield received
-        return
-    previous = {number: signal.signal(number, lambda number, _: received.append(number))
-                for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler or signal.SIG_DFL)

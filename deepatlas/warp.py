@@ -55,9 +55,9 @@ class Deformation:
             object.__setattr__(self, "displacement", u.float())
 
     @classmethod
-    def identity(cls, shape: tuple[int, ...], batch: int = 1) -> Deformation:
+    def identity(cls, shape: tuple[int, ...], batch: int = 1, device: torch.device | str = "cpu") -> Deformation:
         """``phi(x) = x`` on a grid of ``shape``."""
-        return cls(torch.zeros(batch, len(shape), *shape))
+        return cls(torch.zeros(batch, len(shape), *shape, device=device))
 
     @classmethod
     def affine(cls, matrix: Tensor, shape: tuple[int, ...]) -> Deformation:

@@ -18,7 +18,7 @@ SOURCE = {name: path.read_text(encoding="utf-8") for name, path in PACKAGE.items
 TREES = {name: ast.parse(text) for name, text in SOURCE.items()}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
-FLOOR_0 = {"data", "networks", "warp", "losses"}
+FLOOR_0 = {"data", "networks", "warp", "losses", "checkpoints"}
 FLOOR_1 = {"registration", "phantom", "datasets", "pairs", "regimes", "training", "evaluation", "files"}
 FLOOR_3 = {"machine", "experiments", "reporting", "cli"}
 MAY_IMPORT = {
@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "datasets": {"data", "phantom", "registration"},
     "pairs": {"data", "warp"},
     "regimes": set(),
-    "training": {"data", "warp", "losses", "networks", "pairs", "regimes"},
+    "training": {"data", "warp", "losses", "networks", "checkpoints", "pairs", "regimes"},
     "evaluation": {"data", "warp"},  # never training: a metric must not know how a model was made
     **{name: (FLOOR_0 | FLOOR_1) - {"training"} for name in ("plots", "viewers")},
     **{name: set(PACKAGE) for name in FLOOR_3},
@@ -279,6 +279,18 @@ def test_words_of_the_house_are_used():
     wrong = re.compile(r"(src|tgt|source_image|target_image|img\d?|mov|flow_field|ddf|dvf)(_.*)?$")
     assert_none(sorted({f"{name}: {word}" for name, tree in TREES.items() for word in words_of(tree)
                         if wrong.match(word)}), "other words for moving, fixed and u")
+
+
+def test_the_licence_is_apaches():
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("target, command", [
+    (("experiment", "DATASET=hippocampus", "ARGS=labelled=5"), "deepatlas run dataset=hippocampus labelled=5"),
+    (("test",), "-m pytest"), (("lab",), "jupyter lab --notebook-dir=notebooks")])
+def test_make_sets_up_and_runs(target, command):
+    done = subprocess.run(["make", "--dry-run", "--always-make", *target], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "-m venv .venv" in done.stdout and command in done.stdout
 
 
 # --- packages ------------------------------------------------------------------------------------------------------

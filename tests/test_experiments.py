@@ -1,6 +1,7 @@
 """Parameters, run folders and tables: an experiment from its first word to report.html, at smoke size."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from deepatlas import datasets, evaluation, experiments, reporting
+from deepatlas import data, datasets, evaluation, experiments, reporting, training
 from deepatlas.experiments import Experiment, own_steps, parse
 from deepatlas.regimes import REGIMES, regimes, spent
 
@@ -51,6 +52,8 @@ def finished(tmp_path_factory):
     ({"joint_steps": 1}, "parameter 'joint_steps' = 1: input should be greater than or equal to 2"),
     ({"profile": ["class"]}, "parameter 'profile' = ['class']: input should be 'smoke'"),
     ({"dataset": 5}, "no cohort '5'"),
+    ({"labelled": True}, "parameter 'labelled' = True: a number or a word was wanted, not true or false"),
+    ({"dataset": "oasis35", "labelled": 13}, "labelled must be at most 12, the training scans of oasis35"),
     ({"seg_steps": 0}, "parameter 'seg_steps' = 0: input should be greater than or equal to 1"),
 ])
 def test_a_mistake_is_one_sentence(values, text):
@@ -74,6 +77,13 @@ def test_a_notebooks_variables_are_its_parameters():
     assert experiments.from_notebook({"labelled": 2, "_hidden": 1, "In": [], "Out": {}, "torch": torch}).labelled == 2
     with pytest.raises(ValueError, match="no parameter 'labeled'"):
         experiments.from_notebook({"labeled": 2})
+
+
+def test_a_parameter_changed_in_the_notebook_is_read_again():
+    namespace = {"labelled": 2}
+    experiments.from_notebook(namespace)
+    namespace |= {"labelled": 3, "record": {"more": "variables"}}
+    assert experiments.from_notebook(namespace).labelled == 3
 
 
 def test_the_notebooks_parameters_are_the_experiments():
@@ -154,8 +164,8 @@ def test_each_network_works_alone(finished):
     pairs = evaluation.registration_pairs(cohort.test, 3, 0)
     scores = reporting.load_scores(finished)
     for task, rows in (
-        ("segmentation", evaluation.score_segmentation(experiments.segmenter(nets["seg"]), cohort, cohort.test)),
-        ("registration", evaluation.score_registration(experiments.registrar(nets["reg"]), cohort, pairs)),
+        ("segmentation", evaluation.score_segmentation(training.segmenter(nets["seg"]), cohort, cohort.test)),
+        ("registration", evaluation.score_registration(training.registrar(nets["reg"]), cohort, pairs)),
     ):
         kept = scores[(scores["task"] == task) & (scores["regime"] == "deepatlas")]
         assert rows["dice"].to_numpy() == pytest.approx(kept["dice"].to_numpy(), abs=1e-4, nan_ok=True)
@@ -177,6 +187,27 @@ def test_a_run_on_changed_data_is_refused(finished, tmp_path):
         experiments.run(parse({**SMOKE, "labelled": 2}), tmp_path)
     with pytest.raises(ValueError, match="not finished"):
         reporting.load_record(folder)
+
+
+@pytest.mark.parametrize("name, text", [
+    ("run.json", "run.json: damaged, or written by another version"),
+    ("deepatlas/checkpoint.pt", "checkpoint.pt: cannot be read .*, the file is damaged: remove it"),
+])
+@pytest.mark.parametrize("content", [b"", b"half a fi", b"{}"])
+def test_a_damaged_file_is_named(finished, tmp_path, name, text, content):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=text):
+        experiments.load_networks(tmp_path / "run", "deepatlas")
+
+
+def test_the_labelled_scans_are_drawn_by_their_own_seed(tmp_path, monkeypatch):
+    drawn = []
+    hide = data.Cohort.hide_labels
+    monkeypatch.setattr(data.Cohort, "hide_labels", lambda cohort, keep, seed: drawn.append((keep, seed)) or
+                        hide(cohort, keep, seed))
+    experiments.run(parse({**SMOKE, "label_seed": 7}), tmp_path)
+    assert set(drawn) == {(1, 7)} and parse({"seed": 3}).label_seed == 3
 
 
 @pytest.mark.parametrize("values", [{"dims": 3, "velocity": True, "similarity": "lncc"}, {"labelled": 4}],
@@ -203,6 +234,7 @@ def command(*arguments, **options):
 
 @pytest.mark.parametrize("arguments, text", [
     (["run", "labeled=5"], "deepatlas: there is no parameter 'labeled', did you mean 'labelled'"),
+    (["run", "dataset=["], "deepatlas: parameter 'dataset': '[' is not a plain value"),
     (["run", "labelled"], "deepatlas: parameters are written NAME=VALUE"),
     (["run", "device=cuda:99", "profile=smoke"], "deepatlas: device 'cuda:99' cannot train here"),
     (["data", "oasis"], "deepatlas: there is no cohort 'oasis', did you mean 'oasis35'"),
@@ -213,20 +245,26 @@ def test_a_mistake_on_the_command_line_ends_with_one_sentence(arguments, text, t
     assert done.returncode == 1 and done.stderr.startswith(text) and done.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
 def test_the_command_runs_an_interrupted_experiment_to_its_end_with_a_notebook(tmp_path):
-    arguments = ["run", "profile=smoke", "dims=2", "seg_steps=60", "device=cpu", "--root", tmp_path]
+    values = ["profile=smoke", "dims=2", "seg_steps=60", "device=cpu"]
+    arguments = ["run", *values, "--root", tmp_path / "stopped"]
     process = subprocess.Popen([sys.executable, "-m", "deepatlas.cli", *map(str, arguments)], stderr=subprocess.PIPE,
                                stdout=subprocess.DEVNULL, text=True)
-    while not list(tmp_path.glob("*/seg_baseline/checkpoint.pt")) and process.poll() is None:
+    while not list(tmp_path.glob("stopped/*/seg_baseline/checkpoint.pt")) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0 and "goes on from there" in errors and "Traceback" not in errors
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
-    (folder,) = tmp_path.iterdir()
+    (folder,) = (tmp_path / "stopped").iterdir()
+    uninterrupted = experiments.run(parse({"profile": "smoke", "dims": 2, "seg_steps": 60, "device": "cpu"}), tmp_path)
+    assert (folder / "scores.csv").read_bytes() == (uninterrupted / "scores.csv").read_bytes()
+    assert not (experiments.runs_folder() / folder.name).exists()
     assert "DeepAtlas" in done.stdout and str(folder / "report.html") in done.stdout
     report = (folder / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//[^"]+', report)
     assert report.count("<img alt=") == 6 and "Traceback" not in report and "Full supervision" in report
     printed = command("table", folder).stdout
     assert "cerebellum" in printed and "Label propagation" in printed
@@ -236,3 +274,13 @@ def test_the_command_lists_and_checks_data():
     assert "CC BY-SA 4.0" in command("data").stdout
     assert "10 x" not in (shown := command("data", "phantom-knee", "--size", "smoke", "--dims", "2").stdout)
     assert "femoral cartilage" in shown and "4 training, 2 validation and 3 test scans of 32 x 32 voxels" in shown
+
+
+def test_the_readmes_python_runs(finished, monkeypatch, capsys):
+    """On a run of smoke size: the README shows the default one."""
+    (code,) = re.findall(r"```python\n(.*?)```", (experiments.PROJECT / "README.md").read_text(encoding="utf-8"), re.S)
+    monkeypatch.setattr(experiments, "run", lambda experiment: finished)
+    load = datasets.load_cohort
+    monkeypatch.setattr(datasets, "load_cohort", lambda name: load(name, size="smoke"))
+    exec(code, {})
+    assert "tensor([" in capsys.readouterr().out

@@ -15,11 +15,12 @@ import torch
 from helpers import disks, one_thread, scan  # noqa: F401
 from torch import nn
 
-from deepatlas import training
+from deepatlas import checkpoints, training
+from deepatlas.checkpoints import Interrupted
 from deepatlas.data import Batch
 from deepatlas.networks import RegistrationNet, SegmentationNet
 from deepatlas.regimes import REGIMES, regimes, spent
-from deepatlas.training import Interrupted, Settings, Weights, train
+from deepatlas.training import Settings, Weights, train
 from deepatlas.warp import Deformation
 
 CASES = {"known -> unknown": (True, False), "unknown -> known": (False, True), "known -> known": (True, True),
@@ -394,7 +395,7 @@ def test_every_row_of_the_history_names_its_terms(regime, tmp_path):
 
 
 def test_no_usable_pair_is_explained(tmp_path):
-    with pytest.raises(ValueError, match=r"Baseline, segmentation: no pair among 3 training scans, 0 of them labelled, "
+    with pytest.raises(ValueError, match=r"Baseline: no pair among 3 training scans, 0 of them labelled, "
                                          r"can teach the network 'seg': label more"):
         train(networks(), disks(0, 3), REGIMES["seg_baseline"], Settings({"seg": 2}), tmp_path)
     assert not any(tmp_path.iterdir())
@@ -646,7 +647,7 @@ def test_a_process_that_is_killed_loses_only_what_came_after_its_checkpoint(unin
 
 def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "new folder" / "checkpoint.pt"
-    training.save_atomically({"step": 1}, path)
+    checkpoints.write_atomically(path, lambda file: torch.save({"step": 1}, file))
 
     def half_a_file(state, where):
         Path(where).write_bytes(b"half")
@@ -654,9 +655,9 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr(torch, "save", half_a_file)
-        training.save_atomically({"step": 2}, path)
+        checkpoints.write_atomically(path, lambda file: torch.save({"step": 2}, file))
     assert torch.load(path, weights_only=True) == {"step": 1}
-    training.save_atomically({"step": 3}, path)
+    checkpoints.write_atomically(path, lambda file: torch.save({"step": 3}, file))
     assert torch.load(path, weights_only=True) == {"step": 3}
     assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
 
@@ -667,7 +668,7 @@ def poisoned(cohort):
 
 def test_a_loss_that_is_not_finite_names_term_step_and_scans(tmp_path, monkeypatch):
     monkeypatch.setitem(training.SIMILARITIES, "ncc", lambda a, b: math.inf * (a - b).square().mean())
-    with pytest.raises(FloatingPointError, match=r"Baseline, registration, step 1 \(turn of reg\): the term similarity "
+    with pytest.raises(FloatingPointError, match=r"Baseline, step 1 \(turn of reg\): the term similarity "
                                                  r"is inf for s\d -> s\d, s\d -> s\d: look at these scans, or lower"):
         train(networks(), disks(), REGIMES["reg_baseline"], Settings({"reg": 4}, batch_size=2), tmp_path)
     assert not any(tmp_path.iterdir())
@@ -743,3 +744,23 @@ def test_networks_of_another_library_can_be_trained(tmp_path):
     for turn, term in (("seg", "supervised"), ("seg", "anatomy"), ("reg", "anatomy")):
         before, after = mean_of(history, term, turn)
         assert after < 0.8 * before, (turn, term, before, after)
+
+
+def test_a_gradient_that_is_not_finite_is_refused_and_changes_nothing(tmp_path):
+    nets = networks()
+    before = {name: value.clone() for name, value in nets["seg"].state_dict().items()}
+    next(nets["seg"].parameters()).register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"Baseline, step 1 \(turn of seg\): the gradient is nan for"):
+        train(nets, disks(), REGIMES["seg_baseline"], Settings({"seg": 2}), tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in nets["seg"].state_dict().items())
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    train(networks(), disks(), REGIMES["seg_baseline"], Settings({"seg": 1}), tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoint.pt is of another training .* choose another folder"):
+        train(networks(), disks(), REGIMES["seg_baseline"], Settings({"seg": 2}), tmp_path)
+
+
+def test_steps_must_be_positive(tmp_path):
+    with pytest.raises(ValueError, match=r"DeepAtlas: steps must be at least 1 for each of seg, reg, got {'seg': 0"):
+        train(networks(), disks(), REGIMES["deepatlas"], Settings({"seg": 0, "reg": 1}), tmp_path)
