@@ -56,14 +56,16 @@ def test_whether_bfloat16_pays_is_a_plain_answer(shape):
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (16, 24, 16), (64, 64, 16)])
 def test_bfloat16_is_never_used_on_tiny_volumes(monkeypatch, shape):
-    monkeypatch.setattr(machine, "_convolution_seconds", {torch.float32: 9.0, torch.bfloat16: 1.0}.__getitem__)
+    times = {torch.float32: 9.0, torch.bfloat16: 1.0}
+    monkeypatch.setattr(machine, "_convolution_seconds", lambda dtype, dims: times[dtype])
     assert machine.bfloat16_pays("cpu", (40, 48, 40))
     assert not machine.bfloat16_pays("cpu", shape)
 
 
 @pytest.mark.parametrize("seconds, pays", [(1.0, False), (0.9, False), (0.5, True)])
 def test_bfloat16_must_be_clearly_faster(monkeypatch, seconds, pays):
-    monkeypatch.setattr(machine, "_convolution_seconds", {torch.float32: 1.0, torch.bfloat16: seconds}.__getitem__)
+    times = {torch.float32: 1.0, torch.bfloat16: seconds}
+    monkeypatch.setattr(machine, "_convolution_seconds", lambda dtype, dims: times[dtype])
     assert machine.bfloat16_pays("cpu") is pays
 
 
