@@ -15,6 +15,7 @@ from .regimes import REGIMES, regimes, spent
 
 NOTEBOOK = experiments.PROJECT / "notebooks" / "experiment.ipynb"
 OFFLINE = {"mathjax_url": "", "require_js_url": "", "jquery_url": "", "mermaid_js_url": ""}  # a report asks no server
+NETWORK = {"segmentation": "seg", "registration": "reg"}  # which network a task scores
 TITLES = {"identity": "No registration", "label_propagation": "Label propagation",
           **{key: regime.title for key, regime in REGIMES.items()}}
 
@@ -44,14 +45,13 @@ def results_table(folder: Path) -> pd.DataFrame:
     record, scores = load_record(folder), load_scores(folder)
     table, rows = regimes(record["labelled_training_scans"]), []
     for (task, regime), arm in scores.groupby(["task", "regime"], sort=False):
-        network = {"segmentation": "seg", "registration": "reg"}[task]
         dice = 100 * evaluation.per_subject(arm)
         row = {"task": task, "regime": TITLES[regime], "Dice %": dice.mean(), "SD": dice.std(),
                "NSD %": 100 * evaluation.per_subject(arm, "nsd").mean(),
                "HD95 mm": evaluation.per_subject(arm, "hd95_mm").mean()}
         if task == "registration":
             row |= {"folds %": arm["folds_percent"].mean(), "error voxels": arm["endpoint_voxels"].mean()}
-        steps = spent(table, regime, network, record["steps"]) if regime in table else 0
+        steps = spent(table, regime, NETWORK[task], record["steps"]) if regime in table else 0
         row |= {"steps": steps, "seconds": record["seconds"].get(regime, 0)}
         rows.append(row)
     return pd.DataFrame(rows).set_index(["task", "regime"]).dropna(axis="columns", how="all")
@@ -71,7 +71,7 @@ def comparison_table(folder: Path) -> pd.DataFrame:
     """What joint training gains, paired over test subjects, in points of Dice; p corrected by Holm."""
     scores = load_scores(folder)
     rows = []
-    for task, short in (("segmentation", "seg"), ("registration", "reg")):
+    for task, short in NETWORK.items():
         joint = 100 * evaluation.per_subject(_arm(scores, task, "deepatlas"))
         for other in (f"{short}_baseline", f"{short}_control", f"semi_{short}"):
             result = evaluation.paired_comparison(joint, 100 * evaluation.per_subject(_arm(scores, task, other)))
@@ -84,7 +84,7 @@ def gap_table(folder: Path) -> pd.DataFrame:
     """Share of the gap between the baseline and full supervision that joint training closes, in percent."""
     scores = load_scores(folder)
     rows = []
-    for task, short in (("segmentation", "seg"), ("registration", "reg")):
+    for task, short in NETWORK.items():
         arms = (evaluation.per_subject(_arm(scores, task, key))
                 for key in (f"{short}_baseline", "deepatlas", f"{short}_full"))
         share = evaluation.share_of_gap_closed(*arms)
