@@ -29,7 +29,7 @@ STRUCTURES: dict[str, tuple[str, ...]] = {
 # Mean grey values of T1-weighted MRI. Tissues, not structures: thalamus and putamen, or muscle and cartilage, share
 # one, so that a network has to learn where a structure lies and not only how bright it is.
 TISSUES = {
-    "brain": {"csf": 0.26, "grey": 0.58, "deep grey": 0.72, "pale": 0.83, "white": 0.88, "lesion": 0.62},
+    "brain": {"csf": 0.24, "grey": 0.53, "deep grey": 0.69, "pale": 0.80, "white": 0.87, "lesion": 0.60},
     "knee": {"skin": 0.40, "fat": 0.92, "marrow": 0.76, "muscle": 0.42, "fibre": 0.14, "fluid": 0.28},
 }
 
@@ -109,45 +109,45 @@ class Variation:
 def brain(p: np.ndarray, variation: Variation) -> list[Layer]:
     """Layers of the template brain at the points ``p`` (N, 3), RAS mm; a later layer covers the earlier ones."""
     q = np.abs(p * np.float32([1, 0, 0])) + p * np.float32([0, 1, 1])  # the template is symmetric, its subjects are not
-    cerebellum = _join(_ellipsoid(q, (24, -42, -39), (28, 32, 24)), _ellipsoid(q, (0, -40, -36), (14, 28, 23)), 6)
-    stem = _tube(q, (0, -6, -10, 11), (0, -6, -34, 11), (0, -14, -62, 8))
-    stem = _join(stem, _ellipsoid(q, (0, 2, -31), (15, 11, 13)), 6)
-    hull = _join(_ellipsoid(q, (0, 0, 13), (64, 88, 54)), _ellipsoid(q, (22, 4, 10), (44, 80, 54)), 10)
-    hull = _cut(hull, q[:, 2] + 18 - 0.15 * q[:, 1].clip(0), 10)  # the underside of the frontal lobes
-    hull = _join(hull, _ellipsoid(q, (44, 8, -20), (20, 38, 21), -0.15), 4)  # temporal lobes
-    hull = _cut(hull, cerebellum - 1.5, 3)
+    cerebellum = _join(_ellipsoid(q, (24, -45, -40), (27, 30, 23)), _ellipsoid(q, (0, -43, -37), (14, 29, 24)), 6)
+    stem = _tube(q, (0, -6, -8, 11), (0, -8, -34, 11), (0, -16, -62, 7))
+    stem = _join(stem, _ellipsoid(q, (0, -2, -30), (16, 11, 13)), 6)
+    hull = _join(_ellipsoid(q, (0, 0, -2), (63, 86, 68)), _ellipsoid(q, (22, -16, 4), (45, 64, 58)), 10)
+    hull = _cut(hull, q[:, 2] + 27, 6)  # the underside of the frontal and occipital lobes
+    hull = _join(hull, _ellipsoid(q, (43, 4, -24), (22, 42, 23), -0.15), 4)  # temporal lobes
+    hull = _cut(hull, np.minimum(cerebellum - 1.5, np.maximum(stem - 2, q[:, 2] + 16)), 3)
     cortex = _fold(p, q, hull, variation.folds)
-    white = np.minimum(cortex + 3.3, np.maximum(_ellipsoid(q, (0, 8, -2), (30, 38, 22)), cortex + 1))
+    white = np.minimum(cortex + 3.8, np.maximum(_ellipsoid(q, (0, 8, -2), (30, 38, 22)), cortex + 1))
     lesion = np.maximum(np.linalg.norm(p - variation.place, axis=1) - variation.radius, white + 1)
-    twigs = np.abs(np.sin(np.arctan2(q[:, 2] + 40, q[:, 1] + 30) * 11)) * 4.5 - 2.4
-    twigs = np.maximum(_ellipsoid(q, (17, -38, -40), (21, 22, 16)), twigs)
+    twigs = np.abs(np.sin(np.arctan2(q[:, 2] + 42, q[:, 1] + 33) * 11)) * 4.5 - 2.4
+    twigs = np.maximum(_ellipsoid(q, (18, -42, -41), (21, 24, 17)), twigs)
     return [
         ("background", np.minimum(hull, np.minimum(cerebellum, stem)) - 0.6, "csf"),
         ("cortex", cortex, "grey"),
         ("white matter", white, "white"),
         *[(None, lesion, "lesion")] * (variation.radius > 0),
         ("cerebellum", cerebellum, "grey"),
-        (None, np.minimum(twigs, _ellipsoid(q, (14, -32, -40), (15, 12, 8))), "white"),
+        (None, np.minimum(twigs, _ellipsoid(q, (14, -35, -41), (15, 12, 8))), "white"),
         ("brain stem", stem, "pale"),
-        ("ventricles", _ellipsoid(q, (0, -22, -36), (7, 4, 10)), "csf"),
+        ("ventricles", _ellipsoid(q, (0, -23, -36), (7, 4, 10)), "csf"),
         *_deep_structures(q),
     ]
 
 
 def _fold(p: np.ndarray, q: np.ndarray, hull: np.ndarray, phase: np.ndarray) -> np.ndarray:
     """The hull with fissures and sulci cut in: thin sheets where a random field on the hull is zero."""
-    centre, radii = np.float32([0, 0, 8]), np.float32([66, 86, 58])
+    centre, radii = np.float32([0, 0, -2]), np.float32([66, 86, 68])
     rho = np.linalg.norm((p - centre) / radii, axis=1).clip(0.05)  # 0 in the middle, 1 on the surface
-    folds = Waves.draw(np.random.default_rng(7), 1, 3, (24, 31), len(phase))
+    folds = Waves.draw(np.random.default_rng(7), 1, 3, (22, 30), len(phase))
     folds = Waves(folds.k, folds.phase + phase, folds.amplitude)
-    wander = 3 * Waves.draw(np.random.default_rng(8), 3, 3, (25, 40), 8)(p)
-    sheet = folds.distance((p - centre) / rho[:, None] + wander) * rho  # about radial, as sulci are
-    midline = np.maximum(q[:, 0], -_ellipsoid(q, (0, 2, 0), (40, 46, 27)))  # not through the corpus callosum
+    wander = Waves.draw(np.random.default_rng(8), 4, 3, (25, 45), 8)(p)
+    sheet = folds.distance((p - centre) / rho[:, None] ** 0.85 + 4 * wander[:, :3]) * rho**0.85  # lean, as sulci do
+    midline = np.maximum(q[:, 0], -_ellipsoid(q, (0, 0, 0), (40, 46, 27)))  # not through the corpus callosum
     depth = np.minimum(-hull, midline).clip(0)
+    reach = np.minimum(17 + 4 * wander[:, 3], 60 * rho - 19)  # of a sulcus, mm below the surface
     sylvian = np.abs(q[:, 2] + 7 + 0.35 * (q[:, 1] - 10)) + (38 - q[:, 0]).clip(0) + (q[:, 1] - 40).clip(0)
-    sulcus = np.minimum(np.hypot(sheet, np.maximum(depth - 19, 38 - 60 * rho).clip(0)),
-                        np.hypot(sylvian, (depth - 28).clip(0)))
-    return np.maximum(hull, 0.4 + 1.2 * np.exp(-depth / 4) - np.minimum(sulcus, midline))  # wider at the surface
+    sulcus = np.minimum(np.hypot(sheet, (depth - reach).clip(0)), np.hypot(sylvian, (depth - 28).clip(0)))
+    return np.maximum(hull, 0.3 + 1.1 * np.exp(-depth / 4) - np.minimum(sulcus, midline))  # wider at the surface
 
 
 def _deep_structures(q: np.ndarray) -> list[Layer]:
@@ -311,7 +311,7 @@ def _image(anatomy: str, layers: list[Layer], world: np.ndarray, shape: tuple[in
     """Grey values as a scanner sees them: partial volume, bias field, texture, blur and Rician noise."""
     spacing = np.abs(world[1, -1] - world[0, -1])
     image, air = np.float32([[0], [1]]).repeat(len(world), axis=1)
-    grey = {tissue: mean + rng.normal(0, 0.03) for tissue, mean in TISSUES[anatomy].items()}
+    grey = {tissue: mean + rng.normal(0, 0.05) for tissue, mean in TISSUES[anatomy].items()}
     for _, distance, tissue in layers:
         share = (0.5 - distance / spacing).clip(0, 1)  # of the voxel inside a flat surface at this distance
         image += share * (grey[tissue] - image)

@@ -11,7 +11,7 @@ from deepatlas import data, phantom
 
 GRIDS = {2: ((96, 96), 1.8), 3: ((64, 80, 64), 2.4)}
 ANATOMIES = tuple(phantom.STRUCTURES)
-THICK = {  # at least 4 voxels of 2.4 mm across
+THICK = {  # at least 4 voxels thick all over, where a voxel is 1.2 mm (brain) or 2.4 mm (knee)
     "brain": ("thalamus", "caudate", "putamen", "pallidum", "hippocampus", "brain stem", "cerebellum"),
     "knee": ("femur", "tibia", "patella", "muscle", "fat"),
 }
@@ -123,8 +123,10 @@ def test_the_true_deformation_is_a_diffeomorphism(scans, anatomy, dims):
     there, back = phantom.true_deformation(moving, fixed), phantom.true_deformation(fixed, moving)
     assert there.displacement.dtype == torch.float32 and there.displacement.shape == (1, dims, *fixed.shape)
     assert there.jacobian_determinant().min() > 0
-    inside = (slice(None),) * 2 + tuple(slice(n // 4, -(n // 4)) for n in fixed.shape)
-    assert (back @ there).displacement[inside].abs().max() < 0.1
+    lands = there.points.movedim(1, -1)
+    inside = ((lands >= 0) & (lands <= torch.tensor(fixed.shape) - 1)).all(-1)[:, None].expand_as(there.displacement)
+    assert inside.float().mean() > 0.8
+    assert (back @ there).displacement[inside].abs().max() < 0.1  # voxels, wherever ``back`` is known
     assert phantom.true_deformation(fixed, fixed).displacement.abs().max() < 0.01
 
 
@@ -139,20 +141,20 @@ def test_the_true_deformation_improves_every_structure(scans, anatomy, dims):
         assert np.mean(list(after.values())) > 0.8
 
 
-@pytest.mark.parametrize("anatomy", ANATOMIES)
-def test_labels_fall_onto_labels(anatomy, only_warped):
-    """Dice > 0.95 where a structure is 4 voxels thick, when subjects differ by their deformation alone.
+@pytest.mark.parametrize("subject", [0, 2, 4])
+@pytest.mark.parametrize(("anatomy", "shape", "spacing"), [
+    ("brain", (192, 192), 0.9), ("brain", (80, 80, 64), 1.2), ("knee", (192, 192), 0.9), ("knee", (64, 80, 64), 2.4)])
+def test_labels_fall_onto_labels(anatomy, shape, spacing, subject, only_warped):
+    """Dice > 0.95 on grids where the structure is at least 4 voxels thick all over, in 2D and 3D.
 
-    Half a voxel of rounding on a ball 4 voxels across already costs 0.1 to 0.2 of Dice, so the moving labels are drawn
-    at half the voxel size: what is left is the fixed grid's own rounding. Caudate and pallidum, 4 voxels across at
-    most, come down to 0.94 in some other pairs.
+    Subjects differ by their deformation alone. On the coarser grids of the cohorts the same deformation scores less:
+    half a voxel of rounding on a ball 4 voxels across costs 0.1 of Dice.
     """
-    fixed = phantom.make_scan(anatomy, 1, (64, 80, 64), spacing=2.4)
-    moving = phantom.make_scan(anatomy, 0, (128, 160, 128), spacing=1.2)
+    moving, fixed = (phantom.make_scan(anatomy, number, shape, spacing=spacing) for number in (subject, subject + 1))
     warped = warp_labels(phantom.true_deformation(moving, fixed), moving.labels, anatomy)
     scores = dice(warped, fixed.labels, anatomy)
     assert {name: score for name, score in scores.items() if name in THICK[anatomy] and score < 0.95} == {}
-    assert min(scores.values()) > 0.8  # cortex and cartilage are one voxel thick
+    assert min(scores.values()) > 0.65  # cartilage is one voxel thick at 2.4 mm
 
 
 @pytest.mark.parametrize("dims", GRIDS)
@@ -184,6 +186,25 @@ def test_a_resampled_and_turned_scan_keeps_its_truth(scans):
     one = (coarse.affine[:3, :3] @ truth(at.view(1, 3, 1)).double().flatten() + coarse.affine[:3, 3])
     other = (moving.affine[:3, :3] @ plain(on_fixed.float().view(1, 3, 1)).double().flatten() + moving.affine[:3, 3])
     assert torch.allclose(one, other, atol=0.1)  # mm
+
+
+def test_the_brain_passes_for_mri(real_data):
+    """Beside skull-stripped T1 scans at 4 mm: as much brain, the same grey values, the same steepness of edges."""
+    def described(images):
+        heads = [image[0].numpy() for image in images]
+        inside = [head > 0.05 for head in heads]
+        slopes = [np.sqrt(sum(d**2 for d in np.gradient(head)))[mask] for head, mask in zip(heads, inside, strict=True)]
+        return (np.mean([mask.mean() for mask in inside]),
+                np.mean([np.histogram(h[m], 10, (0, 1))[0] / m.sum() for h, m in zip(heads, inside, strict=True)], 0),
+                np.mean([np.percentile(slope, [10, 25, 50, 75, 90]) for slope in slopes], 0))
+    shape, spacing = (40, 48, 40), 4.0
+    files = sorted((real_data / "oasis35" / "imagesTr").glob("*.nii.gz"))[:6]
+    scans = [data.load_scan(file, None, id=file.name, subject=file.name, structures={}) for file in files]
+    real = described([data.resample(scan, data.centred_affine(scan, shape, spacing), shape).image for scan in scans])
+    ours = described([phantom.make_scan("brain", i, shape, spacing=spacing).image for i in range(6)])
+    assert ours[0] == pytest.approx(real[0], rel=0.1)
+    assert np.abs(np.cumsum(ours[1]) - np.cumsum(real[1])).max() < 0.1
+    assert ours[2] == pytest.approx(real[2], rel=0.25)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
