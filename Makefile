@@ -1,6 +1,7 @@
 # make experiment   train DeepAtlas and its baselines, and print the table (DATASET=hippocampus, ARGS="labelled=5 seed=1")
 # make test         every test, notebooks included
 # make lab          JupyterLab on the notebooks
+# make bench        how long things take on this machine
 # Each sets up what is missing in .venv. On Windows, or without make: see README.md.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ ifdef DEEPATLAS_DATA
 export DEEPATLAS_DATA := $(abspath $(DEEPATLAS_DATA))
 endif
 
-.PHONY: experiment test lab lint
+.PHONY: experiment test lab lint bench
 
 experiment: .venv/run.stamp
 	$(BIN)/deepatlas run dataset=$(DATASET) $(ARGS)
@@ -24,6 +25,9 @@ lint: .venv/test.stamp
 
 lab: .venv/run.stamp
 	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+bench: .venv/run.stamp
+	$(BIN)/python tests/benchmarks/speed.py
 
 .venv/pip.stamp:
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed, this is ' + sys.version.split()[0]"

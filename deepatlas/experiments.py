@@ -33,14 +33,15 @@ from .warp import Deformation
 PROJECT = Path(__file__).resolve().parent.parent
 
 # What the profile and the number of dimensions decide where the parameters say nothing.
-PROFILES = {
-    "smoke-2d": {"seg_steps": 4, "reg_steps": 4, "joint_steps": 6, "batch_size": 2},
-    "smoke-3d": {"seg_steps": 4, "reg_steps": 4, "joint_steps": 6, "batch_size": 1},
-    "class-2d": {"seg_steps": 300, "reg_steps": 400, "joint_steps": 600, "batch_size": 4},
-    "class-3d": {"seg_steps": 300, "reg_steps": 400, "joint_steps": 600, "batch_size": 1},
-    "full-2d": {"seg_steps": 2000, "reg_steps": 4000, "joint_steps": 6000, "batch_size": 8},
-    "full-3d": {"seg_steps": 4000, "reg_steps": 8000, "joint_steps": 12000, "batch_size": 4},
-}
+_DECIDED = ("seg_steps", "reg_steps", "joint_steps", "batch_size", "seg_rate", "reg_rate")
+PROFILES = {profile: dict(zip(_DECIDED, values, strict=True)) for profile, values in {
+    "smoke-2d": (4, 4, 6, 2, 4e-3, 4e-3),
+    "smoke-3d": (4, 4, 6, 1, 8e-3, 1e-3),
+    "class-2d": (300, 400, 600, 4, 4e-3, 4e-3),
+    "class-3d": (300, 400, 600, 1, 8e-3, 1e-3),
+    "full-2d": (2000, 4000, 6000, 8, 1e-3, 1e-3),
+    "full-3d": (4000, 8000, 12000, 4, 1e-3, 5e-4),
+}.items()}
 
 
 class Experiment(BaseModel):
@@ -59,13 +60,14 @@ class Experiment(BaseModel):
     joint_steps: int = Field(None, ge=2, validate_default=False)  # turns of joint training, both networks together
     reg_turns: int = Field(2, ge=1)  # registration turns for each segmentation turn (the paper: 20)
     batch_size: int = Field(None, ge=1, validate_default=False)  # pairs in a step
-    lambda_r: float = Field(1.0, ge=0)  # weight of the bending energy
+    lambda_r: float = Field(0.2, ge=0)  # weight of the bending energy
     lambda_a: float = Field(3.0, ge=0)  # weight of the anatomy term
     lambda_sp: float = Field(3.0, ge=0)  # weight of the supervised term
-    similarity: Literal["ncc", "lncc", "mse"] = "ncc"  # of images
+    similarity: Literal["ncc", "lncc", "mse"] = "lncc"  # of images (the paper: ncc)
     velocity: bool = False  # does the registration network output a velocity field?
     networks: Literal["kit", "paper"] = "kit"  # the paper's two networks are 3D and slower
-    learning_rate: float = Field(4e-3, gt=0)  # of Adam, at its highest
+    seg_rate: float = Field(None, gt=0, validate_default=False)  # Adam's learning rate for segmentation, at its highest
+    reg_rate: float = Field(None, gt=0, validate_default=False)  # and for registration
     augmentation: float = Field(1.0, ge=0)  # strength, 0 for none
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the networks; losses are always float32
@@ -106,6 +108,11 @@ class Experiment(BaseModel):
         text = self.model_dump_json() + _source_hash()
         return (f"{self.dataset}-{self.profile}-{self.dims}d-N{self.labelled}-seed{self.seed}-"
                 f"{hashlib.sha256(text.encode()).hexdigest()[:8]}")
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Learning rate of each network."""
+        return {"seg": self.seg_rate, "reg": self.reg_rate}
 
     @property
     def joint(self) -> dict[str, int]:
@@ -263,7 +270,7 @@ def _train_all(experiment: Experiment, cohort: Cohort, folder: Path, record: dic
         for name, source in regime.start.items():
             nets[name].load_state_dict(trained[source][name].state_dict())
         settings = Settings(own[key], Weights(1.0, experiment.lambda_r, experiment.lambda_a, experiment.lambda_sp),
-                            experiment.similarity, experiment.learning_rate, experiment.batch_size,
+                            experiment.similarity, experiment.rates, experiment.batch_size,
                             experiment.augmentation, mixed_precision=record["mixed_precision"], seed=experiment.seed)
         history = training.train(nets, cohort if regime.all_labels else some, regime, settings, folder / key,
                                  _validator(nets, regime, cohort))

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -89,7 +89,7 @@ def peak_memory_gib(device: torch.device | str) -> float:
 def doctor() -> Iterator[str]:
     """Lines about this machine, the last of them advice."""
     yield f"deepatlas {version('deepatlas')}, Python {platform.python_version()}, {platform.platform()}"
-    yield ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "nibabel", "papermill", "jupyterlab"))
+    yield ", ".join(f"{name} {_installed(name)}" for name in ("torch", "numpy", "nibabel", "papermill", "jupyterlab"))
     device = pick_device()
     for name, there in {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.items():
         problem = step_problem(name) if there else "not there"
@@ -104,6 +104,13 @@ def doctor() -> Iterator[str]:
     for name, entry in datasets.manifest().items():
         yield f"  {name}: {_where(name, entry)}"
     yield f"advice: {_advice(device, memory, disk)}"
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _where(name: str, entry: dict) -> str:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import nbconvert
 import pandas as pd
-import papermill
 import torch
 
 from . import evaluation, experiments
@@ -99,6 +97,9 @@ def load_examples(folder: Path) -> list[dict]:
 
 def report(folder: Path) -> Path:
     """Execute the experiment's notebook on a finished run; returns report.html, beside the executed notebook."""
+    import nbconvert  # here: they take seconds to load, and a machine that only trains lacks them
+    import papermill
+
     record, folder = load_record(folder), Path(folder).resolve()
     executed = folder / "experiment.ipynb"
     os.environ["DEEPATLAS_RUNS"] = str(folder.parent)  # where the notebook finds the run, whatever --root was

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -149,7 +149,7 @@ class Settings:
     steps: Mapping[str, int]  # turns of each network that trains, e.g. {"seg": 100, "reg": 200}
     weights: Weights = Weights()
     similarity: str = "ncc"  # of SIMILARITIES
-    learning_rate: float = 1e-3  # of Adam, after a short warm-up; falls to 0 along a cosine
+    learning_rates: Mapping[str, float] = field(default_factory=lambda: {"seg": 1e-3, "reg": 1e-3})  # of Adam, at most
     batch_size: int = 1  # pairs of scans in a turn
     augmentation: float = 1.0  # strength
     validations: int = 8  # how often, evenly spread, the last at the end
@@ -173,6 +173,8 @@ def train(networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, set
     saved = time.monotonic()
     bar = tqdm(total=trainer.total, initial=trainer.step, desc=regime.title, unit="step", disable=trainer.finished)
     with bar, stop_requests() as stopped:
+        if trainer.step == 0 and regime.consults and validate is not None:
+            trainer.keep_best(validate())  # where it starts: training on need not make it better
         while not trainer.finished:
             row = trainer.advance()
             bar.update()
@@ -283,7 +285,7 @@ class _Trainer:
         """Learning rate of this turn: a cosine to 0, after a linear warm-up over the first 5 % of the steps."""
         steps = self.settings.steps[turn]
         warm = min(1.0, (self.turns[turn] + 1) / (0.05 * steps))
-        return self.settings.learning_rate * warm * (1 + math.cos(math.pi * self.turns[turn] / steps)) / 2
+        return self.settings.learning_rates[turn] * warm * (1 + math.cos(math.pi * self.turns[turn] / steps)) / 2
 
     def validation_is_due(self) -> bool:
         """True ``validations`` times, evenly spread, and always at the last step."""
@@ -298,7 +300,8 @@ class _Trainer:
                 state = self.networks[name].state_dict()
                 self.best[name] = {key: value.detach().cpu().clone() for key, value in state.items()}
                 self.best_score[name] = score
-            self.history[-1][f"validation_{name}"] = score
+            if self.history:
+                self.history[-1][f"validation_{name}"] = score
 
     def state(self) -> dict:
         """What a checkpoint holds: tensors, numbers and texts only."""

@@ -293,6 +293,25 @@ def test_make_sets_up_and_runs(target, command):
     assert done.returncode == 0 and "-m venv .venv" in done.stdout and command in done.stdout
 
 
+@pytest.mark.skipif(not (ROOT / ".venv" / "run.stamp").exists(), reason="make has not set up .venv")
+def test_make_experiment_makes_a_table_a_notebook_and_a_report(tmp_path):
+    """The main command itself, at the smallest size."""
+    done = subprocess.run(["make", "experiment", f"ARGS=profile=smoke device=cpu --root={tmp_path}"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for text in ("N = 1 of", "DeepAtlas", "Full supervision", "report:", "notebook:", "scores:"):
+        assert text in done.stdout
+    (folder,) = tmp_path.iterdir()
+    assert {"run.json", "scores.csv", "experiment.ipynb", "report.html"} <= {path.name for path in folder.iterdir()}
+    assert re.search(r"Executing:.*cell", done.stderr) and re.search(r"\d\d:\d\d<\d\d:\d\d,.*step/s", done.stderr)
+
+
+def test_a_machine_that_only_trains_needs_no_jupyter():
+    absent = ("papermill", "nbconvert", "nbformat", "IPython", "jupyterlab", "ipywidgets", "matplotlib")
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import deepatlas.cli"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 # --- packages ------------------------------------------------------------------------------------------------------
 
 

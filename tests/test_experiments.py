@@ -40,9 +40,9 @@ def finished(tmp_path_factory):
     ({"labelled": 1.5}, "parameter 'labelled' = 1.5: input should be a valid integer"),
     ({"dims": 4}, "parameter 'dims' = 4: input should be 2 or 3"),
     ({"profile": "huge"}, "parameter 'profile' = 'huge': input should be 'smoke', 'class' or 'full'"),
-    ({"learning_rate": "fast"}, "parameter 'learning_rate' = 'fast': input should be a valid number"),
-    ({"learning_rate": 0}, "parameter 'learning_rate' = 0: input should be greater than 0"),
-    ({"learning_rate": float("nan")}, "parameter 'learning_rate' = nan: input should be"),
+    ({"reg_rate": "fast"}, "parameter 'reg_rate' = 'fast': input should be a valid number"),
+    ({"reg_rate": 0}, "parameter 'reg_rate' = 0: input should be greater than 0"),
+    ({"reg_rate": float("nan")}, "parameter 'reg_rate' = nan: input should be"),
     ({"lambda_r": -1}, "parameter 'lambda_r' = -1: input should be greater than or equal to 0"),
     ({"lambda_a": float("inf")}, "parameter 'lambda_a' = inf: input should be a finite number"),
     ({"velocity": "perhaps"}, "parameter 'velocity' = 'perhaps': input should be a valid boolean"),
@@ -68,8 +68,8 @@ def test_two_mistakes_are_both_named():
 
 
 def test_text_from_yaml_and_the_command_line_means_what_it_says():
-    experiment = parse({"learning_rate": "1e-3", "velocity": "false", "dims": "3", "labelled": "5", "seg_steps": None})
-    assert (experiment.learning_rate, experiment.velocity, experiment.dims, experiment.labelled) == (1e-3, False, 3, 5)
+    experiment = parse({"seg_rate": "1e-3", "velocity": "false", "dims": "3", "labelled": "5", "seg_steps": None})
+    assert (experiment.seg_rate, experiment.velocity, experiment.dims, experiment.labelled) == (1e-3, False, 3, 5)
     assert experiment.seg_steps == experiments.PROFILES["class-3d"]["seg_steps"]
 
 

@@ -1,7 +1,6 @@
 """The machine: a device that trains is picked, an unusable one is named, and the doctor always has an answer."""
 
 import re
-import time
 
 import pytest
 import torch
@@ -14,9 +13,8 @@ ABSENT = [name for name, there in (("cuda", torch.cuda.is_available()), ("mps", 
 
 @pytest.fixture(scope="module")
 def report():
-    """The doctor's lines, and the seconds they took."""
-    start = time.perf_counter()
-    return list(machine.doctor()), time.perf_counter() - start
+    """The doctor's lines."""
+    return list(machine.doctor())
 
 
 def test_the_cpu_can_always_be_picked():
@@ -83,7 +81,7 @@ def test_the_processor_has_a_name():
 
 
 def test_the_doctor_reports_everything_and_ends_with_advice(report):
-    lines, seconds = report
+    lines = report
     text = "\n".join(lines)
     for pattern in (r"^deepatlas \d+\.\d+.*Python 3\.", r"^torch \d", r"^cuda: ", r"^mps: ", r"^cpu: \d+ cores, \d",
                     r"^bfloat16 on \w+: (faster|not faster)", r"^free: [\d.]+ GiB of memory, [\d.]+ GiB of disk",
@@ -92,13 +90,12 @@ def test_the_doctor_reports_everything_and_ends_with_advice(report):
     assert all(f"  {name}: " in text for name in datasets.manifest())
     assert lines[-1].startswith("advice: ") and len(lines[-1]) > 20
     assert not any("\n" in line for line in lines)
-    assert seconds < 30
 
 
 def test_the_doctor_says_what_is_not_there(report):
-    assert all(not line.endswith("works") for line in report[0])
+    assert all(not line.endswith("works") for line in report)
     for name in ABSENT:
-        assert f"{name}: not there" in report[0]
+        assert f"{name}: not there" in report
 
 
 @pytest.mark.parametrize("home", [None, "/nowhere/at/all"])

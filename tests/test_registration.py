@@ -183,27 +183,20 @@ def dice_of_pairs(scans, structures):
                              for row in score_labels(one.labels, other.labels, structures)]))
 
 
-def read_brains(home, count):
-    """Names of the structures, and the first training scans of oasis35 as they are in their files."""
-    folder = home / "oasis35"
-    wanted = [item for item in json.loads((folder / "dataset.json").read_text())["training"]
-              if item["group"] == "train"][:count]
-    merged = datasets.describe("oasis35")["structures"]
-    lookup = {number: index for index, (_, numbers) in enumerate(merged, 1) for item in numbers
-              for number in (range(100, 208) if item == "100-207" else range(49, 53) if item == "49-52"
-                             else range(71, 74) if item == "71-73" else [item])}
-    return ("background", *(name for name, _ in merged)), [
-        load_scan(folder / item["image"], folder / item["label"], id=item["image"], subject=item["image"],
-                  structures=lookup) for item in wanted]
-
-
-def test_alignment_brings_real_brains_closer_than_centring(real_data):
-    grid = datasets.describe("oasis35")["grids"]["class-3d"]
+@pytest.mark.parametrize(("name", "count"), [("oasis35", 6), ("hippocampus", 12)])
+def test_alignment_brings_real_scans_closer_than_centring(real_data, name, count):
+    """Labels only judge; the maps come from images. Centred, resampled scans against aligned ones, on one grid."""
+    entry = datasets.describe(name)
+    folder, grid = real_data / name, entry["grids"]["class-3d"]
+    structures, lookup = datasets._structures(entry, folder)
+    items = [item for item in json.loads((folder / "dataset.json").read_text())["training"]
+             if item.get("group", "train") == "train"][:count]
+    raw = [load_scan(folder / item["image"], folder / item["label"], id=item["image"], subject=item["image"],
+                     structures=lookup) for item in items]
     shape, spacing = tuple(grid["shape"]), grid["spacing"]
-    structures, raw = read_brains(real_data, 6)
     centred = [resample(scan, centred_affine(scan, shape, spacing), shape) for scan in raw]
     before, after = (dice_of_pairs(scans, structures) for scans in (centred, align(centred, raw, centred[0])))
-    print(f"\noasis35, {len(raw)} scans, 12 structures, mean pairwise Dice: centred {before:.3f}, aligned {after:.3f}")
+    print(f"\n{name}, {count} scans: mean pairwise Dice centred {before:.3f}, aligned {after:.3f}")
     assert after >= before + 0.03
 
 

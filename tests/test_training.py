@@ -341,7 +341,7 @@ def test_turns_are_exact_and_evenly_spread(steps):
 
 
 def test_the_rate_warms_up_and_falls_along_a_cosine(tmp_path):
-    settings = Settings({"seg": 100}, learning_rate=0.01)
+    settings = Settings({"seg": 100}, learning_rates={"seg": 0.01})
     loop, rates = trainer(settings, "seg_baseline"), []
     for turn in range(100):
         loop.turns["seg"] = turn
@@ -357,7 +357,7 @@ def test_the_optimiser_uses_the_rate_of_the_history():
     """Adam's first step moves every weight whose gradient is not tiny by the learning rate."""
     nets = networks()
     head, before = nets["seg"].head.weight, nets["seg"].head.weight.detach().clone()
-    row = trainer(Settings({"seg": 10}, learning_rate=0.01), "seg_baseline", nets).advance()
+    row = trainer(Settings({"seg": 10}, learning_rates={"seg": 0.01}), "seg_baseline", nets).advance()
     torch.testing.assert_close((head - before).abs().median().item(), row["rate"], rtol=1e-3, atol=0)
 
 
@@ -415,8 +415,8 @@ def test_mixed_precision_is_for_the_networks_alone(tmp_path):
 # --- which weights are kept ----------------------------------------------------------------------------------------
 
 
-def kept_scores(tmp_path, seg, reg=(0, 1, 2)):
-    """Validation number (from 0) whose weights each network is left with, when validations give these scores."""
+def kept_scores(tmp_path, seg, reg=(0, 1, 2, 3)):
+    """Validation number (0: before the first step) whose weights each network is left with, for these scores."""
     nets, seen = networks(), []
 
     def validate():
@@ -425,10 +425,10 @@ def kept_scores(tmp_path, seg, reg=(0, 1, 2)):
         return {name: score for name, score in scores.items() if score is not None}
 
     history = train(nets, disks(), REGIMES["deepatlas"], JOINT, tmp_path, validate)
-    assert len(seen) == 3
+    assert len(seen) == 4
     rows = [row for row in history if "validation_seg" in row]
     assert [row["step"] for row in rows] == [4, 8, 12]
-    assert [row["validation_seg"] for row in rows] == pytest.approx([math.nan if s is None else s for s in seg],
+    assert [row["validation_seg"] for row in rows] == pytest.approx([math.nan if s is None else s for s in seg[1:]],
                                                                     nan_ok=True)
     return {name: [i for i, state in enumerate(seen)
                    if all(torch.equal(v, net.state_dict()[k]) for k, v in state[name].items())]
@@ -436,21 +436,25 @@ def kept_scores(tmp_path, seg, reg=(0, 1, 2)):
 
 
 def test_each_network_is_left_at_its_best_validation_score(tmp_path):
-    assert kept_scores(tmp_path, seg=(0.1, 0.9, 0.5), reg=(0.7, 0.6, 0.5)) == {"seg": [1], "reg": [0]}
+    assert kept_scores(tmp_path, seg=(0.2, 0.1, 0.9, 0.5), reg=(0.1, 0.7, 0.6, 0.5)) == {"seg": [2], "reg": [1]}
+
+
+def test_a_network_that_training_on_makes_worse_stays_where_it_started(tmp_path):
+    assert kept_scores(tmp_path, seg=(0.6, 0.1, 0.5, 0.4), reg=(0.6, 0.7, 0.6, 0.5)) == {"seg": [0], "reg": [1]}
 
 
 def test_without_scores_the_last_weights_are_kept(tmp_path):
-    assert kept_scores(tmp_path, seg=(None, None, None)) == {"seg": [2], "reg": [2]}
+    assert kept_scores(tmp_path, seg=(None, None, None, None)) == {"seg": [3], "reg": [3]}
 
 
-@pytest.mark.parametrize(("scores", "kept"), [((math.nan, 0.5, 0.4), 1), ((0.5, math.nan, 0.4), 0),
-                                              ((0.5, 0.4, math.nan), 0), ((0.5, math.nan, 0.6), 2)])
+@pytest.mark.parametrize(("scores", "kept"), [((0, math.nan, 0.5, 0.4), 2), ((0, 0.5, math.nan, 0.4), 1),
+                                              ((0, 0.5, 0.4, math.nan), 1), ((0, 0.5, math.nan, 0.6), 3)])
 def test_a_score_that_is_nan_beats_no_number(tmp_path, scores, kept):
     assert kept_scores(tmp_path, seg=scores)["seg"] == [kept]
 
 
 def test_of_equal_scores_the_first_is_kept(tmp_path):
-    assert kept_scores(tmp_path, seg=(0.5, 0.5, 0.5))["seg"] == [0]
+    assert kept_scores(tmp_path, seg=(0.1, 0.5, 0.5, 0.5))["seg"] == [1]
 
 
 def test_a_finished_regime_is_only_loaded(tmp_path, monkeypatch):
@@ -557,7 +561,7 @@ def test_a_signal_stops_after_the_step_and_training_goes_on(uninterrupted, tmp_p
 
 def test_a_signal_during_validation_waits_for_its_end(uninterrupted, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        calls(patch, training._Trainer, "keep_best", send(signal.SIGINT), 2)
+        calls(patch, training._Trainer, "keep_best", send(signal.SIGINT), 3)
         with pytest.raises(KeyboardInterrupt, match="step 8 of 12"):
             train_joint(tmp_path)
     assert_same(train_joint(tmp_path, seed=9), uninterrupted)
@@ -629,7 +633,7 @@ def test_a_process_that_is_killed_loses_only_what_came_after_its_checkpoint(unin
     code = "import sys, test_training; test_training.train_slowly(*sys.argv[1:])"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(torch.get_num_threads())],
                                cwd=Path(__file__).parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(2):
+    for _ in range(3):
         assert process.stdout.readline() == "validated\n"
     process.send_signal(getattr(signal, name))
     _, errors = process.communicate(timeout=60)
@@ -698,7 +702,7 @@ def mean_of(history, term, turn):
 
 
 def learn(tmp_path, nets, regime, steps, cohort=None, **options):
-    settings = Settings(steps, learning_rate=1e-2, batch_size=4, **options)
+    settings = Settings(steps, learning_rates={"seg": 1e-2, "reg": 1e-2}, batch_size=4, **options)
     return train(nets, cohort or disks(side=24), REGIMES[regime], settings, tmp_path)
 
 

@@ -1,0 +1,59 @@
+"""What the README says about time, measured: `make bench`. A benchmark, not a test: compare numbers of one run only."""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from deepatlas import datasets, experiments, phantom, training
+from deepatlas.regimes import Regime
+
+
+def seconds(work):
+    """Seconds that ``work()`` takes, once."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def phantoms(anatomy):
+    """Thirty subjects, with their labels, at 64 x 80 x 64 voxels."""
+    for subject in range(30):
+        phantom.make_scan(anatomy, subject, (64, 80, 64), spacing=2.4)
+
+
+def step_seconds(cohort, turn, consults, mixed, steps=12):
+    """Median seconds of a training step of the default experiment's size."""
+    experiment = experiments.parse({})
+    networks = experiments.new_networks(experiment, len(cohort.structures))
+    regime = Regime(f"{turn}, {'joint' if consults else 'alone'}, {'bfloat16' if mixed else 'float32'}", (turn,),
+                    {"reg": "", "seg": ""} if consults else {})
+    settings = training.Settings({turn: steps}, batch_size=experiment.batch_size, mixed_precision=mixed)
+    with tempfile.TemporaryDirectory() as folder:
+        history = training.train(networks, cohort.hide_labels(1), regime, settings, Path(folder))
+    ends = [row["seconds"] for row in history]
+    return statistics.median(end - begin for begin, end in pairwise(ends[1:]))
+
+
+def main():
+    """Print one line per measurement."""
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    doctor = [sys.executable, "-m", "deepatlas.cli", "doctor"]
+    print(f"deepatlas doctor: {seconds(lambda: subprocess.run(doctor, capture_output=True, check=True)):.1f} s")
+    for anatomy in phantom.STRUCTURES:
+        print(f"30 {anatomy} phantoms of 64 x 80 x 64: {seconds(lambda name=anatomy: phantoms(name)):.1f} s")
+    cohort = datasets.load_cohort("phantom-brain")
+    for turn in ("seg", "reg"):
+        for consults in (False, True):
+            single, mixed = (step_seconds(cohort, turn, consults, mixed) for mixed in (False, True))
+            print(f"a step of {turn}, {'joint' if consults else 'alone'}: float32 {1000 * single:.0f} ms, bfloat16 "
+                  f"{1000 * mixed:.0f} ms, ratio {single / mixed:.2f}")
+
+
+if __name__ == "__main__":
+    main()
