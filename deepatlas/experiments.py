@@ -36,9 +36,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 _DECIDED = ("seg_steps", "reg_steps", "joint_steps", "batch_size", "seg_rate", "reg_rate")
 PROFILES = {profile: dict(zip(_DECIDED, values, strict=True)) for profile, values in {
     "smoke-2d": (4, 4, 6, 2, 4e-3, 4e-3),
-    "smoke-3d": (4, 4, 6, 1, 8e-3, 1e-3),
+    "smoke-3d": (4, 4, 6, 1, 4e-3, 1e-3),
     "class-2d": (300, 400, 600, 4, 4e-3, 4e-3),
-    "class-3d": (300, 400, 600, 1, 8e-3, 1e-3),
+    "class-3d": (300, 400, 600, 1, 4e-3, 1e-3),
     "full-2d": (2000, 4000, 6000, 8, 1e-3, 1e-3),
     "full-3d": (4000, 8000, 12000, 4, 1e-3, 5e-4),
 }.items()}

@@ -155,6 +155,7 @@ class Settings:
     validations: int = 8  # how often, evenly spread, the last at the end
     mixed_precision: bool = False  # networks in bfloat16, losses in float32
     seed: int = 0
+    watch: Callable[[dict], None] | None = field(default=None, repr=False, compare=False)  # sees each row of history
 
 
 def train(networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, settings: Settings, folder: Path,
@@ -181,6 +182,8 @@ def train(networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, set
             bar.set_postfix({name: f"{row[name]:.3f}" for name in row if name in _TERMS}, refresh=False)
             if validated := trainer.validation_is_due():
                 trainer.keep_best({} if validate is None else validate())
+            if settings.watch:
+                settings.watch(row)
             if validated or stopped or time.monotonic() - saved > MINUTES_UNSAVED * 60:
                 write_atomically(path, lambda file: torch.save(trainer.state(), file))
                 saved = time.monotonic()
