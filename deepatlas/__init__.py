@@ -17,7 +17,9 @@ floor  file               subject
 1      regimes.py         the table of the paper: who trains, from which start, seeing which labels
 1      training.py        the loss terms, and one loop for all regimes
 1      evaluation.py      scores and statistics; knows nothing of how a model was made
-2      plots.py           figures (the only matplotlib)
+2      plots.py           figures
+2      viewers.py         scroll through a scan or a warp in the browser; viewers.js beside it paints
+2      explorers.py       a training as it goes, sliders for the weights of the loss, finished runs
 3      machine.py         devices, precision, memory
 3      experiments.py     validated parameters, a run folder that can be interrupted
 3      reporting.py       tables of a run and its executed notebook (the only papermill)

@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from IPython.display import HTML, display
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .data import Scan
 from .warp import Deformation
 
 # Up to 8 structures: Okabe and Ito's colours, told apart by colour-blind readers; beyond, neighbours differ.
@@ -30,13 +32,18 @@ def colours(structures: int) -> list:
     return [plt.get_cmap("hsv")(hue) for hue in hues]
 
 
-def show(figure: Figure, alt: str) -> None:
-    """Display ``figure`` as a PNG whose alternative text is ``alt``, and close it."""
+def picture(figure: Figure, alt: str) -> HTML:
+    """``figure`` as a PNG whose alternative text is ``alt``; the figure is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
     data = base64.b64encode(buffer.getvalue()).decode()
-    display(HTML(f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}" style="max-width:100%">'))
+    return HTML(f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}" style="max-width:100%">')
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display ``figure`` with its alternative text, and close it."""
+    display(picture(figure, alt))
 
 
 def middle_slice(volume: Tensor) -> np.ndarray:
@@ -67,6 +74,93 @@ def draw_grid(axes: Axes, phi: Deformation, step: int = 4) -> None:
     points = phi.points[0, :2].detach().cpu()
     for channel, n in zip(points, phi.shape, strict=False):
         axes.contour(middle_slice(channel), levels=np.arange(0, n, step), colors="#D55E00", linewidths=0.7)
+
+
+def draw_moved_lattice(axes: Axes, phi: Deformation, step: int = 4) -> None:
+    """The lattice of the fixed grid, its nodes drawn where phi leads, on *moving*: the middle axial plane."""
+    points = np.stack([middle_slice(channel) for channel in phi.points[0, :2]])  # (2, J, I)
+    for lines in (points[:, ::step], points[:, :, ::step].transpose(0, 2, 1)):
+        axes.plot(lines[0].T, lines[1].T, color="#D55E00", linewidth=0.7)
+
+
+def scan_figure(scan: Scan, structures: Sequence[str] = ()) -> Figure:
+    """The middle planes of a scan, sagittal, coronal and axial, with its labels beside them below."""
+    planes = [(2, "")] if scan.image.ndim == 3 else [(0, "sagittal"), (1, "coronal"), (2, "axial")]
+    rows = 1 + (scan.labels is not None)
+    figure, grid = plt.subplots(rows, len(planes), figsize=(3.4 * len(planes), 3.4 * rows), squeeze=False,
+                                layout="constrained")
+    count = len(structures) or int(scan.labels.max()) + 1 if rows == 2 else 0
+    for cells, (normal, title) in zip(grid.T, planes, strict=True):
+        for row, cell in enumerate(cells):
+            draw_image(cell, _facing(scan.image, normal), title if row == 0 else "")
+            if row:
+                draw_labels(cell, _facing(scan.labels[None], normal)[0], count)
+    return figure
+
+
+def _facing(volume: Tensor, normal: int) -> Tensor:
+    """(1, I, J, K) with the axis ``normal`` last, so that the middle slice is across it; (1, I, J) as it is."""
+    return volume if volume.ndim == 3 else volume.movedim(normal + 1, 3)
+
+
+def registration_figure(moving: Scan, fixed: Scan, phi: Deformation, structures: Sequence[str] = ()) -> Figure:
+    """The middle axial plane of moving, with the lattice that phi carries there, of fixed, of warped with the lattice
+    it pulled, and of the two's difference and det J."""
+    warped = phi.warp(moving.image[None])[0]
+    figure, axes = plt.subplots(1, 5, figsize=(16, 3.4), layout="constrained")
+    pictures = ((moving.image, moving.labels), (fixed.image, fixed.labels),
+                (warped, None if moving.labels is None else phi.warp_labels(moving.labels[None].int())[0]))
+    for cell, title, (image, labels) in zip(axes, ("moving", "fixed", "warped"), pictures, strict=False):
+        draw_image(cell, image, title)
+        if labels is not None:
+            draw_labels(cell, labels, len(structures) or int(labels.max()) + 1)
+    draw_moved_lattice(axes[0], phi)
+    draw_grid(axes[2], phi)
+    maps = ((warped - fixed.image)[0], 0, "warped - fixed"), (phi.jacobian_determinant()[0], 1, "det J")
+    for cell, (values, centre, title) in zip(axes[3:], maps, strict=True):
+        shown = cell.imshow(middle_slice(values), cmap="RdBu_r", vmin=centre - 1, vmax=centre + 1, origin="lower")
+        cell.set_title(title, fontsize=9)
+        cell.set_axis_off()
+        figure.colorbar(shown, ax=cell, shrink=0.7)
+    return figure
+
+
+def deformations_figure(moving: Scan, panels: Sequence[tuple[str, Deformation]], columns: int) -> Figure:
+    """The middle slice of ``moving`` warped by each (title, deformation), with its grid."""
+    rows = -(-len(panels) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(3.2 * columns, 3.5 * rows), squeeze=False, layout="constrained")
+    for cell, (title, phi) in zip(grid.flat, panels, strict=False):
+        draw_image(cell, phi.warp(moving.image[None])[0], title)
+        draw_grid(cell, phi)
+    return figure
+
+
+def sweep_figure(table: pd.DataFrame) -> Figure:
+    """Dice against folds, a named point for each row of a ``table`` with the columns "Dice %" and "folds %"."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    axes.scatter(table["folds %"], table["Dice %"], color="#0072B2")
+    for name, row in table.iterrows():
+        axes.annotate(str(name), (row["folds %"], row["Dice %"]), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("folds, %")
+    axes.set_ylabel("Dice, %")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def training_figure(curves: Mapping[str, Mapping], slices: Mapping[str, Tensor]) -> Figure:
+    """Loss terms and validation Dice against the step, and the middle slice of one pair as the networks see it."""
+    figure, axes = plt.subplots(1, len(curves) + 2, figsize=(2.6 * (len(curves) + 2), 2.6), layout="constrained")
+    for cell, (name, points) in zip(axes, curves.items(), strict=False):
+        cell.plot(points["x"], points["y"], marker="." if len(points["x"]) < 20 else "", linewidth=1)
+        cell.set_title(name, fontsize=9)
+        cell.set_xlabel("step", fontsize=8)
+    for cell, name in zip(axes[-2:], ("fixed", "warped"), strict=True):
+        draw_image(cell, slices[name][None].float() / 255, f"{name}, now")
+    if "labels" in slices:
+        draw_labels(axes[-2], slices["labels"], int(slices["labels"].max()) + 1)
+    if "u0" in slices:
+        draw_grid(axes[-1], Deformation(torch.stack([slices["u0"], slices["u1"]])[None].float() / 64))
+    return figure
 
 
 def example_figure(example: Mapping, structures: Sequence[str]) -> Figure:

@@ -31,11 +31,13 @@ MAY_IMPORT = {
     "regimes": set(),
     "training": {"data", "warp", "losses", "networks", "checkpoints", "pairs", "regimes"},
     "evaluation": {"data", "warp"},  # never training: a metric must not know how a model was made
-    **{name: (FLOOR_0 | FLOOR_1) - {"training"} for name in ("plots", "viewers")},
+    "plots": (FLOOR_0 | FLOOR_1) - {"training"},
+    "viewers": (FLOOR_0 | FLOOR_1 | {"plots"}) - {"training"},
+    "explorers": (FLOOR_0 | FLOOR_1 | {"plots", "viewers"}) - {"training"},
     **{name: set(PACKAGE) for name in FLOOR_3},
 }
 ONLY_IN = {"matplotlib": {"plots", "viewers"}, "papermill": FLOOR_3,
-           "ipywidgets": {"viewers"}, "anywidget": {"viewers"}}
+           "ipywidgets": {"explorers"}, "anywidget": {"viewers", "explorers"}}
 CORE = (FLOOR_0 | FLOOR_1) & set(PACKAGE)
 
 # Public names that nothing in the package or a notebook uses, each with the reason to keep it.
@@ -44,6 +46,11 @@ KEPT = {
     "cli.main": "the command: pyproject.toml names it",
     "warp.sample": "the one convention of grid_sample, which lesson and tests look at",
     "losses.diffusion": "the regularity of VoxelMorph, to compare bending energy with",
+    "explorers.view_training": "for lessons and readers: watch a training",
+    "explorers.explore_losses": "for lessons and readers: sliders for the weights of the loss",
+    "explorers.explore_sweep": "for lessons and readers: Dice against folds of finished runs",
+    "viewers.view_scan": "for lessons and readers: scroll through a scan",
+    "viewers.view_registration": "for lessons and readers: scroll through a warp",
     "registration.optimise_pair": "one pair by gradient descent, to compare a network with",
 }
 

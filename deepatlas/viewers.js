@@ -1,0 +1,889 @@
+// The slice viewer of deepatlas: everything it shows it slices, warps and paints here, in the browser, so that it
+// needs no answer from the kernel. `meta` and `data` arrive once; the state is in synced traits of the model.
+//
+// Conventions are those of the Python module: volumes (I, J, K) in C order; phi(x) = x + u(x), in voxels, leads from
+// the fixed to the moving image, so that warping pulls: warped(x) = moving(phi(x)). On a picture the first axis of the
+// plane grows to the right, the second upwards.
+
+const PLANES = { sagittal: [0, 1, 2], coronal: [1, 0, 2], axial: [2, 0, 1] }; // normal, right, up
+const AXES = ["i", "j", "k"];
+const STATE = [...AXES, "plane", "layers", "outline", "opacity", "window", "level", "mode", "strength", "push"];
+const LATTICE = 4; // voxels between lines of the deformation grid
+const SQUARE = 8; // voxels of a square of the checkerboard
+
+const STYLE = `
+.deepatlas { font: 13px/1.4 var(--jp-ui-font-family, system-ui, sans-serif); color: var(--jp-ui-font-color1, CanvasText);
+  background: var(--jp-layout-color1, Canvas); padding: 6px; box-sizing: border-box; max-width: 100%; }
+.deepatlas .bar { display: flex; flex-wrap: wrap; gap: 4px 10px; align-items: center; margin: 2px 0 6px; }
+.deepatlas button, .deepatlas select { font: inherit; color: inherit; background: var(--jp-layout-color2, ButtonFace);
+  border: 1px solid var(--jp-border-color1, GrayText); border-radius: 3px; padding: 1px 7px; cursor: pointer; }
+.deepatlas button[aria-pressed=true] { background: var(--jp-brand-color1, #0b57d0); color: #fff; }
+.deepatlas label { display: inline-flex; gap: 5px; align-items: center; }
+.deepatlas input[type=range] { width: 110px; }
+.deepatlas .views { display: flex; flex-wrap: wrap; gap: 10px; }
+.deepatlas figure { margin: 0; }
+.deepatlas figcaption { font-weight: 600; }
+.deepatlas .stack { position: relative; background: #000; line-height: 0; touch-action: none; cursor: crosshair; }
+.deepatlas .stack canvas.base { image-rendering: pixelated; }
+.deepatlas .stack canvas.top { position: absolute; inset: 0; }
+.deepatlas .stack:focus-visible, .deepatlas button:focus-visible, .deepatlas select:focus-visible,
+.deepatlas input:focus-visible { outline: 3px solid #D55E00; outline-offset: 1px; }
+.deepatlas .letter { position: absolute; font: 600 12px system-ui; color: #fff; text-shadow: 0 0 3px #000;
+  pointer-events: none; line-height: 1; }
+.deepatlas .status { min-height: 1.4em; font-variant-numeric: tabular-nums; margin-top: 4px; }
+.deepatlas .note { opacity: .85; max-width: 75ch; margin-top: 2px; }
+.deepatlas .note.wrong { color: #D55E00; opacity: 1; font-weight: 600; }
+.deepatlas .legend { display: inline-flex; gap: 5px; align-items: center; }
+.deepatlas .legend canvas { width: 90px; height: 10px; }
+`;
+
+const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
+
+function element(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+// --- volumes ---------------------------------------------------------------------------------------------------------
+
+const TYPES = { uint8: Uint8Array, uint16: Uint16Array, int16: Int16Array };
+
+/** {name: {values, shape}} from the one block of bytes that Python sent. */
+function unpack(meta, data) {
+  const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+  const arrays = {};
+  for (const [name, { type, offset, shape }] of Object.entries(meta.arrays)) {
+    const Type = TYPES[type];
+    const count = shape.reduce((a, b) => a * b, 1);
+    const part = bytes.slice(offset, offset + count * Type.BYTES_PER_ELEMENT); // a copy, so that it is aligned
+    arrays[name] = { values: new Type(part.buffer), shape };
+  }
+  return arrays;
+}
+
+/** One plane of a volume, row by row from the bottom: value (x, y) stands at x + width * y. */
+class Plane {
+  constructor(name, shape, index) {
+    const [normal, right, up] = PLANES[name];
+    const strides = [shape[1] * shape[2], shape[2], 1];
+    Object.assign(this, { name, normal, right, up, index, width: shape[right], height: shape[up] });
+    [this.start, this.dx, this.dy] = [index * strides[normal], strides[right], strides[up]];
+  }
+
+  get size() { return this.width * this.height; }
+
+  read(values, out) {
+    let n = 0;
+    for (let y = 0; y < this.height; y++) {
+      for (let x = 0, at = this.start + y * this.dy; x < this.width; x++, at += this.dx) out[n++] = values[at];
+    }
+    return out;
+  }
+
+  /** Voxel (i, j, k) of the picture's (x, y). */
+  voxel(x, y) {
+    const voxel = [0, 0, 0];
+    [voxel[this.normal], voxel[this.right], voxel[this.up]] = [this.index, x, y];
+    return voxel;
+  }
+}
+
+/** u (3 channels of a volume, 1/64 voxel, at half or full resolution) on every pixel of a plane, in voxels. */
+function displacementOn(plane, { values, shape }, scale) {
+  const [, I, J, K] = shape;
+  const field = [0, 1, 2].map(() => new Float32Array(plane.size));
+  const at = (v, n) => clamp((v - (scale - 1) / 2) / scale, 0, n - 1);
+  let n = 0;
+  for (let y = 0; y < plane.height; y++) {
+    for (let x = 0; x < plane.width; x++, n++) {
+      const [i, j, k] = plane.voxel(x, y);
+      const p = weights(at(i, I), at(j, J), at(k, K), I, J, K);
+      for (let c = 0; c < shape[0]; c++) field[c][n] = blend(values, p, c * I * J * K) / 64;
+    }
+  }
+  return field;
+}
+
+/** The up to eight voxels around a point and their weights in linear interpolation. */
+function weights(a, b, c, I, J, K) {
+  const i = Math.min(Math.floor(a), Math.max(I - 2, 0));
+  const j = Math.min(Math.floor(b), Math.max(J - 2, 0));
+  const k = Math.min(Math.floor(c), Math.max(K - 2, 0));
+  const base = (i * J + j) * K + k;
+  return [base, I > 1 ? J * K : 0, J > 1 ? K : 0, K > 1 ? 1 : 0, a - i, b - j, c - k];
+}
+
+function blend(values, [base, si, sj, sk, fi, fj, fk], offset = 0) {
+  const o = base + offset;
+  const line = (at) => values[at] * (1 - fk) + values[at + sk] * fk;
+  const face = (at) => line(at) * (1 - fj) + line(at + sj) * fj;
+  return face(o) * (1 - fi) + face(o + si) * fi;
+}
+
+/** A volume pulled through x + t u(x) onto a plane: linearly, or (labels) from the nearest voxel. */
+function pull(plane, { values, shape: [I, J, K] }, field, t, nearest, out) {
+  let n = 0;
+  for (let y = 0; y < plane.height; y++) {
+    for (let x = 0; x < plane.width; x++, n++) {
+      const voxel = plane.voxel(x, y);
+      const a = clamp(voxel[0] + t * field[0][n], 0, I - 1);
+      const b = clamp(voxel[1] + t * field[1][n], 0, J - 1);
+      const c = clamp(voxel[2] + t * field[2][n], 0, K - 1);
+      out[n] = nearest ? values[(Math.round(a) * J + Math.round(b)) * K + Math.round(c)]
+        : Math.round(blend(values, weights(a, b, c, I, J, K)));
+    }
+  }
+  return out;
+}
+
+// --- drawing on the upper canvas, in units of a voxel: the centre of voxel (x, y) is the point (x, y) ------------------
+
+/** Edges between pixels of different labels; of two structures that touch, the smaller number's colour. */
+function drawOutlines(pen, labels, plane, colours, width, dashed = false) {
+  const { width: w, height: h } = plane;
+  const paths = new Map();
+  const edge = (a, b, x0, y0, x1, y1) => {
+    if (a === b) return;
+    const owner = a === 0 ? b : b === 0 ? a : Math.min(a, b);
+    if (!paths.has(owner)) paths.set(owner, new Path2D());
+    paths.get(owner).moveTo(x0, y0);
+    paths.get(owner).lineTo(x1, y1);
+  };
+  for (let y = 0, n = 0; y < h; y++) {
+    for (let x = 0; x < w; x++, n++) {
+      if (x + 1 < w) edge(labels[n], labels[n + 1], x + 0.5, y - 0.5, x + 0.5, y + 0.5);
+      if (y + 1 < h) edge(labels[n], labels[n + w], x - 0.5, y + 0.5, x + 0.5, y + 0.5);
+    }
+  }
+  pen.setLineDash(dashed ? [0.5, 0.5] : []);
+  pen.lineWidth = width;
+  for (const [label, path] of paths) {
+    pen.strokeStyle = `rgb(${colours[label]})`;
+    pen.stroke(path);
+  }
+  pen.setLineDash([]);
+}
+
+/** The lines where `values` on a plane passes a multiple of LATTICE (marching squares). */
+function levelLines(values, { width: w, height: h }) {
+  const path = new Path2D();
+  for (let y = 0; y + 1 < h; y++) {
+    for (let x = 0; x + 1 < w; x++) {
+      const n = x + y * w;
+      const corners = [values[n], values[n + 1], values[n + w + 1], values[n + w]];
+      const first = Math.ceil(Math.min(...corners) / LATTICE) * LATTICE;
+      for (let level = first; level <= Math.max(...corners); level += LATTICE) crossing(path, corners, level, x, y);
+    }
+  }
+  return path;
+}
+
+function crossing(path, [a, b, c, d], level, x, y) {
+  const points = [];
+  const side = (p, q, x0, y0, x1, y1) => {
+    if ((p < level) === (q < level)) return;
+    const t = (level - p) / (q - p);
+    points.push([x0 + t * (x1 - x0), y0 + t * (y1 - y0)]);
+  };
+  side(a, b, x, y, x + 1, y);
+  side(b, c, x + 1, y, x + 1, y + 1);
+  side(c, d, x + 1, y + 1, x, y + 1);
+  side(d, a, x, y + 1, x, y);
+  for (let n = 0; n + 1 < points.length; n += 2) {
+    path.moveTo(...points[n]);
+    path.lineTo(...points[n + 1]);
+  }
+}
+
+/** The lattice of the plane, each node drawn where x + t u(x) leads; motion through the plane is projected. */
+function movedLattice(plane, field, t) {
+  const path = new Path2D();
+  const { width: w, height: h, right, up } = plane;
+  const node = (x, y) => [x + t * field[right][x + y * w], y + t * field[up][x + y * w]];
+  const line = (count, at) => {
+    path.moveTo(...at(0));
+    for (let n = 1; n < count; n++) path.lineTo(...at(n));
+  };
+  for (let x = 0; x < w; x += LATTICE) line(h, (y) => node(x, y));
+  for (let y = 0; y < h; y += LATTICE) line(w, (x) => node(x, y));
+  return path;
+}
+
+/** Arrows from every fourth voxel x to where it looks, x + t u(x). */
+function arrows(plane, field, t) {
+  const path = new Path2D();
+  const { width: w, height: h, right, up } = plane;
+  for (let y = 2; y < h; y += LATTICE) {
+    for (let x = 2; x < w; x += LATTICE) {
+      const [dx, dy] = [t * field[right][x + y * w], t * field[up][x + y * w]];
+      const length = Math.hypot(dx, dy);
+      if (length < 0.1) continue;
+      const head = Math.min(1.2, 0.45 * length) / length;
+      path.moveTo(x, y);
+      path.lineTo(x + dx, y + dy);
+      path.moveTo(x + dx - head * (dx - 0.6 * dy), y + dy - head * (dy + 0.6 * dx));
+      path.lineTo(x + dx, y + dy);
+      path.lineTo(x + dx - head * (dx + 0.6 * dy), y + dy - head * (dy - 0.6 * dx));
+    }
+  }
+  return path;
+}
+
+// --- the viewer --------------------------------------------------------------------------------------------------------
+
+class Viewer {
+  constructor(model, el) {
+    this.model = model;
+    this.meta = model.get("meta");
+    this.arrays = unpack(this.meta, model.get("data"));
+    this.root = element("div", { class: "deepatlas", role: "group", "aria-label": this.meta.title,
+      "data-lm-suppress-shortcuts": "true" });
+    this.flat = this.meta.shape[2] === 1;
+    this.cache = new Map();
+    this.draws = 0;
+    this.phase = 0;
+    this.build();
+    el.replaceChildren(element("style", {}, STYLE), this.root);
+    this.changed = () => this.schedule();
+    this.renewed = () => { // another registration of the same pair
+      this.meta = model.get("meta");
+      this.arrays = unpack(this.meta, model.get("data"));
+      this.cache.clear();
+      this.explained = null;
+      this.schedule();
+    };
+    model.on("change:data", this.renewed);
+    for (const name of STATE) model.on(`change:${name}`, this.changed);
+    this.resizes = new ResizeObserver(() => this.schedule());
+    this.resizes.observe(this.root);
+    this.clock = setInterval(() => this.tick(), 500);
+    this.draw();
+  }
+
+  remove() {
+    for (const name of STATE) this.model.off(`change:${name}`, this.changed);
+    this.model.off("change:data", this.renewed);
+    this.resizes.disconnect();
+    clearInterval(this.clock);
+  }
+
+  get(name) { return this.model.get(name); }
+
+  set(values) {
+    for (const [name, value] of Object.entries(values)) this.model.set(name, value);
+    if (!this.saving) { // one message a frame, however fast the pointer is
+      this.saving = true;
+      requestAnimationFrame(() => { this.saving = false; this.model.save_changes(); });
+    }
+    this.schedule();
+  }
+
+  get registration() { return this.meta.kind === "registration"; }
+  get cursor() { return AXES.map((axis, n) => clamp(this.get(axis), 0, this.meta.shape[n] - 1)); }
+  get strength() { return clamp(this.get("strength"), 0, 1); }
+  on(layer) { return this.get("layers").includes(layer); }
+
+  // --- building ---
+
+  build() {
+    const views = this.registration ? ["moving", "fixed", "warped"].map((source) => ({ source, only: "axial" }))
+      : (this.flat ? ["axial"] : Object.keys(PLANES)).map((only) => ({ source: "image", only }));
+    this.views = views.map((view) => this.buildView(view));
+    this.status = element("div", { class: "status", role: "status" });
+    this.note = element("div", { class: "note" });
+    this.legends = element("span", { class: "bar" });
+    this.root.append(this.buildBar(), element("div", { class: "views" }, ...this.views.map((view) => view.figure)),
+      this.status, this.legends, this.note);
+  }
+
+  buildBar() {
+    const bar = element("div", { class: "bar", role: "toolbar", "aria-label": "viewer controls" });
+    this.controls = [];
+    if (this.registration && !this.flat) bar.append(this.choice("plane", "plane", Object.keys(PLANES)));
+    if (this.registration) {
+      bar.append(this.choice("third picture", "mode", ["side by side", "checkerboard", "flicker", "difference"]));
+      bar.append(this.slider("warp strength", "strength", 0, 1, 0.01));
+    }
+    this.meta.layers.forEach((layer, n) => bar.append(this.toggle(layer, n + 1)));
+    if (this.meta.layers.includes("labels")) {
+      bar.append(this.pressed("outline", "outline"), this.slider("opacity", "opacity", 0, 1, 0.05));
+    }
+    if (this.registration) bar.append(this.pressed("draw u as a push", "push"));
+    bar.append(this.slider("window", "window", 0.05, 1, 0.01), this.slider("level", "level", 0, 1, 0.01));
+    return bar;
+  }
+
+  choice(text, name, options) {
+    const select = element("select", { "aria-label": text, onchange: () => this.set({ [name]: select.value }) },
+      ...options.map((option) => element("option", { value: option }, option)));
+    this.controls.push(() => { select.value = this.get(name); });
+    return element("label", {}, text, select);
+  }
+
+  slider(text, name, min, max, step) {
+    const input = element("input", { type: "range", min, max, step, "aria-label": text, "data-trait": name,
+      oninput: () => this.set({ [name]: Number(input.value) }) });
+    this.controls.push(() => { input.value = this.get(name); });
+    return element("label", {}, text, input);
+  }
+
+  toggle(layer, number) {
+    const button = element("button", { type: "button", title: `key ${number}`, "data-layer": layer,
+      onclick: () => this.toggleLayer(layer) }, layer);
+    this.controls.push(() => button.setAttribute("aria-pressed", this.on(layer)));
+    return button;
+  }
+
+  pressed(text, name) {
+    const button = element("button", { type: "button", "data-trait": name,
+      onclick: () => this.set({ [name]: !this.get(name) }) }, text);
+    this.controls.push(() => button.setAttribute("aria-pressed", this.get(name)));
+    return button;
+  }
+
+  toggleLayer(layer) {
+    const layers = this.get("layers");
+    this.set({ layers: layers.includes(layer) ? layers.filter((name) => name !== layer) : [...layers, layer] });
+  }
+
+  buildView(view) {
+    view.base = element("canvas", { class: "base", "data-source": view.source });
+    view.top = element("canvas", { class: "top" });
+    view.stack = element("div", { class: "stack", tabindex: "0", role: "slider", "aria-orientation": "vertical" },
+      view.base, view.top);
+    view.letters = ["left", "right", "bottom", "top"].map((side) => element("span", { class: "letter",
+      style: `${side}: 3px; ${side === "left" || side === "right" ? "top: calc(50% - 6px)" : "left: calc(50% - 4px)"}` }));
+    view.stack.append(...view.letters);
+    view.caption = element("figcaption");
+    view.figure = element("figure", {}, view.caption, view.stack);
+    this.listen(view);
+    return view;
+  }
+
+  // --- pointer and keys ---
+
+  listen(view) {
+    const { stack } = view;
+    stack.addEventListener("pointerdown", (event) => {
+      stack.focus({ preventScroll: true });
+      stack.setPointerCapture(event.pointerId);
+      view.from = { x: event.clientX, y: event.clientY, window: this.get("window"), level: this.get("level") };
+      this.drag(view, event);
+      event.preventDefault();
+    });
+    stack.addEventListener("pointermove", (event) => (event.buttons ? this.drag(view, event) : this.hover(view, event)));
+    stack.addEventListener("pointerleave", () => this.describe(this.cursor));
+    stack.addEventListener("contextmenu", (event) => event.preventDefault());
+    stack.addEventListener("keydown", (event) => this.key(view, event));
+    stack.addEventListener("wheel", (event) => {
+      if (!this.root.contains(document.activeElement)) return; // the page scrolls unless the viewer has the focus
+      event.preventDefault();
+      this.step(view, "normal", -Math.sign(event.deltaY));
+    }, { passive: false });
+  }
+
+  pointed(view, event) {
+    const box = view.stack.getBoundingClientRect();
+    const { width, height } = view.plane;
+    const x = clamp(Math.floor((event.clientX - box.left) / box.width * width), 0, width - 1);
+    const y = clamp(height - 1 - Math.floor((event.clientY - box.top) / box.height * height), 0, height - 1);
+    return view.plane.voxel(x, y);
+  }
+
+  drag(view, event) {
+    if (event.buttons === 2 || event.shiftKey) { // window and level
+      const { x, y, window, level } = view.from;
+      this.set({ window: clamp(window + (event.clientX - x) / 300, 0.05, 1),
+        level: clamp(level + (y - event.clientY) / 300, 0, 1) });
+    } else {
+      const [i, j, k] = this.pointed(view, event);
+      this.set({ i, j, k });
+    }
+  }
+
+  hover(view, event) { this.describe(this.pointed(view, event)); }
+
+  step(view, axis, by) {
+    const n = view.plane[axis];
+    this.set({ [AXES[n]]: clamp(this.cursor[n] + by, 0, this.meta.shape[n] - 1) });
+  }
+
+  key(view, event) {
+    const last = this.meta.shape[view.plane.normal];
+    const moves = { ArrowLeft: ["right", -1], ArrowRight: ["right", 1], ArrowUp: ["up", 1], ArrowDown: ["up", -1],
+      PageUp: ["normal", 1], PageDown: ["normal", -1], Home: ["normal", -last], End: ["normal", last] };
+    const layer = this.meta.layers[Number(event.key) - 1];
+    if (event.ctrlKey || event.metaKey || event.altKey || !(moves[event.key] || layer)) return;
+    if (layer) this.toggleLayer(layer);
+    else this.step(view, ...moves[event.key]);
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  tick() {
+    if (this.registration && this.get("mode") === "flicker") {
+      this.phase = 1 - this.phase;
+      this.schedule();
+    }
+  }
+
+  // --- painting ---
+
+  schedule() {
+    if (this.waiting) return;
+    this.waiting = true;
+    requestAnimationFrame(() => { this.waiting = false; this.draw(); });
+  }
+
+  draw() {
+    const begun = performance.now();
+    for (const control of this.controls) control();
+    const cursor = this.cursor;
+    for (const view of this.views) {
+      const name = this.registration && !this.flat ? this.get("plane") : view.only;
+      view.plane = new Plane(name, this.meta.shape, cursor[PLANES[name][0]]);
+    }
+    this.zoom = this.fit();
+    for (const view of this.views) {
+      this.paintBase(view);
+      this.paintTop(view, cursor);
+      this.announce(view);
+    }
+    this.describe(cursor);
+    this.explain();
+    this.root.dataset.draws = ++this.draws;
+    this.root.dataset.drawMs = (performance.now() - begun).toFixed(2);
+  }
+
+  /** Screen pixels per voxel: all views side by side, or, on a narrow screen, one below the other. */
+  fit() {
+    const room = Math.max(this.root.clientWidth - 14, 100);
+    const widths = this.views.map(({ plane }) => plane.width);
+    const beside = (room - 10 * (widths.length - 1)) / widths.reduce((a, b) => a + b);
+    const zoom = room < 500 ? room / Math.max(...widths) : beside;
+    return Math.max(Math.min(zoom, 400 / Math.max(...this.views.map(({ plane }) => plane.height))), 0.5);
+  }
+
+  /** What `make` returns, remembered as long as `key` names the same thing; a few planes are kept. */
+  remembered(key, make) {
+    if (!this.cache.has(key)) {
+      if (this.cache.size > 40) this.cache.clear();
+      this.cache.set(key, make());
+    }
+    return this.cache.get(key);
+  }
+
+  planeOf(name, plane) {
+    return this.remembered(`${name} ${plane.name} ${plane.index}`, () => {
+      const { values } = this.arrays[name];
+      return plane.read(values, new values.constructor(plane.size));
+    });
+  }
+
+  field(plane) {
+    return this.remembered(`u ${plane.name} ${plane.index}`,
+      () => displacementOn(plane, this.arrays.u, this.meta.u_scale));
+  }
+
+  /** Moving pulled through x + t u(x): Python's own at t = 1, interpolated here in between. */
+  warped(plane, what) {
+    const t = this.strength;
+    if (t === 1) return this.planeOf(what === "labels" ? "warped_labels" : "warped", plane);
+    const name = what === "labels" ? "moving_labels" : "moving";
+    if (t === 0) return this.planeOf(name, plane);
+    return this.remembered(`${what} ${t} ${plane.name} ${plane.index}`, () => {
+      const volume = this.arrays[name];
+      return pull(plane, volume, this.field(plane), t, what === "labels", new volume.values.constructor(plane.size));
+    });
+  }
+
+  /** The grey values of a view on its plane, and the name of the table of colours that they index. */
+  picture({ source, plane }) {
+    if (source !== "warped") return [this.planeOf(source, plane), "grey"];
+    const [warped, mode] = [this.warped(plane, "image"), this.get("mode")];
+    if (mode === "side by side") return [warped, "grey"];
+    const fixed = this.planeOf("fixed", plane);
+    if (mode === "flicker") return [this.phase ? fixed : warped, "grey"];
+    if (mode === "difference") return [warped.map((value, n) => 128 + (value - fixed[n]) / 2), "diverging"];
+    return [warped.map((value, n) => {
+      const square = Math.floor(n % plane.width / SQUARE) + Math.floor(n / plane.width / SQUARE);
+      return square % 2 ? fixed[n] : value;
+    }), "grey"];
+  }
+
+  paintBase(view) {
+    const [values, table] = this.picture(view);
+    const { width: w, height: h } = view.plane;
+    const image = new ImageData(w, h);
+    const pixels = new Uint32Array(image.data.buffer);
+    const colours = table === "grey" ? this.windowed() : this.table(table);
+    for (let y = 0, n = 0; y < h; y++) {
+      for (let x = 0, at = (h - 1 - y) * w; x < w; x++) pixels[at++] = colours[values[n++]];
+    }
+    if (view.base.width !== w || view.base.height !== h) Object.assign(view.base, { width: w, height: h });
+    view.base.getContext("2d").putImageData(image, 0, 0);
+    Object.assign(view.base.style, { width: `${w * this.zoom}px`, height: `${h * this.zoom}px` });
+  }
+
+  /** A table of 256 colours made in Python, as pixels: (256, 3) bytes -> 256 words of RGBA. */
+  table(name) {
+    return this.remembered(`table ${name}`, () => {
+      const { values } = this.arrays[`table_${name}`];
+      return Uint32Array.from({ length: 256 }, (_, n) => 0xff000000
+        | (values[3 * n + 2] << 16) | (values[3 * n + 1] << 8) | values[3 * n]);
+    });
+  }
+
+  windowed() {
+    const [window, level] = [this.get("window"), this.get("level")];
+    return this.remembered(`grey ${window} ${level}`, () => {
+      const grey = this.table("grey");
+      return grey.map((_, n) => grey[clamp(Math.round((n / 255 - level + window / 2) / window * 255), 0, 255)]);
+    });
+  }
+
+  paintTop(view, cursor) {
+    const { plane, source, top } = view;
+    const scale = this.zoom * (globalThis.devicePixelRatio || 1);
+    const [width, height] = [Math.round(plane.width * scale), Math.round(plane.height * scale)];
+    if (top.width !== width || top.height !== height) Object.assign(top, { width, height });
+    Object.assign(top.style, { width: `${plane.width * this.zoom}px`, height: `${plane.height * this.zoom}px` });
+    const pen = top.getContext("2d");
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    pen.clearRect(0, 0, width, height);
+    pen.setTransform(scale, 0, 0, -scale, scale / 2, (plane.height - 0.5) * scale);
+    const line = 1.6 / this.zoom;
+    if (source === "warped") this.paintMaps(pen, plane, scale);
+    if (this.on("labels")) this.paintLabels(pen, view, scale, line);
+    if (this.registration && this.on("grid")) this.paintGrid(pen, view, line);
+    if (this.on("arrows") && source === "fixed") {
+      stroke(pen, arrows(plane, this.field(plane), this.strength), "#F0E442", line);
+    }
+    const cross = new Path2D();
+    const [x, y] = [cursor[plane.right], cursor[plane.up]];
+    cross.moveTo(x, -0.5);
+    cross.lineTo(x, plane.height - 0.5);
+    cross.moveTo(-0.5, y);
+    cross.lineTo(plane.width - 0.5, y);
+    stroke(pen, cross, "rgba(86, 180, 233, 0.6)", 1 / this.zoom);
+  }
+
+  /** Maps over the warped picture: |u| in mm, det J, and folds in red. */
+  paintMaps(pen, plane, scale) {
+    if (this.on("|u|")) {
+      const [a, b, c] = this.field(plane);
+      const steps = this.strength * 255 * 64 / this.meta.u_max; // of the table of colours, per voxel
+      const length = a.map((_, n) => Math.hypot(a[n], b[n], c[n]) * steps);
+      tint(pen, plane, scale, (n) => this.table("sequential")[Math.min(255, Math.round(length[n]))], 0.75);
+    }
+    if (this.on("det J")) {
+      const values = this.planeOf("jacobian", plane);
+      tint(pen, plane, scale, (n) => this.table("diverging")[values[n]], 0.75);
+    }
+    if (this.on("folds")) {
+      const values = this.planeOf("folds", plane);
+      tint(pen, plane, scale, (n) => (values[n] ? 0xff0000ff : 0), 1);
+    }
+  }
+
+  paintLabels(pen, { source, plane }, scale, line) {
+    const names = { image: "labels", moving: "moving_labels", fixed: "fixed_labels" };
+    const labels = source !== "warped" ? this.arrays[names[source]] && this.planeOf(names[source], plane)
+      : this.arrays.moving_labels && this.warped(plane, "labels");
+    const { colours } = this.meta;
+    if (labels && this.get("outline")) drawOutlines(pen, labels, plane, colours, line * 1.2);
+    else if (labels) {
+      const words = this.remembered("colours", () => colours.map(([r, g, b]) => 0xff000000 | (b << 16) | (g << 8) | r));
+      tint(pen, plane, scale, (n) => (labels[n] ? words[labels[n]] : 0), this.get("opacity"));
+    }
+    if (source === "warped" && this.arrays.fixed_labels) { // where the labels should have come to lie
+      drawOutlines(pen, this.planeOf("fixed_labels", plane), plane, colours, line, true);
+    }
+  }
+
+  paintGrid(pen, { source, plane }, line) {
+    const field = this.field(plane);
+    const t = this.strength;
+    if (source === "moving" || (source === "warped" && this.get("push"))) {
+      stroke(pen, movedLattice(plane, field, t), "#D55E00", line);
+    } else if (source === "fixed") {
+      stroke(pen, movedLattice(plane, field, 0), "#D55E00", line);
+    } else {
+      for (const [axis, at] of [[plane.right, (n) => n % plane.width], [plane.up, (n) => Math.floor(n / plane.width)]]) {
+        stroke(pen, levelLines(field[axis].map((u, n) => at(n) + t * u), plane), "#D55E00", line);
+      }
+    }
+  }
+
+  // --- words ---
+
+  announce(view) {
+    const { plane, source, stack } = view;
+    const count = this.meta.shape[plane.normal];
+    const where = this.flat ? "slice" : plane.name;
+    const composed = source === "warped" && this.get("mode") !== "side by side";
+    const title = composed ? `${this.get("mode")} of fixed and warped` : source === "image" ? where : source;
+    view.caption.textContent = `${title}${this.flat ? "" : `, slice ${plane.index + 1} of ${count}`}`;
+    const attributes = { label: `${source}, ${where} plane`, valuemin: 1, valuemax: count, valuenow: plane.index + 1,
+      valuetext: `slice ${plane.index + 1} of ${count}` };
+    for (const [name, value] of Object.entries(attributes)) stack.setAttribute(`aria-${name}`, value);
+    const sides = [...this.meta.letters[plane.right], ...this.meta.letters[plane.up]];
+    view.letters.forEach((letter, n) => { letter.textContent = sides[n]; });
+  }
+
+  /** The line below: voxel, millimetres, structure and intensities there. */
+  describe(voxel) {
+    const [I, J, K] = this.meta.shape;
+    const at = (voxel[0] * J + voxel[1]) * K + voxel[2];
+    const value = (name) => this.arrays[name].values[at];
+    const grey = (name) => `${name} ${(value(name) / 255).toFixed(2)}`;
+    const structure = (name) => this.arrays[name] && this.meta.structures[value(name)];
+    const mm = this.meta.affine.slice(0, 3).map((row) => (row[0] * voxel[0] + row[1] * voxel[1] + row[2] * voxel[2]
+      + row[3]).toFixed(1));
+    const parts = [`voxel ${voxel.slice(0, this.flat ? 2 : 3).join(" ")}`, `${mm.join(" ")} mm (R A S)`];
+    if (this.registration) {
+      parts.push(["moving", "fixed", "warped"].map(grey).join(", "));
+      const u = this.arrays.u;
+      const [i, j, k] = voxel.map((v, n) => clamp((v - (this.meta.u_scale - 1) / 2) / this.meta.u_scale, 0,
+        u.shape[n + 1] - 1));
+      const p = weights(i, j, k, ...u.shape.slice(1));
+      const size = u.shape[1] * u.shape[2] * u.shape[3];
+      const length = Math.hypot(...[0, 1, 2].filter((c) => c < u.shape[0]).map((c) => blend(u.values, p, c * size) / 64));
+      const det = value("jacobian");
+      parts.push(`|u| ${(length * this.meta.spacing).toFixed(1)} mm`,
+        `det J ${value("folds") ? "≤ 0: a fold" : det === 255 ? "≥ 2" : (det / 127.5).toFixed(2)}`);
+      const names = ["moving_labels", "fixed_labels", "warped_labels"];
+      if (names.some(structure)) {
+        parts.push(names.filter(structure).map((name) => `${name.split("_")[0]}: ${structure(name)}`).join(", "));
+      }
+    } else {
+      parts.push(grey("image"), ...[structure("labels")].filter(Boolean));
+    }
+    this.status.textContent = parts.join(" · ");
+  }
+
+  /** Legends of what is shown, and the convention. */
+  explain() {
+    const shown = JSON.stringify([this.get("layers"), this.get("push")]);
+    if (shown === this.explained) return;
+    this.explained = shown;
+    const bars = { "|u|": ["sequential", "0", `${(this.meta.u_max / 64 * this.meta.spacing).toFixed(1)} mm`],
+      "det J": ["diverging", "0 shrinks", "2 grows"] };
+    const legends = Object.keys(bars).filter((layer) => this.on(layer)).map((layer) => this.colourBar(layer, ...bars[layer]));
+    if (this.on("labels")) {
+      legends.push(...this.meta.structures.slice(1).map((name, n) => element("span", { class: "legend" },
+        element("span", { style: `width:10px;height:10px;background:rgb(${this.meta.colours[n + 1]})` }), name)));
+    }
+    this.legends.replaceChildren(...legends);
+    const wrong = this.registration && this.get("push");
+    this.note.textContent = wrong ? this.meta.wrong : this.meta.note;
+    this.note.classList.toggle("wrong", wrong);
+  }
+
+  colourBar(layer, table, low, high) {
+    const canvas = element("canvas", { width: 256, height: 1, "aria-hidden": "true" });
+    const image = new ImageData(256, 1);
+    new Uint32Array(image.data.buffer).set(this.table(table));
+    canvas.getContext("2d").putImageData(image, 0, 0);
+    return element("span", { class: "legend" }, `${layer}: ${low}`, canvas, high);
+  }
+}
+
+function stroke(pen, path, colour, width) {
+  pen.strokeStyle = colour;
+  pen.lineWidth = width;
+  pen.stroke(path);
+}
+
+/** Whole voxels in the colour (a word of RGBA) that `colour(n)` gives; 0 leaves a voxel alone. */
+function tint(pen, { width: w, height: h }, scale, colour, opacity) {
+  const image = new ImageData(w, h);
+  const pixels = new Uint32Array(image.data.buffer);
+  for (let y = 0, n = 0; y < h; y++) {
+    for (let x = 0, at = (h - 1 - y) * w; x < w; x++) pixels[at++] = colour(n++);
+  }
+  const canvas = new OffscreenCanvas(w, h);
+  canvas.getContext("2d").putImageData(image, 0, 0);
+  pen.save();
+  pen.setTransform(scale, 0, 0, scale, 0, 0);
+  pen.imageSmoothingEnabled = false;
+  pen.globalAlpha = opacity;
+  pen.drawImage(canvas, 0, 0);
+  pen.restore();
+}
+
+// --- a training, as it goes --------------------------------------------------------------------------------------------
+
+const CURVES = { similarity: "#0072B2", regularity: "#009E73", anatomy: "#D55E00", supervised: "#CC79A7",
+  "validation Dice": "#E69F00" };
+
+/** Curves of every loss term and of validation Dice, and one pair as the networks see it now: all small messages. */
+class TrainingView {
+  constructor(model, el) {
+    this.model = model;
+    this.meta = model.get("meta");
+    this.curves = element("div", { class: "views" });
+    this.pictures = element("div", { class: "views" });
+    this.status = element("div", { class: "status", role: "status" });
+    el.replaceChildren(element("style", {}, STYLE), element("div", { class: "deepatlas", role: "group",
+      "aria-label": this.meta.title, "data-lm-suppress-shortcuts": "true" }, this.status, this.curves, this.pictures));
+    this.changed = () => { // curves and frame come together: one drawing
+      if (this.waiting) return;
+      this.waiting = true;
+      requestAnimationFrame(() => { this.waiting = false; this.draw(); });
+    };
+    for (const name of ["curves", "frame"]) model.on(`change:${name}`, this.changed);
+    this.draw();
+  }
+
+  remove() { for (const name of ["curves", "frame"]) this.model.off(`change:${name}`, this.changed); }
+
+  draw() {
+    this.meta = this.model.get("meta");
+    const curves = this.model.get("curves");
+    const steps = Object.values(curves).map(({ x }) => x.at(-1));
+    this.status.textContent = steps.length ? `step ${Math.max(...steps)}` : "waiting for the first step";
+    this.curves.replaceChildren(...Object.entries(curves).map(([name, points]) => this.curve(name, points)));
+    const frame = this.model.get("frame");
+    if (frame?.byteLength) this.drawPair(unpack(this.meta, frame));
+    this.status.parentElement.dataset.draws = Number(this.status.parentElement.dataset.draws ?? 0) + 1;
+  }
+
+  curve(name, { x, y }) {
+    const ratio = globalThis.devicePixelRatio || 1;
+    const [width, height] = [230, 90];
+    const canvas = element("canvas", { width: width * ratio, height: height * ratio, role: "img",
+      style: `width:${width}px;height:${height}px`, "aria-label": `${name}: now ${y.at(-1).toPrecision(3)}` });
+    const [low, high] = [Math.min(...y), Math.max(...y)];
+    const pen = canvas.getContext("2d");
+    pen.scale(ratio, ratio);
+    const path = new Path2D();
+    const at = (n) => [4 + (width - 8) * (x[n] - x[0]) / Math.max(x.at(-1) - x[0], 1),
+      height - 4 - (height - 8) * (y[n] - low) / Math.max(high - low, 1e-12)];
+    path.moveTo(...at(0));
+    for (let n = 1; n < x.length; n++) path.lineTo(...at(n));
+    stroke(pen, path, CURVES[name.split(" (")[0]], 1.6);
+    const range = `${low.toPrecision(3)} to ${high.toPrecision(3)}`;
+    return element("figure", {}, element("figcaption", {}, `${name}: ${y.at(-1).toPrecision(3)}`), canvas,
+      element("div", { class: "note" }, range));
+  }
+
+  drawPair(arrays) {
+    const [width, height] = arrays.fixed.shape;
+    const plane = { width, height };
+    const zoom = Math.max(1, Math.floor(280 / Math.max(width, height)));
+    const turned = ({ values }) => { // (I, J) in C order -> row by row from the bottom
+      const out = new values.constructor(width * height);
+      for (let x = 0, n = 0; x < width; x++) for (let y = 0; y < height; y++) out[x + y * width] = values[n++];
+      return out;
+    };
+    const views = ["fixed", "warped"].map((name) => {
+      const canvas = element("canvas", { width: width * zoom, height: height * zoom, "data-source": name });
+      const pen = canvas.getContext("2d");
+      const grey = turned(arrays[name]);
+      tint(pen, plane, zoom, (n) => 0xff000000 | (grey[n] * 0x010101), 1);
+      pen.setTransform(zoom, 0, 0, -zoom, zoom / 2, (height - 0.5) * zoom);
+      if (name === "fixed" && arrays.labels) {
+        drawOutlines(pen, turned(arrays.labels), plane, this.meta.colours, 1.6 / zoom);
+      } else if (name === "warped" && arrays.u0) {
+        [arrays.u0, arrays.u1].forEach((u, axis) => {
+          const position = (n) => (axis ? Math.floor(n / width) : n % width);
+          stroke(pen, levelLines(Float32Array.from(turned(u), (v, n) => position(n) + v / 64), plane), "#D55E00",
+            1.2 / zoom);
+        });
+      }
+      const title = name === "fixed" ? "fixed, as segmented now" : "warped, as registered now";
+      return element("figure", {}, element("figcaption", {}, title), canvas);
+    });
+    this.pictures.replaceChildren(...views);
+  }
+}
+
+// --- finished runs ---------------------------------------------------------------------------------------------------------
+
+/** Points (x, y, name), one for each run; a click or an arrow key chooses one, and Python shows its warp. */
+class SweepView {
+  constructor(model, el) {
+    Object.assign(this, { model, meta: model.get("meta") });
+    this.canvas = element("canvas", { tabindex: "0", role: "listbox", "aria-label": this.meta.title,
+      style: "width:420px;height:280px", width: 840, height: 560 });
+    this.status = element("div", { class: "status", role: "status" });
+    this.canvas.addEventListener("click", (event) => this.choose(this.nearest(event)));
+    this.canvas.addEventListener("keydown", (event) => {
+      const by = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
+      if (!by) return;
+      this.choose(clamp(model.get("chosen") + by, 0, this.meta.points.length - 1));
+      event.preventDefault();
+      event.stopPropagation();
+    });
+    el.replaceChildren(element("style", {}, STYLE), element("div", { class: "deepatlas",
+      "data-lm-suppress-shortcuts": "true" }, this.canvas, this.status));
+    this.changed = () => this.draw();
+    model.on("change:chosen", this.changed);
+    this.draw();
+  }
+
+  remove() { this.model.off("change:chosen", this.changed); }
+
+  choose(chosen) {
+    this.model.set("chosen", chosen);
+    this.model.save_changes();
+  }
+
+  /** Where a point lies on the canvas, 840 x 560. */
+  place([x, y]) {
+    const [xs, ys] = [0, 1].map((axis) => this.meta.points.map((point) => point[axis]));
+    const share = (v, all) => (v - Math.min(...all)) / Math.max(Math.max(...all) - Math.min(...all), 1e-9);
+    return [90 + 700 * share(x, xs), 480 - 430 * share(y, ys)];
+  }
+
+  nearest(event) {
+    const box = this.canvas.getBoundingClientRect();
+    const [x, y] = [(event.clientX - box.left) / box.width * 840, (event.clientY - box.top) / box.height * 560];
+    const far = this.meta.points.map((point) => Math.hypot(this.place(point)[0] - x, this.place(point)[1] - y));
+    return far.indexOf(Math.min(...far));
+  }
+
+  draw() {
+    const pen = this.canvas.getContext("2d");
+    const chosen = this.model.get("chosen");
+    pen.clearRect(0, 0, 840, 560);
+    pen.fillStyle = pen.strokeStyle = getComputedStyle(this.canvas).color;
+    pen.font = "24px system-ui";
+    pen.strokeRect(60, 30, 760, 470);
+    pen.fillText(this.meta.axes[0], 380, 552);
+    pen.save();
+    pen.translate(30, 340);
+    pen.rotate(-Math.PI / 2);
+    pen.fillText(this.meta.axes[1], 0, 0);
+    pen.restore();
+    pen.font = "20px system-ui";
+    for (const point of this.meta.points) { // each point's numbers, on both axes
+      const [x, y] = this.place(point);
+      pen.fillText(point[0].toFixed(2), x - 20, 524);
+      pen.fillText(point[1].toFixed(0), 62, y + 7);
+    }
+    this.meta.points.forEach((point, n) => {
+      pen.beginPath();
+      pen.arc(...this.place(point), n === chosen ? 13 : 9, 0, 7);
+      pen.fillStyle = n === chosen ? "#D55E00" : "#0072B2";
+      pen.fill();
+    });
+    const [x, y, name] = this.meta.points[chosen];
+    this.status.textContent = `${name}: ${this.meta.axes[1]} ${y.toFixed(1)}, ${this.meta.axes[0]} ${x.toFixed(2)}`;
+  }
+}
+
+const KINDS = { training: TrainingView, sweep: SweepView, scan: Viewer, registration: Viewer };
+
+export default {
+  render({ model, el }) {
+    const view = new KINDS[model.get("meta").kind](model, el);
+    return () => view.remove();
+  },
+};

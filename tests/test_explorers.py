@@ -1,0 +1,198 @@
+"""A training that is watched, the loss explorer and the sweep explorer: what they send, ask for and refuse."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import disks
+from test_viewers import NAMES, noise, pair
+
+from deepatlas import explorers, networks, training, viewers
+from deepatlas.regimes import REGIMES
+from deepatlas.warp import Deformation
+
+PAIR = (20, 26)
+
+
+def row(step, **terms):
+    return {"step": step, "turn": "reg", "seconds": 0.1 * step, **terms}
+
+
+def watched(display="live", pause=0.0):
+    moving, fixed, phi = pair(PAIR)
+    watch = explorers.view_training(moving, fixed, register=lambda m, f: phi, segment=lambda scan: scan.labels,
+                                    structures=NAMES, display=display)
+    watch.PAUSE, watch.SHARE = pause, 1.0
+    return watch
+
+
+def test_training_calls_the_watch_with_every_row_and_the_networks_of_the_moment(tmp_path):
+    cohort, seen = disks(), []
+    nets = {"seg": networks.SegmentationNet(2, 3), "reg": networks.RegistrationNet(2)}
+    watch = explorers.view_training(*cohort.validation, register=training.registrar(nets["reg"]),
+                                    segment=training.segmenter(nets["seg"]))
+    watch.PAUSE, watch.SHARE = 0.0, 1.0
+    watch.widget.observe(lambda change: seen.append(change["new"]), "frame")
+    settings = training.Settings({"seg": 4, "reg": 8}, learning_rates={"seg": 1e-2, "reg": 1e-2}, validations=3,
+                                 watch=watch)
+    history = training.train(nets, cohort, REGIMES["deepatlas"], settings, tmp_path, lambda: {"seg": 0.5, "reg": 0.4})
+    assert watch.history == history and len(history) == 12
+    assert len(set(seen)) > 6  # the networks change, and so do the pictures
+    assert set(watch.widget.curves) >= {"similarity (reg)", "regularity (reg)", "anatomy (reg)",
+                                        "supervised (seg)", "validation Dice (seg)"}
+    assert watch.widget.curves["validation Dice (reg)"]["y"] == [0.4] * 3
+
+
+def test_watching_changes_no_bit_of_the_training(tmp_path):
+    def trained(watch):
+        torch.manual_seed(0)
+        nets = {"seg": networks.SegmentationNet(2, 3), "reg": networks.RegistrationNet(2)}
+        look = explorers.view_training(*disks().validation, register=training.registrar(nets["reg"]),
+                                       segment=training.segmenter(nets["seg"])) if watch else None
+        training.train(nets, disks(), REGIMES["deepatlas"], training.Settings({"seg": 3, "reg": 5}, watch=look),
+                       tmp_path / str(watch))
+        return [p for net in nets.values() for p in net.state_dict().values()]
+    assert all(torch.equal(a, b) for a, b in zip(trained(False), trained(True), strict=True))
+
+
+def test_a_watch_is_quiet_between_pauses_and_its_messages_are_small(monkeypatch):
+    watch, now, sent = watched(), [0.0], []
+    watch.PAUSE = 3.0
+    monkeypatch.setattr(explorers.time, "monotonic", lambda: now[0])
+    watch.widget.observe(lambda change: sent.append(len(change["new"])), "curves")
+    for step in range(1, 1001):
+        now[0] += 0.01
+        watch(row(step, similarity=1 / step))
+    assert len(sent) == 4  # at 0.01, 3.01, 6.01 and 9.01 seconds
+    assert len(watch.widget.frame) < 10_000
+    assert len(watch.widget.curves["similarity (reg)"]["x"]) <= 200
+
+
+def test_a_slow_look_is_taken_rarely(monkeypatch):
+    watch, now, sent = watched(), [0.0], []
+    watch.PAUSE, watch.SHARE = 3.0, 0.02
+    monkeypatch.setattr(explorers.time, "monotonic", lambda: now[0])
+    look = watch.look
+
+    def slow():
+        now[0] += 1.0
+        return look()
+    watch.look = slow
+    watch.widget.observe(sent.append, "curves")
+    for step in range(1, 2001):
+        now[0] += 0.05
+        watch(row(step, similarity=1 / step))
+    assert len(sent) == 3  # a second each, 2 % of 100 seconds and a little
+
+
+def test_curves_are_means_of_spans():
+    history = [row(n, similarity=float(n), anatomy=0.0) for n in range(1, 1001)]
+    history[499]["validation_reg"] = 0.5
+    history[999]["validation_reg"] = float("nan")
+    found = explorers.curves(history, points=10)
+    assert found["similarity (reg)"] == {"x": list(range(100, 1001, 100)), "y": [n + 50.5 for n in range(0, 1000, 100)]}
+    assert found["validation Dice (reg)"] == {"x": [500], "y": [0.5]}
+    assert "anatomy (reg)" not in found  # a term that is not there
+    assert explorers.curves([]) == {}
+
+
+def test_without_a_widget_the_figure_comes_after_the_training(capsys, monkeypatch):
+    shown = []
+    monkeypatch.setattr(explorers.plots, "display", shown.append)
+    watch = watched("static")
+    watch._ipython_display_()
+    assert "drawn when this is shown again" in capsys.readouterr().out and shown == []
+    watch(row(1, similarity=0.5))
+    watch(row(2, similarity=0.4, validation_reg=0.6))
+    watch._ipython_display_()
+    assert watch.widget is None and shown[0].data.startswith('<img alt="Loss terms')
+
+
+def constant(calls):
+    """A registration that shifts by lambda_r voxels and writes down what it was asked for."""
+    def register(moving, fixed, **wish):
+        calls.append(wish)
+        return Deformation(torch.full((1, 2, *PAIR), wish["lambda_r"]))
+    return register
+
+
+def elsewhere(work):
+    """``work()`` on a thread of its own, where no event loop is running yet."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
+
+
+def test_the_sliders_ask_for_another_registration():
+    calls = []
+    moving, fixed, _ = pair(PAIR)
+    explorer = explorers.explore_losses(moving, fixed, constant(calls), NAMES)
+    before = explorer.viewer.data
+
+    def slide():
+        explorer.lambda_r.value, explorer.similarity.value = 2.0, "ncc"
+    elsewhere(slide)
+    assert calls[-1] == {"lambda_r": pytest.approx(2.0), "lambda_a": 0, "similarity": "ncc"} and len(calls) == 3
+    assert explorer.viewer.data != before
+    assert explorer.verdict.value.startswith("Dice ") and "folds 0.00 %" in explorer.verdict.value
+    assert not any(slider.continuous_update for slider in (explorer.lambda_r, explorer.lambda_a))
+
+
+def test_of_several_wishes_the_latest_wins():
+    calls = []
+    moving, fixed, _ = pair(PAIR)
+
+    async def hurry():
+        explorer = explorers.explore_losses(moving, fixed, constant(calls), NAMES)
+        for value in (1.0, 2.0, 4.0):
+            explorer.lambda_r.value = value
+        await asyncio.sleep(0.2)
+    elsewhere(lambda: asyncio.run(hurry()))
+    assert [round(call["lambda_r"], 3) for call in calls] == [0.2, 4.0]
+
+
+@pytest.mark.parametrize("display", ["static", "html"])
+def test_without_a_kernel_there_is_a_grid_of_finished_registrations(display):
+    calls = []
+    moving, fixed, _ = pair(PAIR)
+    shown = explorers.explore_losses(moving, fixed, constant(calls), NAMES, display=display)
+    assert shown.data.startswith("<img alt=") and "lambda_r 10, lambda_a 3: Dice" in shown.data
+    assert {(call["lambda_r"], call["lambda_a"]) for call in calls} == {(r, a) for r in (0.01, 0.1, 1.0, 10.0)
+                                                                        for a in (0.0, 3.0)}
+
+
+TABLE = pd.DataFrame({"Dice %": [70.0, 75.0, 72.0], "folds %": [0.0, 0.5, 2.0]}, index=["stiff", "good", "loose"])
+
+
+def test_a_point_of_a_sweep_shows_its_warp():
+    loaded = []
+
+    def load(name):
+        loaded.append(name)
+        return viewers.view_scan(noise(PAIR))
+    box = explorers.explore_sweep(TABLE, load)
+    scatter, shown = box.children
+    assert loaded == ["stiff"] and scatter.meta["points"][1] == [0.5, 75.0, "good"]
+    first = shown.children
+    scatter.chosen = 2
+    assert loaded == ["stiff", "loose"] and shown.children != first
+    static = explorers.explore_sweep(TABLE, load, display="static")
+    assert static.data.startswith("<img alt=") and "good 75.0 at 0.50" in static.data
+
+
+@pytest.mark.parametrize("table", [TABLE.iloc[:0], TABLE[["Dice %"]]])
+def test_a_table_without_runs_or_columns_is_refused(table):
+    with pytest.raises(ValueError, match=r"wants the columns \['folds %', 'Dice %'\] and a row for each run, got"):
+        explorers.explore_sweep(table, lambda name: None)
+
+
+def test_bad_scans_are_refused_before_anything_is_drawn():
+    moving, fixed, _ = pair(PAIR)
+    broken = noise(PAIR)
+    broken.image[0, 0, 0] = np.nan
+    for call in (lambda: explorers.view_training(moving, broken),
+                 lambda: explorers.explore_losses(broken, fixed, constant([]))):
+        with pytest.raises(ValueError, match="holds NaN"):
+            call()
