@@ -26,8 +26,10 @@ lint: .venv/test.stamp
 lab: .venv/run.stamp
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
-bench: .venv/run.stamp
+bench: .venv/test.stamp
+	$(BIN)/python -m pip install --quiet --editable ".[peers]"
 	$(BIN)/python tests/benchmarks/speed.py
+	$(BIN)/python tests/benchmarks/viewing.py
 
 .venv/pip.stamp:
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed, this is ' + sys.version.split()[0]"

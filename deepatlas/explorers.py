@@ -6,6 +6,7 @@ Built on the viewers; they receive functions (``register``, ``segment``, ``load`
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -37,7 +38,8 @@ class TrainingViewer(anywidget.AnyWidget):
 class TrainingWatch:
     """What ``training.Settings(watch=...)`` calls with each row of the history; display it before training starts.
 
-    At most one picture in ``PAUSE`` seconds, and fewer if making one takes long: watching costs about 2 % of the time.
+    Shows a picture after each validation, and else at most one in ``PAUSE`` seconds, fewer if making one takes long:
+    watching costs about 2 % of the time.
     """
 
     PAUSE, SHARE = 3.0, 0.02
@@ -92,13 +94,11 @@ def view_training(moving: Scan, fixed: Scan, *, register: Callable | None = None
         if register is not None:
             phi = register(moving, fixed)
             slices["warped"] = grey(_middle(phi.warp(moving.image[None])[0, 0]))
-            u = (phi.displacement[0].cpu().float() * 64).round().clamp(-32768, 32767).to(torch.int16)
+            u = (phi.displacement[0].detach().cpu().float() * 64).round().clamp(-32768, 32767).to(torch.int16)
             slices |= {f"u{axis}": _middle(u[axis]) for axis in (0, 1)}
-        else:
-            slices["warped"] = slices["fixed"]
         return slices
 
-    meta = {"kind": "training", "title": "the training so far", "colours": colours(max(len(structures), 9))}
+    meta = {"kind": "training", "title": "the training so far", "colours": colours(len(structures) or 256)}
     return TrainingWatch(look, meta, display == "live")
 
 
@@ -135,8 +135,8 @@ def explore_losses(moving: Scan, fixed: Scan, register: Callable[..., Deformatio
     ``register(moving, fixed, lambda_r=..., lambda_a=..., similarity=...) -> Deformation``; about a second of work is
     pleasant. Without "live": a grid of finished registrations, lambda_r across and lambda_a down.
     """
-    check(moving, "moving", display)
-    check(fixed, "fixed", display)
+    moving, fixed = check(moving, "moving", display), check(fixed, "fixed", display)
+    register = _on_cpu(register)
     if display == "live":
         return _LossExplorer(moving, fixed, register, structures)
     found = [(r, a, register(moving, fixed, lambda_r=r, lambda_a=a, similarity="lncc"))
@@ -146,9 +146,13 @@ def explore_losses(moving: Scan, fixed: Scan, register: Callable[..., Deformatio
                          "Warped scans and grids: " + "; ".join(title.replace("\n", ": ") for title, _ in panels))
 
 
+def _on_cpu(register: Callable[..., Deformation]) -> Callable[..., Deformation]:
+    return lambda *pair, **wish: Deformation(register(*pair, **wish).displacement.detach().cpu().float())
+
+
 def _judge(moving: Scan, fixed: Scan, phi: Deformation, structures: Sequence[str]) -> str:
     """Dice (if both scans are labelled) and folds of a registration, in words."""
-    text = f"folds {100 * float((phi.jacobian_determinant() <= 0).float().mean()):.2f} %"
+    text = f"folds {evaluation.folding(phi)['folds_percent']:.2f} %"
     if moving.labels is None or fixed.labels is None:
         return text
     names = structures or [str(n) for n in range(int(max(moving.labels.max(), fixed.labels.max())) + 1)]
@@ -183,8 +187,9 @@ class _LossExplorer(ipywidgets.VBox):
             self._compute()
 
     def _compute(self) -> None:
-        phi = self.register(*self.pair, lambda_r=self.lambda_r.value, lambda_a=self.lambda_a.value,
-                            similarity=self.similarity.value)
+        wish = {"lambda_r": self.lambda_r.value, "lambda_a": self.lambda_a.value, "similarity": self.similarity.value}
+        self.verdict.value = f"failed for {wish}"  # unless it is overwritten below
+        phi = self.register(*self.pair, **wish)
         self.verdict.value = _judge(*self.pair, phi, self.structures)
         state = registration_state(*self.pair, phi, self.structures)
         if self.viewer is None:
@@ -210,14 +215,16 @@ def explore_sweep(table: pd.DataFrame, load: Callable[[str], ipywidgets.Widget],
     widget, such as ``view_registration`` of a pair registered by that run. Without "live": the scatter plot alone.
     """
     axes = ["folds %", "Dice %"]
-    if table.empty or not set(axes) <= set(table):
+    if not set(axes) <= set(table) or table[axes].dropna().empty:
         raise ValueError(f"the table wants the columns {axes} and a row for each run, got {len(table)} rows of "
                          f"{list(table)}")
     if display != "live":
         names = "; ".join(f"{name} {row[axes[1]]:.1f} at {row[axes[0]]:.2f}" for name, row in table.iterrows())
         return plots.picture(plots.sweep_figure(table), f"Dice % against folds %: {names}")
+    table = table.dropna(subset=axes)
     points = [[float(row[axes[0]]), float(row[axes[1]]), str(name)] for name, row in table.iterrows()]
     scatter = _Sweep(meta={"kind": "sweep", "title": "Dice against folds", "axes": axes, "points": points})
+    load = functools.cache(load)  # going back to a run shows the widget it had
     shown = ipywidgets.VBox([load(points[0][2])])
 
     def choose(change: dict) -> None:

@@ -106,6 +106,8 @@ def _facing(volume: Tensor, normal: int) -> Tensor:
 def registration_figure(moving: Scan, fixed: Scan, phi: Deformation, structures: Sequence[str] = ()) -> Figure:
     """The middle axial plane of moving, with the lattice that phi carries there, of fixed, of warped with the lattice
     it pulled, and of the two's difference and det J."""
+    labelled = [scan.labels for scan in (moving, fixed) if scan.labels is not None]
+    count = len(structures) or 1 + max((int(labels.max()) for labels in labelled), default=0)
     warped = phi.warp(moving.image[None])[0]
     figure, axes = plt.subplots(1, 5, figsize=(16, 3.4), layout="constrained")
     pictures = ((moving.image, moving.labels), (fixed.image, fixed.labels),
@@ -113,7 +115,7 @@ def registration_figure(moving: Scan, fixed: Scan, phi: Deformation, structures:
     for cell, title, (image, labels) in zip(axes, ("moving", "fixed", "warped"), pictures, strict=False):
         draw_image(cell, image, title)
         if labels is not None:
-            draw_labels(cell, labels, len(structures) or int(labels.max()) + 1)
+            draw_labels(cell, labels, count)
     draw_moved_lattice(axes[0], phi)
     draw_grid(axes[2], phi)
     maps = ((warped - fixed.image)[0], 0, "warped - fixed"), (phi.jacobian_determinant()[0], 1, "det J")
@@ -155,7 +157,10 @@ def training_figure(curves: Mapping[str, Mapping], slices: Mapping[str, Tensor])
         cell.set_title(name, fontsize=9)
         cell.set_xlabel("step", fontsize=8)
     for cell, name in zip(axes[-2:], ("fixed", "warped"), strict=True):
-        draw_image(cell, slices[name][None].float() / 255, f"{name}, now")
+        if name in slices:
+            draw_image(cell, slices[name][None].float() / 255, f"{name}, now")
+        else:
+            cell.set_axis_off()
     if "labels" in slices:
         draw_labels(axes[-2], slices["labels"], int(slices["labels"].max()) + 1)
     if "u0" in slices:

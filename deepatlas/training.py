@@ -171,6 +171,8 @@ def train(networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, set
     path = Path(folder) / "checkpoint.pt"
     if path.exists():
         trainer.load(read_checkpoint(path, cohort.train[0].image.device), path)
+    for row in trainer.history if settings.watch else ():
+        settings.watch(row)  # what was trained before
     saved = time.monotonic()
     bar = tqdm(total=trainer.total, initial=trainer.step, desc=regime.title, unit="step", disable=trainer.finished)
     with bar, stop_requests() as stopped:

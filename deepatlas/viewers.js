@@ -1,5 +1,5 @@
 // The slice viewer of deepatlas: everything it shows it slices, warps and paints here, in the browser, so that it
-// needs no answer from the kernel. `meta` and `data` arrive once; the state is in synced traits of the model.
+// needs no answer from the kernel. `meta` and `data` arrive once a picture; the state is in synced traits of the model.
 //
 // Conventions are those of the Python module: volumes (I, J, K) in C order; phi(x) = x + u(x), in voxels, leads from
 // the fixed to the moving image, so that warping pulls: warped(x) = moving(phi(x)). On a picture the first axis of the
@@ -12,20 +12,19 @@ const LATTICE = 4; // voxels between lines of the deformation grid
 const SQUARE = 8; // voxels of a square of the checkerboard
 
 const STYLE = `
-.deepatlas { font: 13px/1.4 var(--jp-ui-font-family, system-ui, sans-serif); color: var(--jp-ui-font-color1, CanvasText);
-  background: var(--jp-layout-color1, Canvas); padding: 6px; box-sizing: border-box; max-width: 100%; }
+.deepatlas { font: 13px/1.4 var(--jp-ui-font-family, system-ui, sans-serif);
+  color: var(--jp-ui-font-color1, CanvasText); background: var(--jp-layout-color1, Canvas);
+  padding: 6px; box-sizing: border-box; max-width: 100%; }
 .deepatlas .bar { display: flex; flex-wrap: wrap; gap: 4px 10px; align-items: center; margin: 2px 0 6px; }
 .deepatlas button, .deepatlas select { font: inherit; color: inherit; background: var(--jp-layout-color2, ButtonFace);
   border: 1px solid var(--jp-border-color1, GrayText); border-radius: 3px; padding: 1px 7px; cursor: pointer; }
 .deepatlas button[aria-pressed=true] { background: var(--jp-brand-color1, #0b57d0); color: #fff; }
-.deepatlas label { display: inline-flex; gap: 5px; align-items: center; }
+.deepatlas label, .deepatlas .legend { display: inline-flex; gap: 5px; align-items: center; }
 .deepatlas input[type=range] { width: 110px; }
 .deepatlas .views { display: flex; flex-wrap: wrap; gap: 10px; }
-.deepatlas figure { margin: 0; }
-.deepatlas figcaption { font-weight: 600; }
+.deepatlas figure { margin: 0; } .deepatlas figcaption { font-weight: 600; }
 .deepatlas .stack { position: relative; background: #000; line-height: 0; touch-action: none; cursor: crosshair; }
-.deepatlas .stack canvas.base { image-rendering: pixelated; }
-.deepatlas .stack canvas.top { position: absolute; inset: 0; }
+.deepatlas .base { image-rendering: pixelated; } .deepatlas .top { position: absolute; inset: 0; }
 .deepatlas .stack:focus-visible, .deepatlas button:focus-visible, .deepatlas select:focus-visible,
 .deepatlas input:focus-visible { outline: 3px solid #D55E00; outline-offset: 1px; }
 .deepatlas .letter { position: absolute; font: 600 12px system-ui; color: #fff; text-shadow: 0 0 3px #000;
@@ -33,7 +32,6 @@ const STYLE = `
 .deepatlas .status { min-height: 1.4em; font-variant-numeric: tabular-nums; margin-top: 4px; }
 .deepatlas .note { opacity: .85; max-width: 75ch; margin-top: 2px; }
 .deepatlas .note.wrong { color: #D55E00; opacity: 1; font-weight: 600; }
-.deepatlas .legend { display: inline-flex; gap: 5px; align-items: center; }
 .deepatlas .legend canvas { width: 90px; height: 10px; }
 `;
 
@@ -51,7 +49,7 @@ function element(tag, attributes = {}, ...children) {
 
 // --- volumes ---------------------------------------------------------------------------------------------------------
 
-const TYPES = { uint8: Uint8Array, uint16: Uint16Array, int16: Int16Array };
+const TYPES = { uint8: Uint8Array, int16: Int16Array };
 
 /** {name: {values, shape}} from the one block of bytes that Python sent. */
 function unpack(meta, data) {
@@ -93,62 +91,65 @@ class Plane {
   }
 }
 
-/** u (3 channels of a volume, 1/64 voxel, at half or full resolution) on every pixel of a plane, in voxels. */
-function displacementOn(plane, { values, shape }, scale) {
-  const [, I, J, K] = shape;
+/** u (a volume of 2 or 3 channels, 1/64 voxel, at half or full resolution) on every pixel of a plane, in voxels. */
+function displacementOn(plane, { values, shape: [channels, ...shape] }, scale) {
   const field = [0, 1, 2].map(() => new Float32Array(plane.size));
-  const at = (v, n) => clamp((v - (scale - 1) / 2) / scale, 0, n - 1);
-  let n = 0;
-  for (let y = 0; y < plane.height; y++) {
-    for (let x = 0; x < plane.width; x++, n++) {
-      const [i, j, k] = plane.voxel(x, y);
-      const p = weights(at(i, I), at(j, J), at(k, K), I, J, K);
-      for (let c = 0; c < shape[0]; c++) field[c][n] = blend(values, p, c * I * J * K) / 64;
+  const size = shape[0] * shape[1] * shape[2];
+  for (let c = 0; c < channels; c++) {
+    if (scale === 1) {
+      plane.read(values.subarray(c * size, (c + 1) * size), field[c]);
+      for (let n = 0; n < plane.size; n++) field[c][n] /= 64;
+      continue;
+    }
+    const voxel = plane.voxel(0, 0);
+    for (let y = 0, n = 0; y < plane.height; y++) {
+      for (let x = 0; x < plane.width; x++, n++) {
+        voxel[plane.right] = x;
+        voxel[plane.up] = y;
+        field[c][n] = linear(values, coarse(voxel[0], scale), coarse(voxel[1], scale), coarse(voxel[2], scale), shape,
+          c * size) / 64;
+      }
     }
   }
   return field;
 }
 
-/** The up to eight voxels around a point and their weights in linear interpolation. */
-function weights(a, b, c, I, J, K) {
-  const i = Math.min(Math.floor(a), Math.max(I - 2, 0));
-  const j = Math.min(Math.floor(b), Math.max(J - 2, 0));
-  const k = Math.min(Math.floor(c), Math.max(K - 2, 0));
-  const base = (i * J + j) * K + k;
-  return [base, I > 1 ? J * K : 0, J > 1 ? K : 0, K > 1 ? 1 : 0, a - i, b - j, c - k];
-}
+/** Where voxel v of the full grid lies on a grid of 1/scale of the resolution. */
+const coarse = (v, scale) => (v - (scale - 1) / 2) / scale;
 
-function blend(values, [base, si, sj, sk, fi, fj, fk], offset = 0) {
-  const o = base + offset;
-  const line = (at) => values[at] * (1 - fk) + values[at + sk] * fk;
-  const face = (at) => line(at) * (1 - fj) + line(at + sj) * fj;
-  return face(o) * (1 - fi) + face(o + si) * fi;
+/** `values` at the point (a, b, c) of a volume, by linear interpolation; outside, at the border. */
+function linear(values, a, b, c, [I, J, K], offset = 0) {
+  const [x, y, z] = [clamp(a, 0, I - 1), clamp(b, 0, J - 1), clamp(c, 0, K - 1)];
+  const [i, j, k] = [Math.floor(x), Math.floor(y), Math.floor(z)];
+  const [si, sj, sk] = [i < I - 1 ? J * K : 0, j < J - 1 ? K : 0, k < K - 1 ? 1 : 0];
+  const o = offset + (i * J + j) * K + k;
+  const line = (at) => values[at] + (values[at + sk] - values[at]) * (z - k);
+  const face = (at) => line(at) + (line(at + sj) - line(at)) * (y - j);
+  return face(o) + (face(o + si) - face(o)) * (x - i);
 }
 
 /** A volume pulled through x + t u(x) onto a plane: linearly, or (labels) from the nearest voxel. */
-function pull(plane, { values, shape: [I, J, K] }, field, t, nearest, out) {
-  let n = 0;
-  for (let y = 0; y < plane.height; y++) {
+function pull(plane, { values, shape }, field, t, nearest, out) {
+  const voxel = plane.voxel(0, 0);
+  for (let y = 0, n = 0; y < plane.height; y++) {
     for (let x = 0; x < plane.width; x++, n++) {
-      const voxel = plane.voxel(x, y);
-      const a = clamp(voxel[0] + t * field[0][n], 0, I - 1);
-      const b = clamp(voxel[1] + t * field[1][n], 0, J - 1);
-      const c = clamp(voxel[2] + t * field[2][n], 0, K - 1);
-      out[n] = nearest ? values[(Math.round(a) * J + Math.round(b)) * K + Math.round(c)]
-        : Math.round(blend(values, weights(a, b, c, I, J, K)));
+      voxel[plane.right] = x;
+      voxel[plane.up] = y;
+      const [a, b, c] = [voxel[0] + t * field[0][n], voxel[1] + t * field[1][n], voxel[2] + t * field[2][n]];
+      out[n] = nearest ? linear(values, Math.round(a), Math.round(b), Math.round(c), shape)
+        : Math.round(linear(values, a, b, c, shape));
     }
   }
   return out;
 }
 
-// --- drawing on the upper canvas, in units of a voxel: the centre of voxel (x, y) is the point (x, y) ------------------
+// --- drawing on the upper canvas, in units of a voxel: the centre of voxel (x, y) is the point (x, y) ----------------
 
 /** Edges between pixels of different labels; of two structures that touch, the smaller number's colour. */
 function drawOutlines(pen, labels, plane, colours, width, dashed = false) {
   const { width: w, height: h } = plane;
   const paths = new Map();
   const edge = (a, b, x0, y0, x1, y1) => {
-    if (a === b) return;
     const owner = a === 0 ? b : b === 0 ? a : Math.min(a, b);
     if (!paths.has(owner)) paths.set(owner, new Path2D());
     paths.get(owner).moveTo(x0, y0);
@@ -156,8 +157,8 @@ function drawOutlines(pen, labels, plane, colours, width, dashed = false) {
   };
   for (let y = 0, n = 0; y < h; y++) {
     for (let x = 0; x < w; x++, n++) {
-      if (x + 1 < w) edge(labels[n], labels[n + 1], x + 0.5, y - 0.5, x + 0.5, y + 0.5);
-      if (y + 1 < h) edge(labels[n], labels[n + w], x - 0.5, y + 0.5, x + 0.5, y + 0.5);
+      if (x + 1 < w && labels[n] !== labels[n + 1]) edge(labels[n], labels[n + 1], x + 0.5, y - 0.5, x + 0.5, y + 0.5);
+      if (y + 1 < h && labels[n] !== labels[n + w]) edge(labels[n], labels[n + w], x - 0.5, y + 0.5, x + 0.5, y + 0.5);
     }
   }
   pen.setLineDash(dashed ? [0.5, 0.5] : []);
@@ -175,9 +176,11 @@ function levelLines(values, { width: w, height: h }) {
   for (let y = 0; y + 1 < h; y++) {
     for (let x = 0; x + 1 < w; x++) {
       const n = x + y * w;
-      const corners = [values[n], values[n + 1], values[n + w + 1], values[n + w]];
-      const first = Math.ceil(Math.min(...corners) / LATTICE) * LATTICE;
-      for (let level = first; level <= Math.max(...corners); level += LATTICE) crossing(path, corners, level, x, y);
+      const [a, b, c, d] = [values[n], values[n + 1], values[n + w + 1], values[n + w]];
+      const most = Math.max(a, b, c, d);
+      for (let level = Math.ceil(Math.min(a, b, c, d) / LATTICE) * LATTICE; level <= most; level += LATTICE) {
+        crossing(path, [a, b, c, d], level, x, y);
+      }
     }
   }
   return path;
@@ -234,7 +237,7 @@ function arrows(plane, field, t) {
   return path;
 }
 
-// --- the viewer --------------------------------------------------------------------------------------------------------
+// --- the viewer ------------------------------------------------------------------------------------------------------
 
 class Viewer {
   constructor(model, el) {
@@ -275,6 +278,7 @@ class Viewer {
   get(name) { return this.model.get(name); }
 
   set(values) {
+    this.hovered = null; // the line below follows the cursor again
     for (const [name, value] of Object.entries(values)) this.model.set(name, value);
     if (!this.saving) { // one message a frame, however fast the pointer is
       this.saving = true;
@@ -287,8 +291,6 @@ class Viewer {
   get cursor() { return AXES.map((axis, n) => clamp(this.get(axis), 0, this.meta.shape[n] - 1)); }
   get strength() { return clamp(this.get("strength"), 0, 1); }
   on(layer) { return this.get("layers").includes(layer); }
-
-  // --- building ---
 
   build() {
     const views = this.registration ? ["moving", "fixed", "warped"].map((source) => ({ source, only: "axial" }))
@@ -357,15 +359,13 @@ class Viewer {
     view.stack = element("div", { class: "stack", tabindex: "0", role: "slider", "aria-orientation": "vertical" },
       view.base, view.top);
     view.letters = ["left", "right", "bottom", "top"].map((side) => element("span", { class: "letter",
-      style: `${side}: 3px; ${side === "left" || side === "right" ? "top: calc(50% - 6px)" : "left: calc(50% - 4px)"}` }));
+      style: `${side}: 3px; ${"left right".includes(side) ? "top: calc(50% - 6px)" : "left: calc(50% - 4px)"}` }));
     view.stack.append(...view.letters);
     view.caption = element("figcaption");
     view.figure = element("figure", {}, view.caption, view.stack);
     this.listen(view);
     return view;
   }
-
-  // --- pointer and keys ---
 
   listen(view) {
     const { stack } = view;
@@ -376,8 +376,11 @@ class Viewer {
       this.drag(view, event);
       event.preventDefault();
     });
-    stack.addEventListener("pointermove", (event) => (event.buttons ? this.drag(view, event) : this.hover(view, event)));
-    stack.addEventListener("pointerleave", () => this.describe(this.cursor));
+    stack.addEventListener("pointermove", (event) => {
+      if (stack.hasPointerCapture(event.pointerId)) this.drag(view, event);
+      else if (!event.buttons) this.describe(this.hovered = this.pointed(view, event));
+    });
+    stack.addEventListener("pointerleave", () => this.describe(this.hovered = null));
     stack.addEventListener("contextmenu", (event) => event.preventDefault());
     stack.addEventListener("keydown", (event) => this.key(view, event));
     stack.addEventListener("wheel", (event) => {
@@ -406,8 +409,6 @@ class Viewer {
     }
   }
 
-  hover(view, event) { this.describe(this.pointed(view, event)); }
-
   step(view, axis, by) {
     const n = view.plane[axis];
     this.set({ [AXES[n]]: clamp(this.cursor[n] + by, 0, this.meta.shape[n] - 1) });
@@ -432,8 +433,6 @@ class Viewer {
     }
   }
 
-  // --- painting ---
-
   schedule() {
     if (this.waiting) return;
     this.waiting = true;
@@ -454,7 +453,7 @@ class Viewer {
       this.paintTop(view, cursor);
       this.announce(view);
     }
-    this.describe(cursor);
+    this.describe(this.hovered);
     this.explain();
     this.root.dataset.draws = ++this.draws;
     this.root.dataset.drawMs = (performance.now() - begun).toFixed(2);
@@ -527,7 +526,9 @@ class Viewer {
     }
     if (view.base.width !== w || view.base.height !== h) Object.assign(view.base, { width: w, height: h });
     view.base.getContext("2d").putImageData(image, 0, 0);
-    Object.assign(view.base.style, { width: `${w * this.zoom}px`, height: `${h * this.zoom}px` });
+    for (const { style } of [view.base, view.stack]) {
+      Object.assign(style, { width: `${w * this.zoom}px`, height: `${h * this.zoom}px` });
+    }
   }
 
   /** A table of 256 colours made in Python, as pixels: (256, 3) bytes -> 256 words of RGBA. */
@@ -614,13 +615,12 @@ class Viewer {
     } else if (source === "fixed") {
       stroke(pen, movedLattice(plane, field, 0), "#D55E00", line);
     } else {
-      for (const [axis, at] of [[plane.right, (n) => n % plane.width], [plane.up, (n) => Math.floor(n / plane.width)]]) {
+      const { width, right, up } = plane;
+      for (const [axis, at] of [[right, (n) => n % width], [up, (n) => Math.floor(n / width)]]) {
         stroke(pen, levelLines(field[axis].map((u, n) => at(n) + t * u), plane), "#D55E00", line);
       }
     }
   }
-
-  // --- words ---
 
   announce(view) {
     const { plane, source, stack } = view;
@@ -629,8 +629,8 @@ class Viewer {
     const composed = source === "warped" && this.get("mode") !== "side by side";
     const title = composed ? `${this.get("mode")} of fixed and warped` : source === "image" ? where : source;
     view.caption.textContent = `${title}${this.flat ? "" : `, slice ${plane.index + 1} of ${count}`}`;
-    const attributes = { label: `${source}, ${where} plane`, valuemin: 1, valuemax: count, valuenow: plane.index + 1,
-      valuetext: `slice ${plane.index + 1} of ${count}` };
+    const attributes = { label: source === "image" ? where : `${title}, ${where}`, valuemin: 1, valuemax: count,
+      valuenow: plane.index + 1, valuetext: `slice ${plane.index + 1} of ${count}` };
     for (const [name, value] of Object.entries(attributes)) stack.setAttribute(`aria-${name}`, value);
     const sides = [...this.meta.letters[plane.right], ...this.meta.letters[plane.up]];
     view.letters.forEach((letter, n) => { letter.textContent = sides[n]; });
@@ -638,6 +638,7 @@ class Viewer {
 
   /** The line below: voxel, millimetres, structure and intensities there. */
   describe(voxel) {
+    voxel ??= this.cursor;
     const [I, J, K] = this.meta.shape;
     const at = (voxel[0] * J + voxel[1]) * K + voxel[2];
     const value = (name) => this.arrays[name].values[at];
@@ -647,24 +648,27 @@ class Viewer {
       + row[3]).toFixed(1));
     const parts = [`voxel ${voxel.slice(0, this.flat ? 2 : 3).join(" ")}`, `${mm.join(" ")} mm (R A S)`];
     if (this.registration) {
-      parts.push(["moving", "fixed", "warped"].map(grey).join(", "));
-      const u = this.arrays.u;
-      const [i, j, k] = voxel.map((v, n) => clamp((v - (this.meta.u_scale - 1) / 2) / this.meta.u_scale, 0,
-        u.shape[n + 1] - 1));
-      const p = weights(i, j, k, ...u.shape.slice(1));
-      const size = u.shape[1] * u.shape[2] * u.shape[3];
-      const length = Math.hypot(...[0, 1, 2].filter((c) => c < u.shape[0]).map((c) => blend(u.values, p, c * size) / 64));
+      const [channels, ...shape] = this.arrays.u.shape;
+      const [size, t] = [shape[0] * shape[1] * shape[2], this.strength];
+      const point = voxel.map((v) => coarse(v, this.meta.u_scale));
+      const u = AXES.slice(0, channels).map((_, c) => t * linear(this.arrays.u.values, ...point, shape, c * size) / 64);
+      const looked = voxel.map((v, n) => v + (u[n] ?? 0)); // where warped reads its value, at this strength
+      const warped = t === 1 ? value("warped") : linear(this.arrays.moving.values, ...looked, this.meta.shape);
+      parts.push(`${grey("moving")}, ${grey("fixed")}, warped ${(warped / 255).toFixed(2)}`);
       const det = value("jacobian");
-      parts.push(`|u| ${(length * this.meta.spacing).toFixed(1)} mm`,
+      parts.push(`|u| ${(Math.hypot(...u) * this.meta.spacing).toFixed(1)} mm`,
         `det J ${value("folds") ? "≤ 0: a fold" : det === 255 ? "≥ 2" : (det / 127.5).toFixed(2)}`);
-      const names = ["moving_labels", "fixed_labels", "warped_labels"];
-      if (names.some(structure)) {
-        parts.push(names.filter(structure).map((name) => `${name.split("_")[0]}: ${structure(name)}`).join(", "));
+      const names = ["moving", "fixed"].filter((name) => structure(`${name}_labels`));
+      parts.push(...names.map((name) => `${name}: ${structure(`${name}_labels`)}`));
+      if (structure("moving_labels")) {
+        const label = linear(this.arrays.moving_labels.values, ...looked.map(Math.round), this.meta.shape);
+        parts.push(`warped: ${this.meta.structures[t === 1 ? value("warped_labels") : label]}`);
       }
     } else {
       parts.push(grey("image"), ...[structure("labels")].filter(Boolean));
     }
-    this.status.textContent = parts.join(" · ");
+    const text = parts.join(" · ");
+    if (this.status.textContent !== text) this.status.textContent = text; // announced once
   }
 
   /** Legends of what is shown, and the convention. */
@@ -674,7 +678,8 @@ class Viewer {
     this.explained = shown;
     const bars = { "|u|": ["sequential", "0", `${(this.meta.u_max / 64 * this.meta.spacing).toFixed(1)} mm`],
       "det J": ["diverging", "0 shrinks", "2 grows"] };
-    const legends = Object.keys(bars).filter((layer) => this.on(layer)).map((layer) => this.colourBar(layer, ...bars[layer]));
+    const legends = Object.keys(bars).filter((layer) => this.on(layer))
+      .map((layer) => this.colourBar(layer, ...bars[layer]));
     if (this.on("labels")) {
       legends.push(...this.meta.structures.slice(1).map((name, n) => element("span", { class: "legend" },
         element("span", { style: `width:10px;height:10px;background:rgb(${this.meta.colours[n + 1]})` }), name)));
@@ -717,7 +722,7 @@ function tint(pen, { width: w, height: h }, scale, colour, opacity) {
   pen.restore();
 }
 
-// --- a training, as it goes --------------------------------------------------------------------------------------------
+// --- a training, as it goes ------------------------------------------------------------------------------------------
 
 const CURVES = { similarity: "#0072B2", regularity: "#009E73", anatomy: "#D55E00", supervised: "#CC79A7",
   "validation Dice": "#E69F00" };
@@ -782,8 +787,10 @@ class TrainingView {
       for (let x = 0, n = 0; x < width; x++) for (let y = 0; y < height; y++) out[x + y * width] = values[n++];
       return out;
     };
-    const views = ["fixed", "warped"].map((name) => {
-      const canvas = element("canvas", { width: width * zoom, height: height * zoom, "data-source": name });
+    const titles = { fixed: "fixed, as segmented now", warped: "warped, as registered now" };
+    const views = Object.keys(titles).filter((name) => arrays[name]).map((name) => {
+      const canvas = element("canvas", { width: width * zoom, height: height * zoom, "data-source": name, role: "img",
+        "aria-label": titles[name] });
       const pen = canvas.getContext("2d");
       const grey = turned(arrays[name]);
       tint(pen, plane, zoom, (n) => 0xff000000 | (grey[n] * 0x010101), 1);
@@ -797,20 +804,20 @@ class TrainingView {
             1.2 / zoom);
         });
       }
-      const title = name === "fixed" ? "fixed, as segmented now" : "warped, as registered now";
-      return element("figure", {}, element("figcaption", {}, title), canvas);
+      return element("figure", {}, element("figcaption", {}, titles[name]), canvas);
     });
     this.pictures.replaceChildren(...views);
   }
 }
 
-// --- finished runs ---------------------------------------------------------------------------------------------------------
+// --- finished runs ---------------------------------------------------------------------------------------------------
 
 /** Points (x, y, name), one for each run; a click or an arrow key chooses one, and Python shows its warp. */
 class SweepView {
   constructor(model, el) {
     Object.assign(this, { model, meta: model.get("meta") });
-    this.canvas = element("canvas", { tabindex: "0", role: "listbox", "aria-label": this.meta.title,
+    this.canvas = element("canvas", { tabindex: "0", role: "slider", "aria-label": this.meta.title,
+      "aria-valuemin": 1, "aria-valuemax": this.meta.points.length,
       style: "width:420px;height:280px", width: 840, height: 560 });
     this.status = element("div", { class: "status", role: "status" });
     this.canvas.addEventListener("click", (event) => this.choose(this.nearest(event)));
@@ -825,7 +832,7 @@ class SweepView {
       "data-lm-suppress-shortcuts": "true" }, this.canvas, this.status));
     this.changed = () => this.draw();
     model.on("change:chosen", this.changed);
-    this.draw();
+    requestAnimationFrame(this.changed); // the theme's colour is known once this is on the page
   }
 
   remove() { this.model.off("change:chosen", this.changed); }
@@ -876,6 +883,8 @@ class SweepView {
     });
     const [x, y, name] = this.meta.points[chosen];
     this.status.textContent = `${name}: ${this.meta.axes[1]} ${y.toFixed(1)}, ${this.meta.axes[0]} ${x.toFixed(2)}`;
+    this.canvas.setAttribute("aria-valuenow", chosen + 1);
+    this.canvas.setAttribute("aria-valuetext", this.status.textContent);
   }
 }
 

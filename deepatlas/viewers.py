@@ -13,6 +13,7 @@ import html
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import anywidget
@@ -41,7 +42,7 @@ WRONG = ("Wrong on purpose: on warped, the same u drawn as if it pushed the voxe
 
 
 class SliceViewer(anywidget.AnyWidget):
-    """The widget. Made by ``view_scan`` and ``view_registration``; every trait but ``meta`` and ``data`` may change."""
+    """The widget, made by ``view_scan`` and ``view_registration``. Assign to any trait below ``data`` to steer it."""
 
     _esm = SCRIPT
     meta = traitlets.Dict().tag(sync=True)
@@ -73,11 +74,12 @@ def view_scan(scan: Scan, structures: Sequence[str] = (), *, display: str = "liv
     ``display``: "live" is a widget, "html" a self-contained page that needs no kernel, "static" a figure. Raises
     ValueError for an image that is empty or not finite, or labels that ``structures`` does not name.
     """
-    check(scan, "scan", display)
+    scan = check(scan, "scan", display)
     volumes = {"image": grey(scan.image[0])}
     if scan.labels is not None:
         volumes["labels"] = _labels(scan.labels, structures, scan.id)
-    alt = f"Scan {scan.id}, {' x '.join(map(str, scan.shape))} voxels, with its labels"
+    labelled = "" if scan.labels is None else ", with its labels"
+    alt = f"Scan {scan.id}, {' x '.join(map(str, scan.shape))} voxels{labelled}"
     if display == "static":
         return plots.picture(plots.scan_figure(scan, structures), alt)
     return _shown(_state("scan", scan, volumes, structures, alt), display)
@@ -91,24 +93,26 @@ def view_registration(moving: Scan, fixed: Scan, phi: Deformation, structures: S
     phantom's truth. ``display`` as in ``view_scan``; to show a guess, put it into ``dataclasses.replace(scan,
     labels=...)``. Raises ValueError if grids differ or a value is not finite.
     """
-    check(moving, "moving", display)
-    check(fixed, "fixed", display)
+    moving, fixed = check(moving, "moving", display), check(fixed, "fixed", display)
+    phi = Deformation(phi.displacement.detach().cpu().float())
     state = registration_state(moving, fixed, phi, structures)
     if display == "static":
-        return plots.picture(plots.registration_figure(moving, fixed, phi.detach(), structures), state["meta"]["title"])
+        return plots.picture(plots.registration_figure(moving, fixed, phi, structures), state["meta"]["title"])
     return _shown(state, display)
 
 
 def registration_state(moving: Scan, fixed: Scan, phi: Deformation, structures: Sequence[str] = ()) -> dict:
     """The traits of a ``SliceViewer`` of one registration: what ``view_registration`` shows, without a widget."""
-    u = phi.displacement.detach().cpu().float()
+    u = phi.displacement
     if moving.shape != fixed.shape or phi.shape != fixed.shape or len(u) != 1:
         raise ValueError(f"moving {moving.shape}, fixed {fixed.shape} and one deformation {tuple(u.shape)} must share "
                          "a grid: resample them, and take one pair of the batch")
     if not u.isfinite().all():
         raise ValueError("the deformation holds NaN or infinity: look at the training that made it")
+    if min(phi.shape) < 2:
+        raise ValueError(f"every side must be at least 2 voxels, got {phi.shape}: give a 2D scan as (1, I, J)")
     title = f"Registration of {moving.id} to {fixed.id}: moving, fixed and warped scan"
-    return _state("registration", fixed, _registration_volumes(moving, fixed, Deformation(u), structures), structures,
+    return _state("registration", fixed, _registration_volumes(moving, fixed, phi, structures), structures,
                   title)
 
 
@@ -116,7 +120,7 @@ def _registration_volumes(moving: Scan, fixed: Scan, phi: Deformation, structure
     determinant = phi.jacobian_determinant()[0]
     volumes = {
         "moving": grey(moving.image[0]), "fixed": grey(fixed.image[0]),
-        "warped": grey(phi.warp(moving.image[None].cpu().float())[0, 0]),
+        "warped": grey(phi.warp(moving.image[None])[0, 0]),
         "jacobian": (determinant.clamp(0, 2) * 127.5).round().to(torch.uint8), "folds": (determinant <= 0).byte(),
         "u": (_at_its_own_resolution(phi.displacement) * 64).round().clamp(-32768, 32767).to(torch.int16)[0],
     }
@@ -149,19 +153,21 @@ def _at_its_own_resolution(u: Tensor) -> Tensor:
 # --- what travels --------------------------------------------------------------------------------------------------
 
 
-def check(scan: Scan, role: str, display: str) -> None:
-    """ValueError, one sentence, unless ``scan`` can be shown as ``display`` says."""
+def check(scan: Scan, role: str, display: str) -> Scan:
+    """``scan`` on the CPU; ValueError, one sentence, unless it can be shown as ``display`` says."""
     if display not in ("live", "html", "static"):
         raise ValueError(f"display must be 'live', 'html' or 'static', got {display!r}")
     if scan.image.numel() == 0:
         raise ValueError(f"{role} {scan.id}: the image is empty, {tuple(scan.image.shape)}")
     if not scan.image.isfinite().all():
         raise ValueError(f"{role} {scan.id}: the image holds NaN or infinity: rescale its intensities to [0, 1]")
+    return replace(scan, image=scan.image.detach().cpu().float(), labels=None if scan.labels is None
+                   else scan.labels.cpu())
 
 
 def grey(image: Tensor) -> Tensor:
     """Intensities in [0, 1] as bytes: 255 steps, to the nearest."""
-    return (image.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return (image.cpu().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _labels(labels: Tensor, structures: Sequence[str], name: str) -> Tensor:
@@ -169,7 +175,7 @@ def _labels(labels: Tensor, structures: Sequence[str], name: str) -> Tensor:
     if most > 255 or (structures and most >= len(structures)) or int(labels.min()) < 0:
         raise ValueError(f"scan {name}: labels from {int(labels.min())} to {most}, but there are names for "
                          f"{len(structures) or 256}: pass structures=cohort.structures")
-    return labels.cpu().to(torch.uint8)
+    return labels.to(torch.uint8)
 
 
 def _state(kind: str, scan: Scan, volumes: dict[str, Tensor], structures: Sequence[str], title: str) -> dict:
@@ -187,7 +193,8 @@ def _state(kind: str, scan: Scan, volumes: dict[str, Tensor], structures: Sequen
         longest = volumes["u"].float().square().sum(0).sqrt().max()
         meta |= {"u_scale": shape[0] // volumes["u"].shape[1], "u_max": max(64, int(longest))}
     middle = {axis: n // 2 for axis, n in zip("ijk", shape, strict=True)}
-    return {"meta": meta, "data": data, "layers": ["labels" if kind == "scan" else "grid"], **middle}
+    layers = ["grid"] if kind == "registration" else meta["layers"]
+    return {"meta": meta, "data": data, "layers": layers, **middle}
 
 
 def _shown(state: dict, display: str) -> SliceViewer | HTML:

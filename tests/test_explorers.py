@@ -1,6 +1,7 @@
 """A training that is watched, the loss explorer and the sweep explorer: what they send, ask for and refuse."""
 
 import asyncio
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -44,6 +45,10 @@ def test_training_calls_the_watch_with_every_row_and_the_networks_of_the_moment(
     assert set(watch.widget.curves) >= {"similarity (reg)", "regularity (reg)", "anatomy (reg)",
                                         "supervised (seg)", "validation Dice (seg)"}
     assert watch.widget.curves["validation Dice (reg)"]["y"] == [0.4] * 3
+    later = explorers.view_training(*cohort.validation)  # of a training that is only loaded
+    settings = dataclasses.replace(settings, watch=later)
+    training.train(nets, cohort, REGIMES["deepatlas"], settings, tmp_path, lambda: pytest.fail("trained again"))
+    assert later.history == history and set(later.widget.curves) == set(watch.widget.curves)
 
 
 def test_watching_changes_no_bit_of_the_training(tmp_path):
@@ -178,6 +183,10 @@ def test_a_point_of_a_sweep_shows_its_warp():
     first = shown.children
     scatter.chosen = 2
     assert loaded == ["stiff", "loose"] and shown.children != first
+    scatter.chosen = 0
+    assert shown.children == first and loaded == ["stiff", "loose"]  # seen before: not computed again
+    empty = pd.concat([pd.DataFrame({"Dice %": [50.0]}, index=["segmentation"]), TABLE])
+    assert len(explorers.explore_sweep(empty, load).children[0].meta["points"]) == 3  # a row without folds is left out
     static = explorers.explore_sweep(TABLE, load, display="static")
     assert static.data.startswith("<img alt=") and "good 75.0 at 0.50" in static.data
 

@@ -1,15 +1,13 @@
 """Viewers in JupyterLab itself: server, kernel and browser on this machine."""
 
-import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
+from lab import open_notebook, printed, run_all, serve, write_notebook
 from test_viewers import canvas, grey, noise, on_screen
 
 CELLS = (
@@ -32,60 +30,36 @@ CELLS = (
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """(address, folder) of a JupyterLab with an empty notebook and one with viewers."""
+    """The address of a JupyterLab with an empty notebook and one with viewers."""
     folder = tmp_path_factory.mktemp("lab")
-    for name, cells in (("empty", ()), ("viewers", CELLS)):
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
-        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        nbformat.write(notebook, folder / f"{name}.ipynb")
-    options = ["--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root", "--IdentityProvider.token=",
-               f"--ServerApp.root_dir={folder}", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-               "--LabApp.news_url=None"]
-    environment = os.environ | {"JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_DATA_DIR": str(folder / "data"),
-                                "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "OMP_NUM_THREADS": "1",
-                                "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
-    server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], stderr=subprocess.PIPE, text=True,
-                              env=environment)
-    for line in server.stderr:
-        if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-            break
-    else:
-        pytest.fail("JupyterLab did not start")
-    yield found[0], folder
-    server.terminate()
-    server.communicate(timeout=30)
+    write_notebook(folder / "empty.ipynb", ())
+    write_notebook(folder / "viewers.ipynb", CELLS)
+    with serve(folder) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def notebook(lab, browser):
     """A function that opens a notebook of the lab: its page, the errors on its console, and requests that leave."""
-    def open_notebook(name):
+    def opened(name):
         page = browser.new_page(viewport={"width": 1500, "height": 3600})
         errors, outside = [], []
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(f"{error} {error.stack}"))
         page.on("request", lambda r: None if re.match(r"(http|ws)://127\.0\.0\.1|data:|blob:", r.url)
                 else outside.append(r.url))
-        page.goto(f"{lab[0]}/lab/tree/{name}.ipynb")
-        page.wait_for_selector(".jp-Notebook", timeout=60000)
-        page.wait_for_selector(".jp-Toolbar-kernelName:has-text('Python 3')", timeout=60000)
+        open_notebook(page, lab, name)
         return page, errors, outside
-    return open_notebook
+    return opened
 
 
 @pytest.fixture(scope="module")
 def running(notebook):
     """The notebook of viewers after Run All, its last but one cell still busy."""
     page, errors, outside = notebook("viewers")
-    page.get_by_role("menuitem", name="Run", exact=True).first.click()
-    page.get_by_text("Run All Cells", exact=True).first.click()
-    page.wait_for_selector("text=busy", timeout=90000)
+    run_all(page)
+    printed(page, "busy").wait_for(timeout=90000)
     return page, errors, outside
-
-
-def printed(page, text):
-    """The output that contains ``text``; the source of a cell does not count."""
-    return page.locator(".jp-OutputArea-output", has_text=text)
 
 
 def cursor(page):
@@ -126,7 +100,7 @@ def test_a_training_is_seen_while_it_runs(running):
     page.wait_for_timeout(1500)
     assert int(view.get_attribute("data-draws")) >= first + 2
     assert printed(page, "free again").count() == 0
-    assert view.locator("canvas[role=img]").count() == 2 and view.locator("canvas[data-source]").count() == 2
+    assert view.locator("canvas[role=img]").count() == 4 and view.locator("canvas[data-source]").count() == 2
     assert "similarity (reg): now" in view.locator("canvas[role=img]").first.get_attribute("aria-label")
 
 
@@ -152,7 +126,7 @@ def test_the_loss_explorer_shows_another_registration(running):
 def test_a_click_on_a_finished_run_shows_its_warp(running):
     page, _, _ = running
     assert page.get_by_text("the warp of stiff").count() == 1
-    scatter = page.locator("canvas[role=listbox]")
+    scatter = page.locator("canvas[role=slider]")
     box = scatter.bounding_box()
     scatter.click(position={"x": 265 / 840 * box["width"], "y": 50 / 560 * box["height"]})  # 0.5 % folds, 75 % Dice
     page.get_by_text("the warp of good").wait_for()

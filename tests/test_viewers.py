@@ -99,6 +99,8 @@ def test_a_bad_deformation_and_a_bad_display_get_one_sentence():
         viewers.view_registration(moving, fixed, Deformation(phi.displacement.repeat(2, 1, 1, 1, 1)))
     with pytest.raises(ValueError, match="'live', 'html' or 'static', got 'big'"):
         viewers.view_scan(moving, NAMES, display="big")
+    with pytest.raises(ValueError, match=r"at least 2 voxels, got \(6, 6, 1\): give a 2D scan as"):
+        viewers.view_registration(noise((6, 6, 1), 1), noise((6, 6, 1), 2), Deformation.identity((6, 6, 1)))
 
 
 def test_letters_follow_the_affine():
@@ -353,6 +355,28 @@ def test_hovering_names_the_structure_and_the_place(opened):
     text = page.locator(".status").text_content()
     assert "voxel 3 20 8" in text and "6.0 40.0 16.0 mm" in text
     assert NAMES[scan.labels[3, 20, 8]] in text and f"image {scan.image[0, 3, 20, 8]:.2f}" in text
+
+
+def test_the_pointer_finds_its_voxel_under_a_caption_wider_than_the_picture(opened):
+    page = opened(viewers.view_registration(*pair((8, 40)), NAMES))
+    state(page, "mode", "checkerboard")
+    box = page.locator("canvas.base").nth(2).bounding_box()
+    assert page.locator("figcaption").nth(2).bounding_box()["width"] > box["width"]
+    page.mouse.click(box["x"] + 6.5 / 8 * box["width"], box["y"] + 10.5 / 40 * box["height"])
+    settle(page)
+    assert (state(page, "i"), state(page, "j")) == (6, 29)
+
+
+def test_the_line_below_says_what_warped_shows_at_this_strength(opened):
+    moving, fixed, phi = pair((20, 26))
+    page = opened(viewers.view_registration(moving, fixed, phi, NAMES))
+    for t in (1.0, 0.5, 0.0):
+        state(page, "strength", t)
+        value = Deformation(t * phi.displacement).warp(moving.image[None])[0, 0, 10, 13]
+        length = 2 * t * phi.displacement[0, :, 10, 13].norm()  # 2 mm a voxel
+        text = page.locator(".status").text_content()
+        shown = [float(re.search(f"{name} ([0-9.]+)", text)[1]) for name in ("warped", r"\|u\|")]
+        assert shown == pytest.approx([float(value), float(length)], abs=0.06), text
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
