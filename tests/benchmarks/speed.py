@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from deepatlas import datasets, experiments, phantom, training
-from deepatlas.regimes import Regime
+from deepatlas import datasets, experiments, explorers, phantom, training
+from deepatlas.regimes import REGIMES, Regime
 
 
 def seconds(work):
@@ -40,6 +40,23 @@ def step_seconds(cohort, turn, consults, mixed, steps=12):
     return statistics.median(end - begin for begin, end in pairwise(ends[1:]))
 
 
+def watching_share(cohort, steps=240):
+    """Share of the time of a joint training that a live view takes: pictures of a real pair, but no browser."""
+    experiment, spent = experiments.parse({}), [0.0]
+    networks = experiments.new_networks(experiment, len(cohort.structures))
+    watch = explorers.view_training(*cohort.validation[:2], register=training.registrar(networks["reg"]),
+                                    segment=training.segmenter(networks["seg"]), structures=cohort.structures)
+
+    def timed(row):
+        spent[0] += seconds(lambda: watch(row))
+    settings = training.Settings({"seg": steps // 3, "reg": 2 * steps // 3}, batch_size=experiment.batch_size,
+                                 watch=timed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = seconds(lambda: training.train(networks, cohort.hide_labels(1), REGIMES["deepatlas"], settings,
+                                               Path(folder)))
+    return spent[0] / whole
+
+
 def main():
     """Print one line per measurement."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
@@ -53,6 +70,7 @@ def main():
             single, mixed = (step_seconds(cohort, turn, consults, mixed) for mixed in (False, True))
             print(f"a step of {turn}, {'joint' if consults else 'alone'}: float32 {1000 * single:.0f} ms, bfloat16 "
                   f"{1000 * mixed:.0f} ms, ratio {single / mixed:.2f}")
+    print(f"watching a training live takes {100 * watching_share(cohort):.1f} % of its time")
 
 
 if __name__ == "__main__":
