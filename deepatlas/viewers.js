@@ -22,7 +22,7 @@ const STYLE = `
 .deepatlas label, .deepatlas .legend { display: inline-flex; gap: 5px; align-items: center; }
 .deepatlas input[type=range] { width: 110px; }
 .deepatlas .views { display: flex; flex-wrap: wrap; gap: 10px; }
-.deepatlas figure { margin: 0; } .deepatlas figcaption { font-weight: 600; }
+.deepatlas figure { margin: 0; } .deepatlas figcaption { font-weight: 600; width: 0; min-width: 100%; }
 .deepatlas .stack { position: relative; background: #000; line-height: 0; touch-action: none; cursor: crosshair; }
 .deepatlas .base { image-rendering: pixelated; } .deepatlas .top { position: absolute; inset: 0; }
 .deepatlas .stack:focus-visible, .deepatlas button:focus-visible, .deepatlas select:focus-visible,
