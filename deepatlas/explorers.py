@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import evaluation, plots
 from .data import Scan
-from .viewers import SCRIPT, SliceViewer, check, colours, grey, pack, registration_state
+from .viewers import SCRIPT, SliceViewer, check, colours, grey, pack, registration_state, sixty_fourths
 from .warp import Deformation
 
 
@@ -88,23 +88,18 @@ def view_training(moving: Scan, fixed: Scan, *, register: Callable | None = None
     check(fixed, "fixed", display)
 
     def look() -> dict[str, Tensor]:
-        slices = {"fixed": grey(_middle(fixed.image[0]))}
+        slices = {"fixed": grey(plots.middle_plane(fixed.image[0]))}
         if segment is not None:
-            slices["labels"] = _middle(segment(fixed)).cpu().to(torch.uint8)
+            slices["labels"] = plots.middle_plane(segment(fixed)).cpu().to(torch.uint8)
         if register is not None:
             phi = register(moving, fixed)
-            slices["warped"] = grey(_middle(phi.warp(moving.image[None])[0, 0]))
-            u = (phi.displacement[0].detach().cpu().float() * 64).round().clamp(-32768, 32767).to(torch.int16)
-            slices |= {f"u{axis}": _middle(u[axis]) for axis in (0, 1)}
+            slices["warped"] = grey(plots.middle_plane(phi.warp(moving.image[None])[0, 0]))
+            u = sixty_fourths(phi.displacement[0])
+            slices |= {f"u{axis}": plots.middle_plane(u[axis]) for axis in (0, 1)}
         return slices
 
     meta = {"kind": "training", "title": "the training so far", "colours": colours(len(structures) or 256)}
     return TrainingWatch(look, meta, display == "live")
-
-
-def _middle(volume: Tensor) -> Tensor:
-    """The middle axial slice (I, J)."""
-    return (volume if volume.ndim == 2 else volume[..., volume.shape[-1] // 2]).contiguous()
 
 
 def curves(history: Sequence[dict], points: int = 200) -> dict[str, dict[str, list]]:
@@ -218,10 +213,10 @@ def explore_sweep(table: pd.DataFrame, load: Callable[[str], ipywidgets.Widget],
     if not set(axes) <= set(table) or table[axes].dropna().empty:
         raise ValueError(f"the table wants the columns {axes} and a row for each run, got {len(table)} rows of "
                          f"{list(table)}")
+    table = table.dropna(subset=axes)
     if display != "live":
         names = "; ".join(f"{name} {row[axes[1]]:.1f} at {row[axes[0]]:.2f}" for name, row in table.iterrows())
         return plots.picture(plots.sweep_figure(table), f"Dice % against folds %: {names}")
-    table = table.dropna(subset=axes)
     points = [[float(row[axes[0]]), float(row[axes[1]]), str(name)] for name, row in table.iterrows()]
     scatter = _Sweep(meta={"kind": "sweep", "title": "Dice against folds", "axes": axes, "points": points})
     load = functools.cache(load)  # going back to a run shows the widget it had

@@ -46,10 +46,14 @@ def show(figure: Figure, alt: str) -> None:
     display(picture(figure, alt))
 
 
+def middle_plane(volume: Tensor) -> Tensor:
+    """The middle plane k of (I, J, K), or (I, J) itself."""
+    return volume if volume.ndim == 2 else volume[:, :, volume.shape[2] // 2]
+
+
 def middle_slice(volume: Tensor) -> np.ndarray:
-    """The middle plane k of (I, J, K), or (I, J) itself, with i to the right and j up."""
-    plane = volume if volume.ndim == 2 else volume[:, :, volume.shape[2] // 2]
-    return plane.detach().cpu().numpy().T
+    """The middle plane with i to the right and j up, as matplotlib wants it."""
+    return middle_plane(volume).detach().cpu().numpy().T
 
 
 def draw_image(axes: Axes, image: Tensor, title: str = "") -> None:

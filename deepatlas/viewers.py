@@ -95,14 +95,20 @@ def view_registration(moving: Scan, fixed: Scan, phi: Deformation, structures: S
     """
     moving, fixed = check(moving, "moving", display), check(fixed, "fixed", display)
     phi = Deformation(phi.displacement.detach().cpu().float())
-    state = registration_state(moving, fixed, phi, structures)
     if display == "static":
-        return plots.picture(plots.registration_figure(moving, fixed, phi, structures), state["meta"]["title"])
-    return _shown(state, display)
+        title = _check_registration(moving, fixed, phi)
+        return plots.picture(plots.registration_figure(moving, fixed, phi, structures), title)
+    return _shown(registration_state(moving, fixed, phi, structures), display)
 
 
 def registration_state(moving: Scan, fixed: Scan, phi: Deformation, structures: Sequence[str] = ()) -> dict:
     """The traits of a ``SliceViewer`` of one registration: what ``view_registration`` shows, without a widget."""
+    title = _check_registration(moving, fixed, phi)
+    return _state("registration", fixed, _registration_volumes(moving, fixed, phi, structures), structures, title)
+
+
+def _check_registration(moving: Scan, fixed: Scan, phi: Deformation) -> str:
+    """A title for the three; ValueError unless they fit together."""
     u = phi.displacement
     if moving.shape != fixed.shape or phi.shape != fixed.shape or len(u) != 1:
         raise ValueError(f"moving {moving.shape}, fixed {fixed.shape} and one deformation {tuple(u.shape)} must share "
@@ -111,9 +117,7 @@ def registration_state(moving: Scan, fixed: Scan, phi: Deformation, structures: 
         raise ValueError("the deformation holds NaN or infinity: look at the training that made it")
     if min(phi.shape) < 2:
         raise ValueError(f"every side must be at least 2 voxels, got {phi.shape}: give a 2D scan as (1, I, J)")
-    title = f"Registration of {moving.id} to {fixed.id}: moving, fixed and warped scan"
-    return _state("registration", fixed, _registration_volumes(moving, fixed, phi, structures), structures,
-                  title)
+    return f"Registration of {moving.id} to {fixed.id}: moving, fixed and warped scan"
 
 
 def _registration_volumes(moving: Scan, fixed: Scan, phi: Deformation, structures: Sequence[str]) -> dict:
@@ -122,7 +126,7 @@ def _registration_volumes(moving: Scan, fixed: Scan, phi: Deformation, structure
         "moving": grey(moving.image[0]), "fixed": grey(fixed.image[0]),
         "warped": grey(phi.warp(moving.image[None])[0, 0]),
         "jacobian": (determinant.clamp(0, 2) * 127.5).round().to(torch.uint8), "folds": (determinant <= 0).byte(),
-        "u": (_at_its_own_resolution(phi.displacement) * 64).round().clamp(-32768, 32767).to(torch.int16)[0],
+        "u": sixty_fourths(_at_its_own_resolution(phi.displacement)[0]),
     }
     if moving.labels is not None:
         labels = _labels(moving.labels, structures, moving.id)
@@ -168,6 +172,11 @@ def check(scan: Scan, role: str, display: str) -> Scan:
 def grey(image: Tensor) -> Tensor:
     """Intensities in [0, 1] as bytes: 255 steps, to the nearest."""
     return (image.cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def sixty_fourths(u: Tensor) -> Tensor:
+    """Displacements in voxels as 16-bit integers, in 1/64 voxel: up to 512 voxels."""
+    return (u.detach().cpu().float() * 64).round().clamp(-32768, 32767).to(torch.int16)
 
 
 def _labels(labels: Tensor, structures: Sequence[str], name: str) -> Tensor:
