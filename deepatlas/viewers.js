@@ -21,7 +21,7 @@ const STYLE = `
 .deepatlas button[aria-pressed=true] { background: var(--jp-brand-color1, #0b57d0); color: #fff; }
 .deepatlas label, .deepatlas .legend { display: inline-flex; gap: 5px; align-items: center; }
 .deepatlas input[type=range] { width: 110px; }
-.deepatlas .views { display: flex; flex-wrap: wrap; gap: 10px; }
+.deepatlas .views { display: flex; flex-wrap: wrap; gap: 10px; align-items: flex-end; }
 .deepatlas figure { margin: 0; } .deepatlas figcaption { font-weight: 600; width: 0; min-width: 100%; }
 .deepatlas .stack { position: relative; background: #000; line-height: 0; touch-action: none; cursor: crosshair; }
 .deepatlas .base { image-rendering: pixelated; } .deepatlas .top { position: absolute; inset: 0; }
@@ -76,9 +76,9 @@ class Plane {
   get size() { return this.width * this.height; }
 
   read(values, out) {
-    let n = 0;
-    for (let y = 0; y < this.height; y++) {
-      for (let x = 0, at = this.start + y * this.dy; x < this.width; x++, at += this.dx) out[n++] = values[at];
+    for (let x = 0; x < this.width; x++) { // up is the faster axis of the volume
+      let at = this.start + x * this.dx;
+      for (let n = x; n < out.length; n += this.width, at += this.dy) out[n] = values[at];
     }
     return out;
   }
@@ -170,13 +170,16 @@ function drawOutlines(pen, labels, plane, colours, width, dashed = false) {
   pen.setLineDash([]);
 }
 
-/** The lines where `values` on a plane passes a multiple of LATTICE (marching squares). */
-function levelLines(values, { width: w, height: h }) {
+/** The lines where x + t u, or (up) y + t u, passes a multiple of LATTICE on a plane (marching squares). */
+function levelLines(u, t, up, { width: w, height: h }) {
   const path = new Path2D();
-  for (let y = 0; y + 1 < h; y++) {
-    for (let x = 0; x + 1 < w; x++) {
-      const n = x + y * w;
-      const [a, b, c, d] = [values[n], values[n + 1], values[n + w + 1], values[n + w]];
+  const band = (value) => Math.floor(value / LATTICE);
+  for (let y = 0, n = 0; y + 1 < h; y++, n++) {
+    for (let x = 0; x + 1 < w; x++, n++) {
+      const [p, q, r] = up ? [y, y, y + 1] : [x, x + 1, x];
+      const a = p + t * u[n], b = q + t * u[n + 1], c = q + r - p + t * u[n + w + 1], d = r + t * u[n + w];
+      const low = band(a);
+      if (band(b) === low && band(c) === low && band(d) === low) continue;
       const most = Math.max(a, b, c, d);
       for (let level = Math.ceil(Math.min(a, b, c, d) / LATTICE) * LATTICE; level <= most; level += LATTICE) {
         crossing(path, [a, b, c, d], level, x, y);
@@ -208,9 +211,11 @@ function movedLattice(plane, field, t) {
   const path = new Path2D();
   const { width: w, height: h, right, up } = plane;
   const node = (x, y) => [x + t * field[right][x + y * w], y + t * field[up][x + y * w]];
+  const every = t === 0 ? Infinity : LATTICE / 2; // voxels from point to point; without a warp, lines are straight
   const line = (count, at) => {
     path.moveTo(...at(0));
-    for (let n = 1; n < count; n++) path.lineTo(...at(n));
+    for (let n = every; n < count - 1; n += every) path.lineTo(...at(n));
+    path.lineTo(...at(count - 1));
   };
   for (let x = 0; x < w; x += LATTICE) line(h, (y) => node(x, y));
   for (let y = 0; y < h; y += LATTICE) line(w, (x) => node(x, y));
@@ -615,10 +620,8 @@ class Viewer {
     } else if (source === "fixed") {
       stroke(pen, movedLattice(plane, field, 0), "#D55E00", line);
     } else {
-      const { width, right, up } = plane;
-      for (const [axis, at] of [[right, (n) => n % width], [up, (n) => Math.floor(n / width)]]) {
-        stroke(pen, levelLines(field[axis].map((u, n) => at(n) + t * u), plane), "#D55E00", line);
-      }
+      stroke(pen, levelLines(field[plane.right], t, false, plane), "#D55E00", line);
+      stroke(pen, levelLines(field[plane.up], t, true, plane), "#D55E00", line);
     }
   }
 
@@ -705,6 +708,8 @@ function stroke(pen, path, colour, width) {
   pen.stroke(path);
 }
 
+const scratch = new OffscreenCanvas(1, 1); // one for every tint: making them takes longer than filling them
+
 /** Whole voxels in the colour (a word of RGBA) that `colour(n)` gives; 0 leaves a voxel alone. */
 function tint(pen, { width: w, height: h }, scale, colour, opacity) {
   const image = new ImageData(w, h);
@@ -712,13 +717,13 @@ function tint(pen, { width: w, height: h }, scale, colour, opacity) {
   for (let y = 0, n = 0; y < h; y++) {
     for (let x = 0, at = (h - 1 - y) * w; x < w; x++) pixels[at++] = colour(n++);
   }
-  const canvas = new OffscreenCanvas(w, h);
-  canvas.getContext("2d").putImageData(image, 0, 0);
+  if (scratch.width !== w || scratch.height !== h) Object.assign(scratch, { width: w, height: h });
+  scratch.getContext("2d").putImageData(image, 0, 0);
   pen.save();
   pen.setTransform(scale, 0, 0, scale, 0, 0);
   pen.imageSmoothingEnabled = false;
   pen.globalAlpha = opacity;
-  pen.drawImage(canvas, 0, 0);
+  pen.drawImage(scratch, 0, 0);
   pen.restore();
 }
 
@@ -798,11 +803,8 @@ class TrainingView {
       if (name === "fixed" && arrays.labels) {
         drawOutlines(pen, turned(arrays.labels), plane, this.meta.colours, 1.6 / zoom);
       } else if (name === "warped" && arrays.u0) {
-        [arrays.u0, arrays.u1].forEach((u, axis) => {
-          const position = (n) => (axis ? Math.floor(n / width) : n % width);
-          stroke(pen, levelLines(Float32Array.from(turned(u), (v, n) => position(n) + v / 64), plane), "#D55E00",
-            1.2 / zoom);
-        });
+        stroke(pen, levelLines(turned(arrays.u0), 1 / 64, false, plane), "#D55E00", 1.2 / zoom);
+        stroke(pen, levelLines(turned(arrays.u1), 1 / 64, true, plane), "#D55E00", 1.2 / zoom);
       }
       return element("figure", {}, element("figcaption", {}, titles[name]), canvas);
     });
