@@ -1,6 +1,7 @@
 # make experiment   train DeepAtlas and its baselines, and print the table (DATASET=hippocampus, ARGS="labelled=5 seed=1")
 # make test         every test, notebooks included
 # make lab          JupyterLab on the notebooks
+# make results      every run of the evidence, hours on a laptop (ARGS="dataset=phantom-knee" for some of them)
 # make bench        how long things take on this machine
 # Each sets up what is missing in .venv. On Windows, or without make: see README.md.
 
@@ -12,10 +13,14 @@ ifdef DEEPATLAS_DATA
 export DEEPATLAS_DATA := $(abspath $(DEEPATLAS_DATA))
 endif
 
-.PHONY: experiment test lab lint bench
+.PHONY: experiment test lab lint bench results
 
 experiment: .venv/run.stamp
 	$(BIN)/deepatlas run dataset=$(DATASET) $(ARGS)
+
+results: .venv/run.stamp
+	$(BIN)/deepatlas sweep tutorials_data/results/evidence.toml $(ARGS)
+	$(BIN)/deepatlas gains
 
 test: .venv/test.stamp
 	$(BIN)/python -m pytest $(ARGS)

@@ -15,14 +15,17 @@ floor  file               subject
 1      datasets.py        cohorts by name
 1      pairs.py           what a training step sees: pairs by case, augmented
 1      regimes.py         the table of the paper: who trains, from which start, seeing which labels
-1      training.py        the loss terms, and one loop for all regimes
+1      terms.py           the loss terms of the two networks, by labelled and unlabelled case
+1      training.py        one loop for all regimes
 1      evaluation.py      scores and statistics; knows nothing of how a model was made
 2      plots.py           figures
 2      viewers.py         scroll through a scan or a warp in the browser; viewers.js beside it paints
 2      explorers.py       a training as it goes, sliders for the weights of the loss, finished runs
 3      machine.py         devices, precision, memory
-3      experiments.py     validated parameters, a run folder that can be interrupted
+3      parameters.py      the parameters of an experiment, checked
+3      experiments.py     a run folder that can be interrupted
 3      reporting.py       tables of a run and its executed notebook (the only papermill)
+3      evidence.py        many experiments, and what they show together
 3      cli.py             the command ``deepatlas``
 ====== ================== ==================================================================================
 

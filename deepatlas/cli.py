@@ -10,8 +10,9 @@ import torch
 import typer
 import yaml
 
-from . import datasets, experiments, machine, reporting
+from . import datasets, evidence, experiments, machine, reporting
 from .checkpoints import Interrupted
+from .parameters import Experiment, parse
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Learn, teach and explore DeepAtlas: joint registration and segmentation.")
@@ -43,12 +44,8 @@ def run(parameters: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE,
         no_notebook: Annotated[bool, typer.Option("--no-notebook", help="train and score only")] = False,
         root: Annotated[Path | None, typer.Option(help="where run folders are kept")] = None) -> None:
     """Train every regime, score it on the test scans, and show the result in a notebook."""
-    experiment = experiments.parse(_assignments(parameters or []))
-    try:
-        folder = experiments.run(experiment, root)
-    except Interrupted as stop:
-        typer.echo(f"deepatlas: {stop}", err=True)
-        raise typer.Exit(130) from stop
+    experiment = parse(_assignments(parameters or []))
+    folder = _run_or_stop(experiment, root)
     _print_table(folder)
     if not no_notebook:
         html = reporting.report(folder)
@@ -57,11 +54,42 @@ def run(parameters: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE,
 
 
 @app.command()
+def sweep(file: Annotated[Path, typer.Argument(help="TOML with [[sweep]] tables; a list stands for all its values")],
+          only: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE: leave out other experiments")] = None,
+          root: Annotated[Path | None, typer.Option(help="where run folders are kept")] = None,
+          results: Annotated[Path, typer.Option(help="where the tables of results are kept")] = evidence.RESULTS
+          ) -> None:
+    """Run many experiments, one after the other, and collect their rows; finished ones are not repeated."""
+    todo = evidence.read_sweep(file, _assignments(only or []))
+    folders = []
+    for i, experiment in enumerate(todo, 1):
+        typer.echo(f"experiment {i} of {len(todo)}: {experiment.name}")
+        folders.append(_run_or_stop(experiment, root))
+    arms, _ = evidence.collect(folders, results)
+    typer.echo(f"{len(arms)} rows of {arms['run'].nunique()} runs: {results / 'arms.csv'}")
+
+
+@app.command()
 def table(folder: Path) -> None:
     """Print the tables of a finished run."""
     _print_table(folder)
     for task in ("segmentation", "registration"):
         typer.echo(f"\nDice % of each structure, {task}\n{reporting.structure_table(folder, task).to_string()}")
+
+
+@app.command()
+def gains(results: Annotated[Path, typer.Argument(help="where the tables of results are kept")] = evidence.RESULTS
+          ) -> None:
+    """Print what joint training gains in the collected results, with intervals over runs and subjects."""
+    typer.echo(evidence.gains(evidence.load_results(results)).to_string(index=False, float_format="{:.1f}".format))
+
+
+def _run_or_stop(experiment: Experiment, root: Path | None) -> Path:
+    try:
+        return experiments.run(experiment, root)
+    except Interrupted as stop:
+        typer.echo(f"deepatlas: {stop}", err=True)
+        raise typer.Exit(130) from stop
 
 
 def _print_table(folder: Path) -> None:

@@ -81,7 +81,7 @@ def view_training(moving: Scan, fixed: Scan, *, register: Callable | None = None
     """A live view of a training: its loss terms, validation Dice, and the middle slice of one pair.
 
     ``register(moving, fixed) -> Deformation`` and ``segment(scan) -> labels`` are asked for that pair:
-    ``training.registrar(reg_net)`` and ``training.segmenter(seg_net)`` are such functions. Without "live", the figure
+    ``terms.registrar(reg_net)`` and ``terms.segmenter(seg_net)`` are such functions. Without "live", the figure
     is drawn when the returned object is shown after the training. Pass it on as ``training.Settings(watch=...)``.
     """
     check(moving, "moving", display)

@@ -87,14 +87,15 @@ class RegistrationNet(nn.Module):
     """F_R: (moving, fixed), each (B, 1, I, J, K) -> displacement u (B, D, I, J, K), in voxels.
 
     With ``velocity`` the output is meant as a stationary velocity v, and the deformation is exp(v), invertible by
-    construction: ``training.register`` reads this attribute. With ``half`` it is computed at half the resolution and
-    interpolated. The head starts near zero, so that training starts at the identity.
+    construction; with more ``passes`` than one, the pair is looked at again as warped so far (``terms.register`` reads
+    both attributes). With ``half`` it is computed at half the resolution and interpolated. The head starts near zero,
+    so that training starts at the identity.
     """
 
     def __init__(self, dims: int, widths: Sequence[int] = REG_WIDTHS, *,
-                 half: bool = True, velocity: bool = False) -> None:
+                 half: bool = True, velocity: bool = False, passes: int = 1) -> None:
         super().__init__()
-        self.half, self.velocity = half, velocity
+        self.half, self.velocity, self.passes = half, velocity, passes
         self.features = UNet(dims, 2, widths, half=half)
         self.head = near_zero(_conv(dims, widths[0], dims))
 

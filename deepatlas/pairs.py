@@ -15,13 +15,16 @@ CASES = {"labelled, unlabelled": (True, False), "unlabelled, labelled": (False, 
          "labelled, labelled": (True, True), "unlabelled, unlabelled": (False, False)}  # (moving, fixed)
 
 
-def pairs_by_case(scans: Sequence[Scan], turn: str, consults: bool) -> list[list[tuple[Scan, list[Scan]]]]:
+def pairs_by_case(scans: Sequence[Scan], turn: str, consults: bool, fourth_case: bool = False
+                  ) -> list[list[tuple[Scan, list[Scan]]]]:
     """For each case that ``scans`` offer and a ``turn`` ("seg" or "reg") can learn from: every moving scan with the
     fixed scans, of other subjects, that it can be paired with.
 
-    Segmentation learns from a pair with at least one label; the baseline, which consults nobody, from the moving side.
+    Segmentation learns from a pair with at least one label, and from none only with ``fourth_case``; the baseline,
+    which consults nobody, from the moving side.
     """
-    useful = {"reg": lambda m, f: True, "seg": (lambda m, f: m or f) if consults else (lambda m, f: m)}[turn]
+    def useful(moving: bool, fixed: bool) -> bool:
+        return turn == "reg" or moving or (consults and (fixed or fourth_case))
     found = []
     for case in filter(lambda case: useful(*case), CASES.values()):
         moving, fixed = ([s for s in scans if (s.labels is not None) == known] for known in case)

@@ -14,12 +14,8 @@ class Regime:
     trains: tuple[str, ...]  # of "seg", "reg"
     start: Mapping[str, str] = field(default_factory=dict)  # network -> the regime whose network it starts from
     all_labels: bool = False
+    consults: bool = False  # does a network in its turn ask the other one?
     budget_of: str | None = None  # spends on its network what this regime spent, pretraining included
-
-    @property
-    def consults(self) -> bool:
-        """Does a network in its turn ask the other one?"""
-        return bool(self.start)
 
 
 BASELINES = {"seg": "seg_baseline", "reg": "reg_baseline"}
@@ -28,9 +24,9 @@ ONE_SHOT = {"seg": "semi_seg", "reg": "reg_baseline"}  # at N = 1 the paper teac
 REGIMES = {
     "seg_baseline": Regime("Baseline", ("seg",)),
     "reg_baseline": Regime("Baseline", ("reg",)),
-    "semi_seg": Regime("Semi-DeepAtlas", ("seg",), BASELINES),
-    "semi_reg": Regime("Semi-DeepAtlas", ("reg",), BASELINES),
-    "deepatlas": Regime("DeepAtlas", ("seg", "reg"), BASELINES),
+    "semi_seg": Regime("Semi-DeepAtlas", ("seg",), BASELINES, consults=True),
+    "semi_reg": Regime("Semi-DeepAtlas", ("reg",), BASELINES, consults=True),
+    "deepatlas": Regime("DeepAtlas", ("seg", "reg"), BASELINES, consults=True),
     "seg_control": Regime("Baseline, as long as DeepAtlas", ("seg",), budget_of="deepatlas"),
     "reg_control": Regime("Baseline, as long as DeepAtlas", ("reg",), budget_of="deepatlas"),
     "seg_full": Regime("Full supervision", ("seg",), all_labels=True, budget_of="deepatlas"),
@@ -38,13 +34,25 @@ REGIMES = {
 }
 
 
-def regimes(labelled: int) -> dict[str, Regime]:
+def regimes(labelled: int, pretraining: bool = True, arms: str = "all") -> dict[str, Regime]:
     """The table for N = ``labelled``: at N = 1 semi-supervised segmentation starts anew, taught by registration, and
-    what comes after starts from it, as in the paper."""
-    if labelled != 1:
-        return REGIMES
-    one_shot = {"semi_seg": {"reg": "reg_baseline"}, "semi_reg": ONE_SHOT, "deepatlas": ONE_SHOT}
-    return {key: replace(regime, start=one_shot.get(key, regime.start)) for key, regime in REGIMES.items()}
+    what comes after starts from it, as in the paper.
+
+    Without ``pretraining`` joint training starts from untrained networks. ``arms`` "joint" leaves only joint training
+    and the regimes that it starts from.
+    """
+    table = dict(REGIMES)
+    if labelled == 1:
+        one_shot = {"semi_seg": {"reg": "reg_baseline"}, "semi_reg": ONE_SHOT, "deepatlas": ONE_SHOT}
+        table |= {key: replace(table[key], start=start) for key, start in one_shot.items()}
+    if not pretraining:
+        table["deepatlas"] = replace(table["deepatlas"], start={})
+    if arms == "joint":
+        wanted = {"deepatlas"}
+        for key in reversed(table):
+            wanted |= set(table[key].start.values()) if key in wanted else set()
+        table = {key: regime for key, regime in table.items() if key in wanted | {"seg_baseline", "reg_baseline"}}
+    return table
 
 
 def spent(table: Mapping[str, Regime], key: str, network: str, own: Mapping[str, Mapping[str, int]]) -> int:

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from . import evaluation, experiments
-from .regimes import REGIMES, regimes, spent
+from .regimes import REGIMES, spent
 
 NOTEBOOK = experiments.PROJECT / "notebooks" / "experiment.ipynb"
 OFFLINE = {"mathjax_url": "", "require_js_url": "", "jquery_url": "", "mermaid_js_url": ""}  # a report asks no server
@@ -35,16 +35,17 @@ def _arm(scores: pd.DataFrame, task: str, regime: str) -> pd.DataFrame:
     return scores[(scores["task"] == task) & (scores["regime"] == regime)]
 
 
-def results_table(folder: Path) -> pd.DataFrame:
+def results_table(folder: Path, *, titles: bool = True) -> pd.DataFrame:
     """One row per task and regime: Dice in percent, mean and SD over subjects, and other means.
 
+    Regimes by their titles, or without ``titles`` by their keys in ``REGIMES``.
     *steps* are those the network has taken in all, pretraining included; *seconds* those of this regime alone.
     """
     record, scores = load_record(folder), load_scores(folder)
-    table, rows = regimes(record["labelled_training_scans"]), []
+    table, rows = experiments.parse(record["experiment"]).table, []
     for (task, regime), arm in scores.groupby(["task", "regime"], sort=False):
         dice = 100 * evaluation.per_subject(arm)
-        row = {"task": task, "regime": TITLES[regime], "Dice %": dice.mean(), "SD": dice.std(),
+        row = {"task": task, "regime": TITLES[regime] if titles else regime, "Dice %": dice.mean(), "SD": dice.std(),
                "NSD %": 100 * evaluation.per_subject(arm, "nsd").mean(),
                "HD95 mm": evaluation.per_subject(arm, "hd95_mm").mean()}
         if task == "registration":
@@ -72,6 +73,8 @@ def comparison_table(folder: Path) -> pd.DataFrame:
     for task, short in NETWORK.items():
         joint = 100 * evaluation.per_subject(_arm(scores, task, "deepatlas"))
         for other in (f"{short}_baseline", f"{short}_control", f"semi_{short}"):
+            if other not in set(scores["regime"]):
+                continue  # not every run has every arm
             result = evaluation.paired_comparison(joint, 100 * evaluation.per_subject(_arm(scores, task, other)))
             rows.append({"task": task, "DeepAtlas minus": TITLES[other], **result})
     table = pd.DataFrame(rows)
@@ -83,6 +86,8 @@ def gap_table(folder: Path) -> pd.DataFrame:
     scores = load_scores(folder)
     rows = []
     for task, short in NETWORK.items():
+        if f"{short}_full" not in set(scores["regime"]):
+            continue
         arms = (evaluation.per_subject(_arm(scores, task, key))
                 for key in (f"{short}_baseline", "deepatlas", f"{short}_full"))
         share = evaluation.share_of_gap_closed(*arms)

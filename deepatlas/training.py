@@ -1,10 +1,4 @@
-"""The method: the loss terms of the two networks, and the one loop that trains every regime.
-
-Registration minimises    similarity + lambda_r regularity + lambda_a anatomy
-Segmentation minimises    lambda_a anatomy + lambda_sp supervised, by case
-
-and each network supplies the labels that the other lacks (Xu & Niethammer, MICCAI 2019).
-"""
+"""The one loop that trains every regime: draw a pair, compute the terms of whose turn it is, step, validate, save."""
 
 from __future__ import annotations
 
@@ -16,130 +10,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from . import losses
 from .checkpoints import Interrupted, read_checkpoint, stop_requests, write_atomically
-from .data import Batch, Cohort, Scan
+from .data import Batch, Cohort
 from .pairs import augment, draw_pair, pairs_by_case
 from .regimes import Regime
-from .warp import Deformation
-
-# --- what the networks mean ----------------------------------------------------------------------------------------
-
-
-def register(reg_net: nn.Module, moving: Tensor, fixed: Tensor) -> Deformation:
-    """The deformation a registration network means: x + u(x), or exp(v) of one whose output is a velocity."""
-    output = reg_net(moving, fixed).float()
-    return Deformation.exp(output) if getattr(reg_net, "velocity", False) else Deformation(output)
-
-
-def probabilities(seg_net: nn.Module, image: Tensor) -> Tensor:
-    """F_S(I): (B, 1, I, J, K) -> (B, C, I, J, K), positive, summing to 1 over the structures."""
-    return seg_net(image).float().softmax(1)
-
-
-def labels_or_guess(batch: Batch, guess: Tensor) -> Tensor:
-    """The expert's labels where they exist, the network's own guess where they do not."""
-    return torch.where(batch.known.view(-1, *[1] * (guess.ndim - 1)), batch.one_hot, guess)
-
-
-def segmenter(seg_net: nn.Module) -> Callable[[Scan], Tensor]:
-    """A function scan -> labels (I, J, K): the most probable structure of each voxel."""
-    @torch.no_grad()
-    def segment(scan: Scan) -> Tensor:
-        return seg_net.eval()(scan.image[None])[0].argmax(0)
-    return segment
-
-
-def registrar(reg_net: nn.Module) -> Callable[[Scan, Scan], Deformation]:
-    """A function (moving, fixed) -> Deformation."""
-    @torch.no_grad()
-    def register_scans(moving: Scan, fixed: Scan) -> Deformation:
-        return register(reg_net.eval(), moving.image[None], fixed.image[None])
-    return register_scans
-
-
-# --- the loss terms ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Weight of each named loss term."""
-
-    similarity: float = 1.0
-    regularity: float = 1.0  # lambda_r: belongs to a grid and a similarity, so sweep it
-    anatomy: float = 3.0  # lambda_a
-    supervised: float = 3.0  # lambda_sp
-
-    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of ``terms``."""
-        return sum(getattr(self, name) * term for name, term in terms.items())
-
-
-def reg_terms(reg_net: nn.Module, seg_net: nn.Module | None, moving: Batch, fixed: Batch,
-              similarity: Callable[[Tensor, Tensor], Tensor] = losses.ncc) -> dict[str, Tensor]:
-    """Loss terms of a registration turn: L_i(I_m o phi, I_f), L_r(phi), L_a(S_m o phi, S_f).
-
-    A missing S is the guess of ``seg_net``, which is only consulted; without one, only pairs that an expert labelled
-    on both sides have an anatomy term.
-    """
-    phi = register(reg_net, moving.image, fixed.image)
-    if seg_net is None:
-        pairs, s_moving, s_fixed = moving.known & fixed.known, moving.one_hot, fixed.one_hot
-    else:
-        with torch.no_grad():
-            pairs = torch.ones_like(moving.known)
-            s_moving, s_fixed = (b.one_hot if b.known.all() else labels_or_guess(b, probabilities(seg_net, b.image))
-                                 for b in (moving, fixed))
-    return {
-        "similarity": similarity(phi.warp(moving.image), fixed.image),
-        "regularity": losses.bending_energy(phi.displacement),
-        "anatomy": _anatomy(phi, s_moving, s_fixed, pairs),
-    }
-
-
-def seg_terms(seg_net: nn.Module, reg_net: nn.Module | None, moving: Batch, fixed: Batch) -> dict[str, Tensor]:
-    """Loss terms of a segmentation turn, by case; ``reg_net`` is only consulted.
-
-    ======== ======== ============================ ======================
-    moving   fixed    anatomy                      supervised
-    ======== ======== ============================ ======================
-    known    unknown  L_a(S_m o phi, F_S(I_f))     L_sp(F_S(I_m), S_m)
-    unknown  known    L_a(F_S(I_m) o phi, S_f)     L_sp(F_S(I_f), S_f)
-    known    known    0: it contains no F_S        L_sp(F_S(I_m), S_m)
-    unknown  unknown  0: two free guesses agree    0
-                      best when both are constant
-    ======== ======== ============================ ======================
-
-    Without ``reg_net``, the supervised baseline: the anatomy term is 0.
-    """
-    p_moving = probabilities(seg_net, moving.image)
-    mixed = moving.known ^ fixed.known if reg_net is not None else torch.zeros_like(moving.known)
-    # F_S(I_f) is needed where fixed is guessed, or is the only expert's side
-    p_fixed = probabilities(seg_net, fixed.image) if mixed.any() else p_moving
-    anatomy = p_moving.new_zeros(())
-    if mixed.any():
-        with torch.no_grad():
-            phi = register(reg_net, moving.image, fixed.image)
-        anatomy = _anatomy(phi, labels_or_guess(moving, p_moving), labels_or_guess(fixed, p_fixed), mixed)
-    side = moving.known.view(-1, *[1] * (p_moving.ndim - 1))
-    guess, truth = torch.where(side, p_moving, p_fixed), torch.where(side, moving.one_hot, fixed.one_hot)
-    return {"anatomy": anatomy, "supervised": _mean_dice(guess, truth, moving.known | mixed)}
-
-
-def _anatomy(phi: Deformation, s_moving: Tensor, s_fixed: Tensor, pairs: Tensor) -> Tensor:
-    """L_a(S_m o phi, S_f), a mean over the ``pairs`` (B,) that count; probabilities are warped linearly."""
-    return _mean_dice(phi.warp(s_moving), s_fixed, pairs) if pairs.any() else phi.displacement.new_zeros(())
-
-
-def _mean_dice(p: Tensor, q: Tensor, counted: Tensor) -> Tensor:
-    return losses.soft_dice(p[counted], q[counted]) if counted.any() else p.new_zeros(())
-
-
-# --- the loop ------------------------------------------------------------------------------------------------------
-
-SIMILARITIES = {"ncc": losses.ncc, "lncc": losses.lncc, "mse": losses.mse}
+from .terms import SIMILARITIES, Weights, reg_terms, seg_terms
 
 
 @dataclass(frozen=True)
@@ -147,13 +25,15 @@ class Settings:
     """How a regime is trained; all regimes of one comparison share everything but ``steps``."""
 
     steps: Mapping[str, int]  # turns of each network that trains, e.g. {"seg": 100, "reg": 200}
-    weights: Weights = Weights()
+    weights: Weights = field(default_factory=Weights)
     similarity: str = "ncc"  # of SIMILARITIES
     learning_rates: Mapping[str, float] = field(default_factory=lambda: {"seg": 1e-3, "reg": 1e-3})  # of Adam, at most
     batch_size: int = 1  # pairs of scans in a turn
     augmentation: float = 1.0  # strength
     validations: int = 8  # how often, evenly spread, the last at the end
     mixed_precision: bool = False  # networks in bfloat16, losses in float32
+    teacher: float = 0.0  # a network is consulted as the average of its last 1 / (1 - teacher) turns; 0: as it is now
+    options: Mapping[str, bool] = field(default_factory=dict)  # of terms.seg_terms
     seed: int = 0
     watch: Callable[[dict], None] | None = field(default=None, repr=False, compare=False)  # sees each row of history
 
@@ -213,7 +93,10 @@ class _Trainer:
                              f"got {dict(settings.steps)}")
         self.total = sum(settings.steps[name] for name in regime.trains)
         self.optimisers = {name: torch.optim.Adam(networks[name].parameters()) for name in regime.trains}
-        self.cases = {name: self._cases(cohort, regime, name) for name in regime.trains}
+        self.teachers = {name: AveragedModel(networks[name], multi_avg_fn=get_ema_multi_avg_fn(settings.teacher))
+                         for name in regime.trains if settings.teacher and len(regime.trains) > 1}
+        self.cases = {name: self._cases(cohort, regime, name, settings.options.get("fourth_case", False))
+                      for name in regime.trains}
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.turns = dict.fromkeys(regime.trains, 0)
         self.best: dict[str, dict[str, Tensor]] = {}
@@ -222,8 +105,8 @@ class _Trainer:
         self.history: list[dict] = []
 
     @staticmethod
-    def _cases(cohort: Cohort, regime: Regime, turn: str) -> list:
-        cases = pairs_by_case(cohort.train, turn, regime.consults)
+    def _cases(cohort: Cohort, regime: Regime, turn: str, fourth_case: bool) -> list:
+        cases = pairs_by_case(cohort.train, turn, regime.consults, fourth_case)
         if not cases:
             raise ValueError(f"{regime.title}: no pair among {len(cohort.train)} training scans, "
                              f"{len(cohort.labelled)} of them labelled, can teach the network '{turn}': "
@@ -263,9 +146,12 @@ class _Trainer:
         return self.history[-1]
 
     def _terms(self, turn: str, moving: Batch, fixed: Batch) -> dict[str, Tensor]:
-        consulted = self.networks["seg" if turn == "reg" else "reg"] if self.regime.consults else None
+        other = "seg" if turn == "reg" else "reg"
+        consulted = self.networks[other] if self.regime.consults else None
+        if other in self.teachers:
+            consulted = self.teachers[other].module.eval()
         if turn == "seg":
-            return seg_terms(self.networks["seg"], consulted, moving, fixed)
+            return seg_terms(self.networks["seg"], consulted, moving, fixed, **self.settings.options)
         return reg_terms(self.networks["reg"], consulted, moving, fixed, SIMILARITIES[self.settings.similarity])
 
     def _update(self, turn: str, loss: Tensor, pairs: list) -> float:
@@ -277,6 +163,8 @@ class _Trainer:
         gradients = [p.grad for p in self.networks[turn].parameters() if p.grad is not None]
         self._check_finite({"gradient": torch.nn.utils.get_total_norm(gradients).item()}, turn, pairs)
         optimiser.step()
+        if turn in self.teachers:
+            self.teachers[turn].update_parameters(self.networks[turn])
         return rate
 
     def _check_finite(self, values: Mapping[str, float], turn: str, pairs: list) -> None:
@@ -312,6 +200,7 @@ class _Trainer:
         """What a checkpoint holds: tensors, numbers and texts only."""
         return {
             "networks": {name: self.networks[name].state_dict() for name in self.regime.trains},
+            "teachers": {name: teacher.state_dict() for name, teacher in self.teachers.items()},
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "generator": self.generator.get_state(), "dropout": torch.get_rng_state(), "turns": self.turns,
             "best": self.best, "best_score": self.best_score, "history": self.history, "seconds": self.seconds,
@@ -329,6 +218,8 @@ class _Trainer:
         for name in self.regime.trains:
             self.networks[name].load_state_dict(state["networks"][name])
             self.optimisers[name].load_state_dict(state["optimisers"][name])
+        for name, teacher in self.teachers.items():
+            teacher.load_state_dict(state["teachers"][name])
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["dropout"].cpu())
         self.turns, self.best, self.best_score = state["turns"], state["best"], state["best_score"]

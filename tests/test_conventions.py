@@ -19,8 +19,8 @@ TREES = {name: ast.parse(text) for name, text in SOURCE.items()}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 FLOOR_0 = {"data", "networks", "warp", "losses", "checkpoints"}
-FLOOR_1 = {"registration", "phantom", "datasets", "pairs", "regimes", "training", "evaluation", "files"}
-FLOOR_3 = {"machine", "experiments", "reporting", "cli"}
+FLOOR_1 = {"registration", "phantom", "datasets", "pairs", "regimes", "terms", "training", "evaluation", "files"}
+FLOOR_3 = {"machine", "parameters", "experiments", "evidence", "reporting", "cli"}
 MAY_IMPORT = {
     **{name: set() for name in FLOOR_0},
     "registration": {"data", "warp", "losses"},
@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "datasets": {"data", "phantom", "registration"},
     "pairs": {"data", "warp"},
     "regimes": set(),
-    "training": {"data", "warp", "losses", "networks", "checkpoints", "pairs", "regimes"},
+    "terms": {"data", "warp", "losses"},
+    "training": {"data", "checkpoints", "pairs", "regimes", "terms"},
     "evaluation": {"data", "warp"},  # never training: a metric must not know how a model was made
     "plots": (FLOOR_0 | FLOOR_1) - {"training"},
     "viewers": (FLOOR_0 | FLOOR_1 | {"plots"}) - {"training"},

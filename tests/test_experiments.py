@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 import torch
 
-from deepatlas import data, datasets, evaluation, experiments, reporting, training
-from deepatlas.experiments import Experiment, own_steps, parse
+from deepatlas import data, datasets, evaluation, experiments, parameters, reporting, terms
+from deepatlas.experiments import own_steps
+from deepatlas.parameters import Experiment, parse
 from deepatlas.regimes import REGIMES, regimes, spent
 
 SMOKE = {"profile": "smoke", "device": "cpu", "dims": 2}
@@ -48,12 +49,16 @@ def finished(tmp_path_factory):
     ({"velocity": "perhaps"}, "parameter 'velocity' = 'perhaps': input should be a valid boolean"),
     ({"similarity": "mi"}, "parameter 'similarity' = 'mi': input should be 'ncc', 'lncc' or 'mse'"),
     ({"networks": "paper"}, "networks='paper' is 3D"),
+    ({"networks": "paper", "dims": 3, "velocity": True}, "networks='paper' is 3D and predicts displacements"),
     ({"networks": "paper", "dims": 3, "profile": "smoke"}, "every side must be divisible by 16"),
     ({"joint_steps": 1}, "parameter 'joint_steps' = 1: input should be greater than or equal to 2"),
     ({"profile": ["class"]}, "parameter 'profile' = ['class']: input should be 'smoke'"),
     ({"dataset": 5}, "no cohort '5'"),
     ({"labelled": True}, "parameter 'labelled' = True: a number or a word was wanted, not true or false"),
     ({"dataset": "oasis35", "labelled": 13}, "labelled must be at most 12, the training scans of oasis35"),
+    ({"labelled": 20, "unlabelled": 5}, "unlabelled must be at most 4, what 20 labelled scans leave of 24, got 5"),
+    ({"recipe": "worst"}, "parameter 'recipe' = 'worst': input should be 'paper' or 'best'"),
+    ({"teacher": 1}, "parameter 'teacher' = 1: input should be less than 1"),
     ({"seg_steps": 0}, "parameter 'seg_steps' = 0: input should be greater than or equal to 1"),
 ])
 def test_a_mistake_is_one_sentence(values, text):
@@ -70,20 +75,20 @@ def test_two_mistakes_are_both_named():
 def test_text_from_yaml_and_the_command_line_means_what_it_says():
     experiment = parse({"seg_rate": "1e-3", "velocity": "false", "dims": "3", "labelled": "5", "seg_steps": None})
     assert (experiment.seg_rate, experiment.velocity, experiment.dims, experiment.labelled) == (1e-3, False, 3, 5)
-    assert experiment.seg_steps == experiments.PROFILES["class-3d"]["seg_steps"]
+    assert experiment.seg_steps == parameters.PROFILES["class-3d"]["seg_steps"]
 
 
 def test_a_notebooks_variables_are_its_parameters():
-    assert experiments.from_notebook({"labelled": 2, "_hidden": 1, "In": [], "Out": {}, "torch": torch}).labelled == 2
+    assert parameters.from_notebook({"labelled": 2, "_hidden": 1, "In": [], "Out": {}, "torch": torch}).labelled == 2
     with pytest.raises(ValueError, match="no parameter 'labeled'"):
-        experiments.from_notebook({"labeled": 2})
+        parameters.from_notebook({"labeled": 2})
 
 
 def test_a_parameter_changed_in_the_notebook_is_read_again():
     namespace = {"labelled": 2}
-    experiments.from_notebook(namespace)
+    parameters.from_notebook(namespace)
     namespace |= {"labelled": 3, "record": {"more": "variables"}}
-    assert experiments.from_notebook(namespace).labelled == 3
+    assert parameters.from_notebook(namespace).labelled == 3
 
 
 def test_the_notebooks_parameters_are_the_experiments():
@@ -97,13 +102,13 @@ def test_the_notebooks_parameters_are_the_experiments():
 
 
 def test_the_name_changes_with_every_parameter():
-    others = [{"seed": 1}, {"lambda_r": 2.0}, {"velocity": True}, {"reg_turns": 20}, {"precision": "float32"}]
+    others = [{"seed": 1}, {"lambda_r": 2.0}, {"velocity": False}, {"reg_turns": 20}, {"precision": "float32"}]
     assert len({parse(values).name for values in [{}, *others]}) == 1 + len(others)
 
 
 def test_the_name_changes_with_the_code(monkeypatch):
     before = Experiment().name
-    monkeypatch.setattr(experiments, "_source_hash", lambda: "edited")
+    monkeypatch.setattr(parameters, "_source_hash", lambda: "edited")
     assert Experiment().name != before
 
 
@@ -122,6 +127,35 @@ def test_controls_and_full_supervision_spend_what_deepatlas_spent(labelled, netw
 
 def test_the_papers_ratio_of_turns():
     assert parse({"joint_steps": 420, "reg_turns": 20}).joint == {"seg": 20, "reg": 400}
+
+
+def test_joint_arms_are_joint_training_and_what_it_starts_from():
+    assert list(parse({"arms": "joint"}).table) == ["seg_baseline", "reg_baseline", "semi_seg", "deepatlas"]
+    assert list(parse({"arms": "joint", "labelled": 5}).table) == ["seg_baseline", "reg_baseline", "deepatlas"]
+
+
+@pytest.mark.parametrize("labelled", [1, 5])
+def test_without_pretraining_joint_training_has_all_the_steps_itself(labelled):
+    with_it, without = (parse({"labelled": labelled, "pretraining": flag}) for flag in (True, False))
+    own, other = (own_steps(e, e.table) for e in (with_it, without))
+    assert not without.table["deepatlas"].start and without.table["deepatlas"].consults
+    assert other["deepatlas"]["reg"] == spent(with_it.table, "deepatlas", "reg", own)
+    assert other["deepatlas"]["seg"] == without.seg_steps + without.joint["seg"]
+
+
+def test_recipes_fill_what_the_parameters_leave_open():
+    paper, best = parse({"recipe": "paper"}), parse({})
+    assert (paper.similarity, paper.reg_turns, paper.sampled_warps) == ("ncc", 20, False)
+    assert best.similarity == "lncc" and best.sampled_warps
+    assert parse({"recipe": "paper", "reg_turns": 3}).reg_turns == 3
+
+
+def test_unlabelled_scans_can_be_left_out():
+    experiment = parse({**SMOKE, "labelled": 2, "unlabelled": 1})
+    cohort = datasets.load_cohort("phantom-brain", size="smoke", dims=2)
+    some = experiments._some_labelled(cohort, experiment)
+    assert [scan.labels is not None for scan in some.train] == [True, True, False]
+    assert len(experiments._some_labelled(cohort, parse({**SMOKE, "labelled": 2})).train) == len(cohort.train) == 4
 
 
 # --- a run ---------------------------------------------------------------------------------------------------------
@@ -164,8 +198,8 @@ def test_each_network_works_alone(finished):
     pairs = evaluation.registration_pairs(cohort.test, 3, 0)
     scores = reporting.load_scores(finished)
     for task, rows in (
-        ("segmentation", evaluation.score_segmentation(training.segmenter(nets["seg"]), cohort, cohort.test)),
-        ("registration", evaluation.score_registration(training.registrar(nets["reg"]), cohort, pairs)),
+        ("segmentation", evaluation.score_segmentation(terms.segmenter(nets["seg"]), cohort, cohort.test)),
+        ("registration", evaluation.score_registration(terms.registrar(nets["reg"]), cohort, pairs)),
     ):
         kept = scores[(scores["task"] == task) & (scores["regime"] == "deepatlas")]
         assert rows["dice"].to_numpy() == pytest.approx(kept["dice"].to_numpy(), abs=1e-4, nan_ok=True)

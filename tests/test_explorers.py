@@ -11,7 +11,7 @@ import torch
 from helpers import disks
 from test_viewers import NAMES, noise, pair
 
-from deepatlas import explorers, networks, training, viewers
+from deepatlas import explorers, networks, terms, training, viewers
 from deepatlas.regimes import REGIMES
 from deepatlas.warp import Deformation
 
@@ -33,8 +33,8 @@ def watched(display="live", pause=0.0):
 def test_training_calls_the_watch_with_every_row_and_the_networks_of_the_moment(tmp_path):
     cohort, seen = disks(), []
     nets = {"seg": networks.SegmentationNet(2, 3), "reg": networks.RegistrationNet(2)}
-    watch = explorers.view_training(*cohort.validation, register=training.registrar(nets["reg"]),
-                                    segment=training.segmenter(nets["seg"]))
+    watch = explorers.view_training(*cohort.validation, register=terms.registrar(nets["reg"]),
+                                    segment=terms.segmenter(nets["seg"]))
     watch.PAUSE, watch.SHARE = 0.0, 1.0
     watch.widget.observe(lambda change: seen.append(change["new"]), "frame")
     settings = training.Settings({"seg": 4, "reg": 8}, learning_rates={"seg": 1e-2, "reg": 1e-2}, validations=3,
@@ -55,8 +55,8 @@ def test_watching_changes_no_bit_of_the_training(tmp_path):
     def trained(watch):
         torch.manual_seed(0)
         nets = {"seg": networks.SegmentationNet(2, 3), "reg": networks.RegistrationNet(2)}
-        look = explorers.view_training(*disks().validation, register=training.registrar(nets["reg"]),
-                                       segment=training.segmenter(nets["seg"])) if watch else None
+        look = explorers.view_training(*disks().validation, register=terms.registrar(nets["reg"]),
+                                       segment=terms.segmenter(nets["seg"])) if watch else None
         training.train(nets, disks(), REGIMES["deepatlas"], training.Settings({"seg": 3, "reg": 5}, watch=look),
                        tmp_path / str(watch))
         return [p for net in nets.values() for p in net.state_dict().values()]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deepatlas import evaluation, experiments, reporting
+from deepatlas import evaluation, experiments, parameters, reporting
 
 SHORT = {"dataset": "phantom-brain", "dims": 2, "device": "cpu", "seg_steps": 100, "reg_steps": 200, "joint_steps": 240}
 SEEDS = (0, 1, 2)
@@ -15,7 +15,7 @@ def dice(tmp_path_factory):
     root = tmp_path_factory.mktemp("learning")
     found: dict = {}
     for seed in SEEDS:
-        scores = reporting.load_scores(experiments.run(experiments.parse({**SHORT, "seed": seed}), root))
+        scores = reporting.load_scores(experiments.run(parameters.parse({**SHORT, "seed": seed}), root))
         for key, arm in scores.groupby(["task", "regime"]):
             found.setdefault(key, []).append(100 * evaluation.per_subject(arm).mean())
     return {key: np.array(values) for key, values in found.items()}

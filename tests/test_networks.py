@@ -9,7 +9,7 @@ from helpers import one_thread  # noqa: F401
 
 from deepatlas import networks
 from deepatlas.networks import PaperRegistrationNet, PaperSegmentationNet, RegistrationNet, SegmentationNet
-from deepatlas.training import register
+from deepatlas.terms import register
 
 SHAPES = {2: (16, 24), 3: (16, 8, 24)}
 PAPER_SHAPE = (16, 16, 32)

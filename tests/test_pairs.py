@@ -64,6 +64,12 @@ def test_only_cases_that_the_scans_offer_are_drawn(labelled, unlabelled, turn, c
         assert_equally_often(Counter(case(*pair) for pair in draws(cohort.train, turn, consults, 400)), wanted)
 
 
+def test_the_fourth_case_is_drawn_only_when_asked_for():
+    scans = disks(0, 3).train
+    assert pairs_by_case(scans, "seg", True) == [] and pairs_by_case(scans, "seg", False, True) == []
+    assert len(pairs_by_case(COHORT, "seg", True, True)) == 4
+
+
 def test_the_segmentation_baseline_learns_from_one_labelled_scan():
     assert {moving.id for moving, _ in draws(disks(1, 5).train, "seg", consults=False, number=50)} == {"s0"}
 

@@ -20,7 +20,16 @@ from deepatlas.checkpoints import Interrupted
 from deepatlas.data import Batch
 from deepatlas.networks import RegistrationNet, SegmentationNet
 from deepatlas.regimes import REGIMES, regimes, spent
-from deepatlas.training import Settings, Weights, train
+from deepatlas.terms import (
+    SIMILARITIES,
+    Weights,
+    labels_or_guess,
+    probabilities,
+    reg_terms,
+    register,
+    seg_terms,
+)
+from deepatlas.training import Settings, train
 from deepatlas.warp import Deformation
 
 CASES = {"known -> unknown": (True, False), "unknown -> known": (False, True), "known -> known": (True, True),
@@ -101,17 +110,27 @@ def test_a_displacement_is_added_and_a_velocity_is_integrated():
     net = tiny()[1]
     moving, fixed = (b.image for b in batches((True, True)))
     u = net(moving, fixed)
-    torch.testing.assert_close(training.register(net, moving, fixed).displacement, u)
+    torch.testing.assert_close(register(net, moving, fixed).displacement, u)
     net.velocity = True
-    phi = training.register(net, moving, fixed)
+    phi = register(net, moving, fixed)
     torch.testing.assert_close(phi.displacement, Deformation.exp(u).displacement)
     assert not torch.allclose(phi.displacement, u, atol=0.01)
+
+
+def test_a_second_pass_looks_at_the_pair_as_warped_so_far():
+    moving, fixed = batches((True, True))
+    once = tiny()[1]
+    first = register(once, moving.image, fixed.image)
+    second = register(once, first.warp(moving.image), fixed.image)
+    once.passes = 2
+    both = register(once, moving.image, fixed.image)
+    torch.testing.assert_close(both.displacement, (first @ second).displacement)
 
 
 def test_probabilities_sum_to_one():
     seg_net = tiny()[0]
     batch, _ = batches((True, True))
-    p = training.probabilities(seg_net, batch.image)
+    p = probabilities(seg_net, batch.image)
     torch.testing.assert_close(p, guess(seg_net, batch))
     torch.testing.assert_close(p.sum(1), torch.ones(1, 16, 16))
 
@@ -119,7 +138,7 @@ def test_probabilities_sum_to_one():
 def test_the_experts_labels_where_they_exist_the_guess_where_not():
     batch, _ = batches((True, True), (False, True))
     p = guess(tiny()[0], batch)
-    mixed = training.labels_or_guess(batch, p)
+    mixed = labels_or_guess(batch, p)
     assert torch.equal(mixed[0], batch.one_hot[0]) and torch.equal(mixed[1], p[1])
 
 
@@ -142,7 +161,7 @@ def seg_formula(seg_net, reg_net, moving, fixed, case):
 def test_terms_of_a_segmentation_turn_are_those_of_the_paper(case):
     seg_net, reg_net = tiny()
     moving, fixed = batches(case)
-    terms = training.seg_terms(seg_net, reg_net, moving, fixed)
+    terms = seg_terms(seg_net, reg_net, moving, fixed)
     assert terms.keys() == TERMS["seg"]
     expected = seg_formula(seg_net, reg_net, moving, fixed, case)
     for term, formula in zip((terms["anatomy"], terms["supervised"]), expected, strict=True):
@@ -158,7 +177,7 @@ def test_terms_of_a_segmentation_turn_are_those_of_the_paper(case):
 def test_a_mixed_batch_is_the_mean_over_the_pairs_that_count(wanted):
     seg_net, reg_net = tiny()
     moving, fixed = batches(*wanted)
-    terms = training.seg_terms(seg_net, reg_net, moving, fixed)
+    terms = seg_terms(seg_net, reg_net, moving, fixed)
     singles = [seg_formula(seg_net, reg_net, part(moving, i), part(fixed, i), case) for i, case in enumerate(wanted)]
     for i, name in enumerate(("anatomy", "supervised")):
         counted = [single[i] for single in singles if single[i] is not None]
@@ -176,7 +195,7 @@ def part(batch, i):
 def test_the_segmentation_baseline_has_no_anatomy(case):
     seg_net, _ = tiny()
     moving, fixed = batches(case)
-    terms = training.seg_terms(seg_net, None, moving, fixed)
+    terms = seg_terms(seg_net, None, moving, fixed)
     assert_zero_without_gradient(terms["anatomy"])
     if case[0]:
         assert_same_value_and_gradient(terms["supervised"], dice_loss(guess(seg_net, moving), moving.one_hot), seg_net)
@@ -187,7 +206,7 @@ def test_the_segmentation_baseline_has_no_anatomy(case):
 @cases
 def test_a_segmentation_turn_leaves_the_registration_network_alone(case):
     seg_net, reg_net = tiny()
-    terms = training.seg_terms(seg_net, reg_net, *batches(case))
+    terms = seg_terms(seg_net, reg_net, *batches(case))
     if case != (False, False):
         Weights().total(terms).backward()
         assert all(p.grad.abs().max() > 0 for p in seg_net.parameters())
@@ -202,8 +221,32 @@ def test_the_anatomy_gradient_passes_through_the_warp():
     shift[:, 0] = 5  # warped(x) = moving(x + 5): rows 0 to 4 of the moving image are never looked up
     seg_net, reg_net = nn.Identity(), nn.Identity()
     seg_net.forward, reg_net.forward = lambda image: scores, lambda moving, fixed: shift
-    training.seg_terms(seg_net, reg_net, moving, fixed)["anatomy"].backward()
+    seg_terms(seg_net, reg_net, moving, fixed)["anatomy"].backward()
     assert scores.grad[:, :, :5].abs().max() == 0 and scores.grad[:, :, 5:].abs().min() > 0
+
+
+def test_sampled_warps_show_the_labelled_moving_scan_as_it_is_warped():
+    seg_net, reg_net = tiny()
+    wanted = [(True, False), (False, True), (True, True)]
+    moving, fixed = batches(*wanted)
+    terms = seg_terms(seg_net, reg_net, moving, fixed, sampled_warps=True)
+    plain = seg_terms(seg_net, reg_net, moving, fixed)
+    assert_same_value_and_gradient(terms["anatomy"], plain["anatomy"], seg_net)
+    m, f = part(moving, 0), part(fixed, 0)
+    phi = Deformation(reg_net(m.image, f.image).detach())
+    seen = dice_loss(seg_net(phi.warp(m.image)).softmax(1), phi.warp(m.one_hot))
+    others = [seg_formula(seg_net, reg_net, part(moving, i), part(fixed, i), wanted[i])[1] for i in (1, 2)]
+    assert_same_value_and_gradient(terms["supervised"], (seen + sum(others)) / 3, seg_net)
+
+
+def test_the_fourth_case_compares_two_guesses_when_it_is_asked_for():
+    seg_net, reg_net = tiny()
+    moving, fixed = batches((False, False))
+    terms = seg_terms(seg_net, reg_net, moving, fixed, fourth_case=True)
+    phi = Deformation(reg_net(moving.image, fixed.image).detach())
+    assert_same_value_and_gradient(terms["anatomy"], dice_loss(phi.warp(guess(seg_net, moving)), guess(seg_net, fixed)),
+                                   seg_net)
+    assert_zero_without_gradient(terms["supervised"])
 
 
 # --- the registration turn -----------------------------------------------------------------------------------------
@@ -232,7 +275,7 @@ def hessian_energy(u):
 def test_terms_of_a_registration_turn_are_those_of_the_paper(wanted):
     seg_net, reg_net = tiny()
     moving, fixed = batches(*wanted)
-    terms = training.reg_terms(reg_net, seg_net, moving, fixed)
+    terms = reg_terms(reg_net, seg_net, moving, fixed)
     assert terms.keys() == TERMS["reg"]
     singles = [reg_formula(seg_net, reg_net, part(moving, i), part(fixed, i)) for i in range(len(wanted))]
     for name, term in terms.items():
@@ -246,7 +289,7 @@ def test_terms_of_a_registration_turn_are_those_of_the_paper(wanted):
 def test_only_two_experts_teach_the_registration_baseline_anatomy(wanted):
     _, reg_net = tiny()
     moving, fixed = batches(*wanted)
-    terms = training.reg_terms(reg_net, None, moving, fixed)
+    terms = reg_terms(reg_net, None, moving, fixed)
     experts = [i for i, case in enumerate(wanted) if case == (True, True)]
     if experts:
         expected = reg_formula(None, reg_net, part(moving, experts[0]), part(fixed, experts[0]))["anatomy"]
@@ -259,7 +302,7 @@ def test_only_two_experts_teach_the_registration_baseline_anatomy(wanted):
 @cases
 def test_a_registration_turn_leaves_the_segmentation_network_alone(case):
     seg_net, reg_net = tiny()
-    Weights().total(training.reg_terms(reg_net, seg_net, *batches(case))).backward()
+    Weights().total(reg_terms(reg_net, seg_net, *batches(case))).backward()
     assert all(p.grad.abs().max() > 0 for p in reg_net.parameters())
     assert all(p.grad is None for p in seg_net.parameters())
 
@@ -267,7 +310,7 @@ def test_a_registration_turn_leaves_the_segmentation_network_alone(case):
 def test_the_similarity_can_be_chosen():
     _, reg_net = tiny()
     moving, fixed = batches((True, True))
-    terms = training.reg_terms(reg_net, None, moving, fixed, training.SIMILARITIES["mse"])
+    terms = reg_terms(reg_net, None, moving, fixed, SIMILARITIES["mse"])
     warped = Deformation(reg_net(moving.image, fixed.image)).warp(moving.image)
     torch.testing.assert_close(terms["similarity"], (warped - fixed.image).square().mean())
 
@@ -370,6 +413,25 @@ def test_only_the_network_whose_turn_it_is_moves():
         for name, net in nets.items():
             moved = any(not torch.equal(a, b) for a, b in zip(before[name], net.parameters(), strict=True))
             assert moved == (name == turn)
+
+
+def test_a_teacher_is_the_running_average_of_the_network_that_is_consulted():
+    nets = networks()
+    loop = trainer(replace(JOINT, teacher=0.9), nets=nets)
+    mean = None
+    for _ in range(6):
+        if loop.advance()["turn"] == "seg":
+            now = nets["seg"].head.weight.detach()
+            mean = now.clone() if mean is None else 0.9 * mean + 0.1 * now
+    teacher = loop.teachers["seg"].module
+    torch.testing.assert_close(teacher.head.weight, mean)
+    assert not torch.equal(mean, nets["seg"].head.weight)
+    seen = []
+    teacher.register_forward_hook(lambda *call: seen.append(True))
+    while loop.next_turn() != "reg":
+        loop.advance()
+    loop.advance()
+    assert seen and not teacher.training
 
 
 @pytest.mark.parametrize("turn", ["seg", "reg"])
@@ -671,7 +733,7 @@ def poisoned(cohort):
 
 
 def test_a_loss_that_is_not_finite_names_term_step_and_scans(tmp_path, monkeypatch):
-    monkeypatch.setitem(training.SIMILARITIES, "ncc", lambda a, b: math.inf * (a - b).square().mean())
+    monkeypatch.setitem(SIMILARITIES, "ncc", lambda a, b: math.inf * (a - b).square().mean())
     with pytest.raises(FloatingPointError, match=r"Baseline, step 1 \(turn of reg\): the term similarity "
                                                  r"is inf for s\d -> s\d, s\d -> s\d: look at these scans, or lower"):
         train(networks(), disks(), REGIMES["reg_baseline"], Settings({"reg": 4}, batch_size=2), tmp_path)
@@ -723,7 +785,7 @@ def test_sixty_steps_of_the_baseline_learn_to_register(tmp_path):
     assert after < 0.6 * before
     moving, fixed = (Batch.of([s], 3) for s in cohort.validation)
     with torch.no_grad():
-        phi = training.register(nets["reg"].eval(), moving.image, fixed.image)
+        phi = register(nets["reg"].eval(), moving.image, fixed.image)
     assert dice_loss(phi.warp(moving.one_hot), fixed.one_hot) < 0.8 * dice_loss(moving.one_hot, fixed.one_hot)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from deepatlas import datasets, experiments, explorers, phantom, training
+from deepatlas import datasets, experiments, explorers, parameters, phantom, terms, training
 from deepatlas.regimes import REGIMES, Regime
 
 
@@ -29,10 +29,10 @@ def phantoms(anatomy):
 
 def step_seconds(cohort, turn, consults, mixed, steps=12):
     """Median seconds of a training step of the default experiment's size."""
-    experiment = experiments.parse({})
+    experiment = parameters.parse({})
     networks = experiments.new_networks(experiment, len(cohort.structures))
     regime = Regime(f"{turn}, {'joint' if consults else 'alone'}, {'bfloat16' if mixed else 'float32'}", (turn,),
-                    {"reg": "", "seg": ""} if consults else {})
+                    consults=consults)
     settings = training.Settings({turn: steps}, batch_size=experiment.batch_size, mixed_precision=mixed)
     with tempfile.TemporaryDirectory() as folder:
         history = training.train(networks, cohort.hide_labels(1), regime, settings, Path(folder))
@@ -42,10 +42,10 @@ def step_seconds(cohort, turn, consults, mixed, steps=12):
 
 def watching_share(cohort, steps=240):
     """Share of the time of a joint training that a live view takes: pictures of a real pair, but no browser."""
-    experiment, spent = experiments.parse({}), [0.0]
+    experiment, spent = parameters.parse({}), [0.0]
     networks = experiments.new_networks(experiment, len(cohort.structures))
-    watch = explorers.view_training(*cohort.validation[:2], register=training.registrar(networks["reg"]),
-                                    segment=training.segmenter(networks["seg"]), structures=cohort.structures)
+    watch = explorers.view_training(*cohort.validation[:2], register=terms.registrar(networks["reg"]),
+                                    segment=terms.segmenter(networks["seg"]), structures=cohort.structures)
 
     def timed(row):
         spent[0] += seconds(lambda: watch(row))

@@ -1,0 +1,163 @@
+"""Many experiments and what they show together: a file of sweeps, the rows of finished runs, and paired statistics.
+
+Results are two small tables: one row per arm of a run, and one per subject of an arm, from which every gain can be
+computed again. Each row names its run and the hash of the run's record, which is kept beside them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import shutil
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from . import evaluation, experiments, reporting
+from .parameters import Experiment, parse
+
+RESULTS = experiments.PROJECT / "tutorials_data" / "results"
+PARAMETERS = ("dataset", "profile", "dims", "recipe", "labelled", "seed", "label_seed")  # of a run, in its rows
+
+
+def read_sweep(path: Path, only: Mapping[str, object] | None = None) -> list[Experiment]:
+    """The experiments of a TOML file: ``[[sweep]]`` tables, whose lists stand for every one of their values.
+
+    ``only`` leaves those whose parameters have these values. Raises ValueError naming the file and the mistake.
+    """
+    try:
+        sweeps = tomllib.loads(Path(path).read_text(encoding="utf-8"))["sweep"]
+        found = [parse(dict(zip(sweep, values, strict=True))) for sweep in sweeps
+                 for values in itertools.product(*(v if isinstance(v, list) else [v] for v in sweep.values()))]
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: [[sweep]] tables of parameters were wanted: {error}") from error
+    for name in only or {}:
+        if name not in Experiment.model_fields:
+            raise ValueError(f"there is no parameter {name!r}: choose from {', '.join(Experiment.model_fields)}")
+    wanted = [e for e in found if all(getattr(e, name) == value for name, value in (only or {}).items())]
+    return list({experiment.name: experiment for experiment in wanted}.values())
+
+
+def collect(folders: Iterable[Path], results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write ``arms.csv``, ``subjects.csv`` and ``runs/<name>.json`` of finished runs into ``results``; earlier rows of
+    other runs stay. Returns both tables."""
+    arms, subjects = ([frame] if (frame := _read(results / f"{name}.csv")) is not None else []
+                      for name in ("arms", "subjects"))
+    for folder in folders:
+        record_hash = _keep_record(folder, results / "runs")
+        table = reporting.results_table(folder, titles=False).reset_index()
+        who = {"run": folder.name, "sha256": record_hash}
+        values = reporting.load_record(folder)["experiment"]
+        who |= {name: values[name] for name in PARAMETERS} | {"changed": changed(values)}
+        arms.append(table.assign(**who))
+        subjects.append(_per_subject(reporting.load_scores(folder)).assign(run=folder.name))
+    keys = (["run", "task", "regime"], ["run", "task", "regime", "subject"])
+    tables = []
+    for name, frames, key in zip(("arms", "subjects"), (arms, subjects), keys, strict=True):
+        table = pd.concat(frames).drop_duplicates(key, keep="last").sort_values(key, kind="stable")
+        table = table[key + [column for column in table if column not in key]].reset_index(drop=True)
+        experiments.write_csv(table, results / f"{name}.csv")
+        tables.append(table)
+    return tables[0], tables[1]
+
+
+def changed(values: Mapping[str, object]) -> str:
+    """What an experiment sets otherwise than its recipe and profile, as in "lambda_r=1.0 reg_turns=20"."""
+    usual = parse({name: values[name] for name in PARAMETERS}).model_dump()
+    return " ".join(f"{name}={value}" for name, value in values.items() if value != usual[name])
+
+
+def _read(path: Path) -> pd.DataFrame | None:
+    return pd.read_csv(path, dtype={"subject": str}).fillna({"changed": ""}) if path.is_file() else None
+
+
+def _keep_record(folder: Path, place: Path) -> str:
+    """Copy run.json; returns its hash."""
+    place.mkdir(parents=True, exist_ok=True)
+    kept = place / f"{folder.name}.json"
+    shutil.copyfile(folder / "run.json", kept)
+    return hashlib.sha256(kept.read_bytes()).hexdigest()
+
+
+def _per_subject(scores: pd.DataFrame) -> pd.DataFrame:
+    """Dice in percent of each subject in each arm."""
+    rows = [pd.DataFrame({"task": task, "regime": regime, "dice": 100 * evaluation.per_subject(arm)})
+            for (task, regime), arm in scores.groupby(["task", "regime"], sort=False)]
+    return pd.concat(rows).reset_index().round({"dice": 3})
+
+
+def load_results(results: Path = RESULTS) -> pd.DataFrame:
+    """One row per subject of an arm, with the parameters of its run; FileNotFoundError if there are none."""
+    arms, subjects = _read(results / "arms.csv"), _read(results / "subjects.csv")
+    if arms is None or subjects is None:
+        raise FileNotFoundError(f"{results}: no arms.csv and subjects.csv in it: run `deepatlas sweep` first")
+    parameters = arms.drop_duplicates("run")[["run", *PARAMETERS, "changed"]]
+    return subjects.merge(parameters, on="run")
+
+
+def gain(rows: pd.DataFrame, arm: str, other: str) -> dict[str, float]:
+    """Mean of ``arm`` - ``other`` in points of Dice, paired by run and subject, with a 95 % interval.
+
+    ``rows`` of ``load_results``, of one task. The interval is a bootstrap of two levels: runs are drawn with
+    replacement, then subjects within each, so that the draw of the labelled scans counts as chance, too.
+    """
+    pairs = _paired(rows, arm, other)
+    groups = [group.to_numpy() for _, group in (pairs[arm] - pairs[other]).groupby(level="run")]
+    means = two_level_means([g[:, None] for g in groups])[:, 0]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return {"gain": float(np.mean([g.mean() for g in groups])), "low": float(low), "high": float(high),
+            "runs": len(groups)}
+
+
+def gains(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every gain of joint training: one row per cohort, recipe, N, task and the arm that it is compared with.
+
+    Beside the ``gain`` with its interval, the mean of that arm, and the share of the gap between it and full
+    supervision, in percent, where the gap is wider than chance.
+    """
+    found = []
+    settings = ["dataset", "profile", "dims", "recipe", "changed", "labelled", "task"]
+    for values, some in rows.groupby(settings):
+        setting = dict(zip(settings, values, strict=True))
+        arms, short = set(some["regime"]), reporting.NETWORK[setting["task"]]
+        for other in ("identity", "label_propagation", f"{short}_baseline", f"{short}_control", f"semi_{short}"):
+            if other not in arms or "deepatlas" not in arms:
+                continue
+            mean = some[some["regime"] == other].groupby("run")["dice"].mean().mean()
+            row = {**setting, "against": other, "mean": mean, **gain(some, "deepatlas", other)}
+            full = f"{short}_full"
+            if full in arms and gain(some, full, other)["low"] > 0:
+                row["share"] = gap_closed(some, other, "deepatlas", full)["share"]
+            found.append(row)
+    return pd.DataFrame(found)
+
+
+def gap_closed(rows: pd.DataFrame, baseline: str, joint: str, full: str) -> dict[str, float]:
+    """(joint - baseline) / (full - baseline) in percent, each a mean over runs, with the interval of ``gain``."""
+    pairs = _paired(rows, baseline, joint, full)
+    gains = np.column_stack([pairs[joint] - pairs[baseline], pairs[full] - pairs[baseline]])
+    runs = pairs.index.get_level_values("run")
+    groups = [gains[runs == run] for run in runs.unique()]
+    means = two_level_means(groups)
+    whole = np.mean([g.mean(0) for g in groups], axis=0)
+    low, high = np.percentile(100 * means[:, 0] / means[:, 1], (2.5, 97.5))
+    return {"share": float(100 * whole[0] / whole[1]), "low": float(low), "high": float(high), "runs": len(groups)}
+
+
+def _paired(rows: pd.DataFrame, *arms: str) -> pd.DataFrame:
+    table = rows[rows["regime"].isin(arms)].pivot_table(index=["run", "subject"], columns="regime", values="dice")
+    if missing := set(arms) - set(table):
+        raise ValueError(f"no row of {', '.join(sorted(missing))} among {len(rows)} rows")
+    return table.dropna()
+
+
+def two_level_means(groups: Sequence[np.ndarray], resamples: int = 10_000, seed: int = 0) -> np.ndarray:
+    """(resamples, columns): means over groups, drawn with replacement, of the means over their rows, drawn likewise."""
+    rng = np.random.default_rng(seed)
+    means = np.stack([rng.multinomial(len(g), np.full(len(g), 1 / len(g)), size=resamples) @ g / len(g)
+                      for g in groups])  # (groups, resamples, columns)
+    drawn = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=resamples)
+    return np.einsum("rg,grc->rc", drawn, means) / len(groups)

@@ -1,0 +1,153 @@
+"""Many experiments: files of sweeps, the tables they leave, and intervals that count runs as chance."""
+
+import hashlib
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from deepatlas import evidence
+from deepatlas.cli import app
+from deepatlas.parameters import parse
+
+SWEEP = """
+[[sweep]]
+profile = "smoke"
+device = "cpu"
+dims = 2
+arms = "joint"
+labelled = [1, 2]
+seed = [0, 1]
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    path = tmp_path / "sweep.toml"
+    path.write_text(SWEEP)
+    return path
+
+
+def test_a_list_stands_for_every_value(sweep):
+    found = evidence.read_sweep(sweep)
+    assert [(e.labelled, e.seed) for e in found] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert [e.seed for e in evidence.read_sweep(sweep, {"labelled": 2})] == [0, 1]
+
+
+def test_what_stands_twice_runs_once(sweep):
+    sweep.write_text(SWEEP + SWEEP.replace("[1, 2]", "[2, 3]"))
+    assert len(evidence.read_sweep(sweep)) == 6
+
+
+@pytest.mark.parametrize("text, wanted", [
+    ("[[sweep]]\nlabeled = 1", "sweep.toml: .*no parameter 'labeled', did you mean 'labelled'"),
+    ("[[sweep]]\nseed = [0, -1]", "sweep.toml: .*parameter 'seed' = -1"),
+    ("[sweep", "sweep.toml: .*tables of parameters were wanted"),
+    ("labelled = 1", "sweep.toml: .*tables of parameters were wanted"),
+    ("sweep = 3", "sweep.toml: .*tables of parameters were wanted"),
+])
+def test_a_mistake_names_the_file(sweep, text, wanted):
+    sweep.write_text(text)
+    with pytest.raises(ValueError, match=wanted):
+        evidence.read_sweep(sweep)
+
+
+def test_an_unknown_filter_is_refused(sweep):
+    with pytest.raises(ValueError, match="no parameter 'zebra'"):
+        evidence.read_sweep(sweep, {"zebra": 1})
+
+
+def test_the_command_runs_collects_and_goes_on(sweep, tmp_path):
+    results = tmp_path / "results"
+    arguments = ["sweep", str(sweep), "labelled=2", "--root", str(tmp_path / "runs"), "--results", str(results)]
+    for only in ("seed=0", "seed=1"):
+        done = CliRunner().invoke(app, [*arguments, only])
+        assert done.exit_code == 0, done.output
+    arms = pd.read_csv(results / "arms.csv")
+    assert arms["run"].nunique() == 2 and sorted(arms["seed"].unique()) == [0, 1]
+    for name, sha256 in arms.groupby("run")["sha256"].first().items():
+        assert hashlib.sha256((results / "runs" / f"{name}.json").read_bytes()).hexdigest() == sha256
+    rows = evidence.load_results(results)
+    assert set(rows["regime"]) == {"identity", "label_propagation", "seg_baseline", "reg_baseline", "deepatlas"}
+    arm = rows[(rows["regime"] == "deepatlas") & (rows["task"] == "segmentation")]
+    means = arms[(arms["regime"] == "deepatlas") & (arms["task"] == "segmentation")].set_index("run")["Dice %"]
+    np.testing.assert_allclose(arm.groupby("run")["dice"].mean(), means.sort_index(), atol=0.01)
+    gain = evidence.gain(rows[rows["task"] == "segmentation"], "deepatlas", "seg_baseline")
+    assert gain["runs"] == 2 and gain["low"] <= gain["gain"] <= gain["high"]
+
+
+def test_without_results_it_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run `deepatlas sweep` first"):
+        evidence.load_results(tmp_path)
+
+
+def rows_of(values):
+    """One row per (run, subject, regime) of {run: {regime: dice of each subject}}."""
+    return pd.DataFrame([{"run": run, "regime": regime, "subject": f"p{i}", "dice": dice}
+                         for run, arms in values.items() for regime, all_dice in arms.items()
+                         for i, dice in enumerate(all_dice)])
+
+
+def test_a_gain_is_paired_and_every_run_counts_alike():
+    rows = rows_of({"a": {"x": [10, 20], "y": [9, 19]}, "b": {"x": [50] * 4, "y": [47] * 4}})
+    gain = evidence.gain(rows, "x", "y")
+    assert gain["gain"] == 2 and gain["runs"] == 2
+    assert (gain["low"], gain["high"]) == (1, 3)  # within a run every subject gains alike: only runs are chance
+
+
+def test_runs_that_disagree_widen_the_interval():
+    rng = np.random.default_rng(0)
+    agree = rows_of({run: {"x": 1 + rng.normal(size=20), "y": np.zeros(20)} for run in "abcde"})
+    shift = dict(zip("abcde", (-3, -1, 1, 3, 5), strict=True))
+    differ = rows_of({run: {"x": shift[run] + rng.normal(size=20), "y": np.zeros(20)} for run in "abcde"})
+    assert evidence.gain(agree, "x", "y")["low"] > 0.5
+    assert evidence.gain(differ, "x", "y")["low"] < 0
+
+
+def test_the_interval_covers_the_truth():
+    """Gains of mean 1, SD 1 between runs and 2 between subjects: about 95 of 100 intervals hold 1 (5 runs: fewer)."""
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(100):
+        groups = [(1 + rng.normal() + 2 * rng.normal(size=20))[:, None] for _ in range(12)]
+        low, high = np.percentile(evidence.two_level_means(groups, 500), (2.5, 97.5))
+        hits += low <= 1 <= high
+    assert hits >= 85
+
+
+def test_the_share_of_the_gap():
+    rows = rows_of({run: {"b": [50, 60], "j": [56, 66], "f": [60, 70]} for run in "abc"})
+    share = evidence.gap_closed(rows, "b", "j", "f")
+    assert share["share"] == pytest.approx(60) and share["low"] == pytest.approx(60)
+
+
+def test_the_table_of_gains_compares_with_every_arm_there_is():
+    arms = {"deepatlas": [80, 84], "seg_baseline": [70, 74], "label_propagation": [60, 64], "seg_full": [90, 94]}
+    rows = rows_of({"a": arms, "b": arms}).assign(dataset="d", profile="class", dims=2, recipe="best", changed="",
+                                                  labelled=1, task="segmentation")
+    table = evidence.gains(rows).set_index("against")
+    assert list(table.index) == ["label_propagation", "seg_baseline"]
+    assert table["gain"].tolist() == [20, 10] and table["mean"].tolist() == [62, 72]
+    assert table["share"].tolist() == pytest.approx([200 / 3, 50])
+
+
+def test_what_an_experiment_changes_is_said():
+    assert evidence.changed(parse({}).model_dump()) == ""
+    other = parse({"recipe": "paper", "lambda_r": 2, "reg_turns": 5, "label_seed": 3})
+    assert evidence.changed(other.model_dump()) == "reg_turns=5 lambda_r=2.0"
+
+
+def test_an_arm_that_is_missing_is_named():
+    with pytest.raises(ValueError, match="no row of zebra"):
+        evidence.gain(rows_of({"a": {"x": [1]}}), "x", "zebra")
+
+
+def test_the_records_kept_are_those_that_the_rows_name():
+    arms = evidence._read(evidence.RESULTS / "arms.csv")
+    if arms is None:
+        pytest.skip("no evidence committed yet")
+    for name, sha256 in arms.groupby("run")["sha256"].first().items():
+        record = evidence.RESULTS / "runs" / f"{name}.json"
+        assert hashlib.sha256(record.read_bytes()).hexdigest() == sha256
+        assert parse(json.loads(record.read_text())["experiment"]).seed < 100
