@@ -80,8 +80,15 @@ def table(folder: Path) -> None:
 @app.command()
 def gains(results: Annotated[Path, typer.Argument(help="where the tables of results are kept")] = evidence.RESULTS
           ) -> None:
-    """Print what joint training gains in the collected results, with intervals over runs and subjects."""
-    typer.echo(evidence.gains(evidence.load_results(results)).to_string(index=False, float_format="{:.1f}".format))
+    """Print what joint training gains in the collected results, with intervals over runs and subjects, and draw Dice
+    against N into dice_against_n.png beside them."""
+    from . import plots  # here: a machine that only trains lacks IPython
+
+    rows = evidence.load_results(results)
+    typer.echo(evidence.gains(rows).to_string(index=False, float_format="{:.1f}".format))
+    shown = {key: title for key, title in reporting.TITLES.items() if not key.startswith("semi") and key != "identity"}
+    figure = plots.curves_figure(evidence.curves(rows), shown)
+    figure.savefig(results / "dice_against_n.png", dpi=110)
 
 
 def _run_or_stop(experiment: Experiment, root: Path | None) -> Path:

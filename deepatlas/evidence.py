@@ -135,6 +135,18 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def curves(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean Dice in percent of each arm of the recipe "best" against N, with its two-level interval."""
+    usual = rows[(rows["recipe"] == "best") & rows["changed"].isin(("", "arms=joint"))]
+    keys, found = ["dataset", "task", "regime", "labelled"], []
+    for values, some in usual.groupby(keys, sort=False):
+        groups = [group["dice"].to_numpy()[:, None] for _, group in some.groupby("run")]
+        low, high = np.percentile(two_level_means(groups), (2.5, 97.5))
+        found.append({**dict(zip(keys, values, strict=True)), "mean": np.mean([g.mean() for g in groups]),
+                      "low": low, "high": high, "runs": len(groups)})
+    return pd.DataFrame(found)
+
+
 def gap_closed(rows: pd.DataFrame, baseline: str, joint: str, full: str) -> dict[str, float]:
     """(joint - baseline) / (full - baseline) in percent, each a mean over runs, with the interval of ``gain``."""
     pairs = _paired(rows, baseline, joint, full)

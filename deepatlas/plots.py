@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -213,6 +214,36 @@ def dice_boxes(scores: pd.DataFrame, task: str, titles: Mapping[str, str]) -> Fi
     axes.set_xlabel("Dice, % (mean over structures)")
     axes.set_title(task.capitalize())
     axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def curves_figure(curves: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """Dice against N, the number of labelled scans, with intervals: cohorts across, segmentation above registration.
+
+    ``curves`` has the columns dataset, task, regime, labelled, mean, low, high; ``titles`` the regimes to draw.
+    """
+    datasets, tasks = list(dict.fromkeys(curves["dataset"])), ["segmentation", "registration"]
+    figure, grid = plt.subplots(2, len(datasets), figsize=(3.4 * len(datasets) + 1.6, 6), layout="constrained",
+                                squeeze=False)
+    shown = dict(zip(dict.fromkeys(titles.values()), colours(len(set(titles.values()))), strict=True))
+    for (row, task), (column, dataset) in product(enumerate(tasks), enumerate(datasets)):
+        axes, some = grid[row, column], curves[(curves["task"] == task) & (curves["dataset"] == dataset)]
+        arms = [key for key in titles if key in set(some["regime"])]
+        for i, key in enumerate(arms):
+            points = some[some["regime"] == key].sort_values("labelled")
+            x = points["labelled"] * 1.04 ** (i - len(arms) / 2)  # beside each other, not upon
+            axes.errorbar(x, points["mean"], [points["mean"] - points["low"], points["high"] - points["mean"]],
+                          marker="o", markersize=4, capsize=2, color=shown[titles[key]], label=titles[key])
+        ticks = sorted(some["labelled"].unique())
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [str(n) for n in ticks])
+        axes.minorticks_off()
+        axes.set_title(f"{dataset}: {task}", fontsize=9)
+        axes.set_xlabel("N, labelled scans", fontsize=8)
+        axes.set_ylabel("Dice, %", fontsize=8)
+        axes.grid(alpha=0.3)
+    handles, labels = grid[0, 0].get_legend_handles_labels()  # segmentation has every title
+    figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
     return figure
 
 

@@ -65,3 +65,17 @@ def test_boxes_and_curves_name_every_regime():
     assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {"supervised (seg)",
                                                                                      "similarity (reg)"}
     plt.close("all")
+
+
+def test_dice_against_n_has_an_interval_for_every_arm():
+    table = pd.DataFrame([{"dataset": dataset, "task": task, "regime": regime, "labelled": n, "mean": 80 + n,
+                           "low": 78.0, "high": 90.0} for dataset in ("a", "b") for n in (1, 5)
+                          for task, regime in (("segmentation", "x"), ("segmentation", "y"), ("registration", "x"))])
+    figure = plots.curves_figure(table, {"x": "joint", "y": "alone"})
+    segmentation, registration = figure.axes[0], figure.axes[2]
+    assert [len(axes.containers) for axes in (segmentation, registration)] == [2, 1]
+    assert segmentation.containers[0].lines[0].get_ydata().tolist() == [81, 85]
+    lengths = [path.vertices[:, 1].tolist() for path in segmentation.containers[0].lines[2][0].get_paths()]
+    assert lengths == [[78, 90], [78, 90]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["joint", "alone"]
+    plt.close(figure)
