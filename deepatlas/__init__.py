@@ -21,6 +21,7 @@ floor  file               subject
 2      plots.py           figures
 2      viewers.py         scroll through a scan or a warp in the browser; viewers.js beside it paints
 2      explorers.py       a training as it goes, sliders for the weights of the loss, finished runs
+2      exercises/         checkers, hints, progress, questions; one file of each a lesson
 3      machine.py         devices, precision, memory
 3      parameters.py      the parameters of an experiment, checked
 3      experiments.py     a run folder that can be interrupted

@@ -157,6 +157,22 @@ def test_the_map_gives_every_file_the_floor_of_this_test():
     assert listed == floor
 
 
+EXERCISES = sorted((ROOT / "deepatlas" / "exercises").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXERCISES, ids=lambda path: path.stem)
+def test_exercises_keep_the_rules_of_the_house(path):
+    """They stand on floors 0 and 1; one folder, since lessons come and go."""
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    below = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 2}
+    assert_none(sorted(below - FLOOR_0 - FLOOR_1 | below & {"training"}), "imports that go up")
+    assert ast.get_docstring(tree) and len(text.splitlines()) < 350
+    assert_none([f.name for f in functions_of(tree) if lines_of(f) > 50], "too long")
+    assert_none([f.name for f in tree.body if isinstance(f, ast.FunctionDef | ast.ClassDef)
+                 and not f.name.startswith("_") and not ast.get_docstring(f)], "without a docstring")
+
+
 # --- dangers -------------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +380,25 @@ def test_a_notebook_has_one_cell_of_parameters_that_are_annotated_literals(path)
     for node in ast.parse("".join(tagged[0]["source"])).body:
         assert isinstance(node, ast.AnnAssign), f"not annotated: {ast.unparse(node)}"
         ast.literal_eval(node.value)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_derives_by_hand_agrees_with_the_module(path):
+    """``my_*`` functions meet an assertion, directly or through the names that hold what they gave."""
+    tree = notebook_tree(path)
+    mine = {f.name for f in functions_of(tree) if f.name.startswith("my_")}
+    holding = {target.id: ast.unparse(node.value) for node in ast.walk(tree) if isinstance(node, ast.Assign)
+               for target in node.targets if isinstance(target, ast.Name)}
+    asserted = [ast.unparse(node.test) for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    asserted += [holding[word] for text in asserted for word in re.findall(r"\w+", text) if word in holding]
+    assert_none([name for name in mine if not any(f"{name}(" in text for text in asserted)], "never asserted")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_asks_nobody_for_anything_online(path):
+    for cell in cells_of(path):
+        text = "".join(cell["source"])
+        assert not re.search(r"<(img|script|iframe|link)\b|!\[[^\]]*\]\(http", text), text
 
 
 def test_there_is_an_experiment_to_parameterise():

@@ -1,0 +1,93 @@
+"""Questions in a notebook: a prediction that is stored before the answer is shown, and a quiz that says why.
+
+Widgets exist only in ``display="live"``; elsewhere the questions stand as text, without their answers.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import ipywidgets
+import yaml
+from IPython import display as shown
+
+from . import HERE, store
+
+WIDE = {"width": "auto"}
+
+
+def predict(name: str, question: str, options: Sequence[str], answer: str, *, display: str = "live") -> None:
+    """Ask for a prediction; ``answer`` is revealed by a button that works only after one was stored.
+
+    ``name`` is "<lesson>.<what>"; running the notebook stores and reveals nothing.
+    """
+    if display != "live":
+        _as_text(question, options)
+        return
+    choice, line = _choice(options), ipywidgets.HTML()
+    keep = ipywidgets.Button(description="Store my prediction", disabled=True, layout=WIDE)
+    reveal = ipywidgets.Button(description="Reveal", disabled=True)
+
+    def chosen(_: object) -> None:
+        keep.disabled = choice.value is None
+
+    def kept(_: object) -> None:
+        store(f"prediction {name}", solved=True, answer=choice.value)
+        choice.disabled = keep.disabled = True
+        reveal.disabled = False
+        line.value = "Stored. Now you may look."
+
+    choice.observe(chosen, "value")
+    keep.on_click(kept)
+    reveal.on_click(lambda _: setattr(line, "value", answer))
+    shown.display(ipywidgets.VBox([_text(question), choice, ipywidgets.HBox([keep, reveal]), line]))
+
+
+def quiz(lesson: str, *, display: str = "live") -> None:
+    """The questions of ``quiz_<lesson>.yaml``, each with the reason why an answer is right or wrong."""
+    for number, item in enumerate(read_quiz(lesson), 1):
+        question = f"{number}. {item['question']}"
+        options = [option["answer"] for option in item["options"]]
+        if display == "live":
+            _ask(f"quiz {lesson}.{number}", question, item["options"])
+        else:
+            _as_text(question, options)
+
+
+def read_quiz(lesson: str) -> list[dict]:
+    """The questions of a lesson: question, and options with answer, why, and one that is right."""
+    path = HERE / f"quiz_{lesson}.yaml"
+    if not path.is_file():
+        raise ValueError(f"lesson {lesson!r} has no quiz: {path.name} is not there")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _ask(name: str, question: str, options: Sequence[dict]) -> None:
+    choice, line = _choice([option["answer"] for option in options]), ipywidgets.HTML()
+    button = ipywidgets.Button(description="Check", disabled=True)
+
+    def chosen(_: object) -> None:
+        button.disabled, line.value = choice.value is None, ""
+
+    def checked(_: object) -> None:
+        option = options[choice.index]
+        right = option.get("right", False)
+        store(name, solved=right, answer=choice.value)
+        line.value = f"<b>{'✓ Right.' if right else '✗ Not quite.'}</b> {html.escape(option['why'])}"
+
+    choice.observe(chosen, "value")
+    button.on_click(checked)
+    shown.display(ipywidgets.VBox([_text(question), choice, button, line]))
+
+
+def _choice(options: Sequence[str]) -> ipywidgets.RadioButtons:
+    return ipywidgets.RadioButtons(options=list(options), value=None, layout={"width": "max-content"})
+
+
+def _text(question: str) -> ipywidgets.HTML:
+    return ipywidgets.HTML(f"<b>{html.escape(question)}</b>")
+
+
+def _as_text(question: str, options: Sequence[str]) -> None:
+    print(question, *(f"  ( ) {option}" for option in options), "  (Answers are given in JupyterLab.)", sep="\n")

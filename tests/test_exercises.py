@@ -1,0 +1,218 @@
+"""Exercises: solutions pass, stubs are told how to begin, every classic mistake gets its own hints, nothing is lost."""
+
+import json
+
+import nbformat
+import pytest
+import torch
+
+from deepatlas import exercises
+from deepatlas.exercises import asking
+
+ROOT = exercises.HERE.parent.parent
+LESSONS = exercises.lessons()
+NAMES = [f"{lesson}.{task}" for lesson in LESSONS for task in exercises.exercises_of(lesson)]
+MISTAKES = [(name, mistake) for name in NAMES for mistake in exercises.find(name).mistakes]
+
+
+@pytest.fixture(autouse=True)
+def answers(tmp_path, monkeypatch):
+    path = tmp_path / "answers.json"
+    monkeypatch.setenv("DEEPATLAS_ANSWERS", str(path))
+    return path
+
+
+def right(name):
+    return exercises.find(name).right
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", range(5))
+def test_the_oracle_passes_its_own_check(name, seed):
+    assert exercises.judge(exercises.find(name), right(name), seed).passed
+
+
+@pytest.mark.parametrize("name, mistake", MISTAKES, ids=lambda value: value)
+def test_every_classic_mistake_gets_its_own_hints(name, mistake):
+    exercise = exercises.find(name)
+    assert {exercises.judge(exercise, exercise.mistakes[mistake].made, seed).mistake for seed in range(20)} == {mistake}
+    hints = exercise.mistakes[mistake].hints
+    assert len(set(hints)) == 3 and hints not in [exercise.hints] + [
+        other.hints for key, other in exercise.mistakes.items() if key != mistake]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("stub", [lambda *_: None, lambda *_: ...], ids=["None", "..."])
+def test_a_stub_is_told_how_to_begin(name, stub, capsys, answers):
+    exercises.check(name, stub)
+    out = capsys.readouterr().out
+    assert "not written yet" in out and exercises.find(name).hints[0] in out
+    assert not answers.exists()
+
+
+def test_a_stub_may_raise():
+    def stub(*_):
+        raise NotImplementedError
+    assert exercises.judge(exercises.find(NAMES[0]), stub).unfinished
+
+
+def test_hints_come_one_by_one(capsys):
+    name, mistake = MISTAKES[0]
+    wrong, hints = exercises.find(name).mistakes[mistake].made, exercises.find(name).mistakes[mistake].hints
+    for shown in (1, 2, 3, 3):
+        exercises.check(name, wrong)
+        out = capsys.readouterr().out
+        assert [hint in out for hint in hints] == [n < shown for n in range(3)]
+        assert ("one more hint" in out) == (shown < 3)
+
+
+def test_an_error_of_the_student_is_an_answer(capsys):
+    exercises.check(NAMES[0], lambda *_: 1 / 0)
+    assert "stops with ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_what_is_solved_stays_solved(answers):
+    exercises.check(NAMES[0], right(NAMES[0]))
+    exercises.check(NAMES[0], lambda *_: torch.zeros(1))
+    assert json.loads(answers.read_text())[NAMES[0]]["solved"]
+
+
+def test_a_solution_that_a_lesson_brings_is_not_recorded(answers, capsys):
+    exercises.check(NAMES[0], right(NAMES[0]), record=False)
+    assert "right" in capsys.readouterr().out and not answers.exists()
+
+
+def test_progress_counts_and_says_where(answers, capsys):
+    exercises.check(NAMES[0], right(NAMES[0]))
+    capsys.readouterr()
+    exercises.progress()
+    out = capsys.readouterr().out
+    lesson = NAMES[0].partition(".")[0]
+    assert f"lesson {lesson}: 1 of {len(exercises.exercises_of(lesson))}" in out and str(answers) in out
+
+
+def test_damaged_answers_are_not_overwritten(answers):
+    answers.write_text("[1, 2")
+    with pytest.raises(ValueError, match=r"answers\.json: not a file of answers"):
+        exercises.check(NAMES[0], right(NAMES[0]))
+    assert answers.read_text() == "[1, 2"
+
+
+@pytest.mark.parametrize("name, text", [("01.zebra", "no exercise '01.zebra': lesson 01 has 01.dice"),
+                                        ("99.dice", "no lesson '99'")])
+def test_an_unknown_exercise_is_named(name, text):
+    with pytest.raises(ValueError, match=text):
+        exercises.check(name, len)
+
+
+def squares(gradient):
+    return exercises.Exercise("squares", lambda d, g: (torch.rand((3,) * d, generator=g),), lambda x: x**2,
+                              ("a", "b", "c"), gradient=gradient)
+
+
+@pytest.mark.parametrize("function, problem", [
+    (lambda x: x**2, ""),
+    (lambda x: x.detach() ** 2, "no gradient comes back"),
+    (lambda x: x.detach() * x, "its gradient is not"),
+    (lambda x: x**3, "was wanted at (0, 0)"),
+    (lambda x: (x**2)[0], "the shape (3, 3) was wanted, got (3,)"),
+    (lambda x: "x", "got 'x'"),
+])
+def test_value_gradient_and_shape_are_compared(function, problem):
+    verdict = exercises.judge(squares(True), function)
+    assert verdict.passed == (not problem) and problem in verdict.problem
+
+
+def test_an_answer_cannot_change_what_it_is_compared_with():
+    def vandal(x):
+        x.zero_()
+        return x**2
+    assert not exercises.judge(squares(False), vandal).passed
+
+
+# --- lessons ---------------------------------------------------------------------------------------------------------
+
+
+def cells(lesson, tag):
+    (path,) = (ROOT / "notebooks").glob(f"{lesson}_*.ipynb")
+    return [cell for cell in nbformat.read(path, 4).cells if tag in cell.metadata.get("tags", [])]
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_a_lesson_has_a_stub_and_a_solution_for_every_exercise(lesson):
+    names = {f"{lesson}.{task}" for task in exercises.exercises_of(lesson)}
+    assert len(names) >= 4
+    for tag in ("exercise", "solution"):
+        text = "\n".join(cell.source for cell in cells(lesson, tag))
+        assert all(f'check("{name}"' in text for name in names), tag
+    for cell in cells(lesson, "solution"):
+        assert "record=False" in cell.source and "def solution_" in cell.source
+        assert cell.metadata["jupyter"]["source_hidden"]
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_solutions_pass_and_stubs_do_not(lesson, capsys, answers):
+    """As "run all" does: solutions are right, stubs are unfinished or classic mistakes, and progress stays at zero."""
+    imports = "import math\nimport numpy as np\nimport torch\nfrom deepatlas import exercises\n"
+    for tag, wanted in (("solution", "✓"), ("exercise", "…✗")):
+        for cell in cells(lesson, tag):
+            exec(imports + cell.source, {})
+            assert capsys.readouterr().out[0] in wanted, cell.source
+    assert not any(entry["solved"] for entry in exercises.read_answers().values())
+
+
+# --- questions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_a_quiz_has_five_questions_with_reasons(lesson):
+    questions = asking.read_quiz(lesson)
+    assert len(questions) == 5
+    for item in questions:
+        assert sum(option.get("right", False) for option in item["options"]) == 1
+        assert len(item["options"]) >= 3 and all(len(option["why"]) > 20 for option in item["options"])
+
+
+def test_without_widgets_questions_are_text_without_answers(capsys, answers):
+    asking.quiz("01", display="static")
+    asking.predict("01.x", "How much?", ["a", "b"], "It is b.", display="html")
+    out = capsys.readouterr().out
+    assert "How much?" in out and "( ) b" in out and "It is b." not in out and not answers.exists()
+
+
+@pytest.fixture
+def widgets(monkeypatch):
+    made = []
+    monkeypatch.setattr(asking.shown, "display", made.append)
+    return made
+
+
+def test_a_prediction_is_stored_before_the_answer_is_shown(widgets, answers):
+    asking.predict("01.x", "How much?", ["a", "b"], "It is b.")
+    _, choice, buttons, line = widgets[0].children
+    keep, reveal = buttons.children
+    assert choice.value is None and keep.disabled and reveal.disabled and not answers.exists()
+    choice.value = "a"
+    keep.click()
+    assert json.loads(answers.read_text())["prediction 01.x"]["answer"] == "a"
+    assert choice.disabled and not reveal.disabled and "It is b." not in line.value
+    reveal.click()
+    assert line.value == "It is b."
+
+
+def test_a_quiz_says_why(widgets, answers):
+    asking.quiz("01")
+    assert len(widgets) == 5
+    for box, item in zip(widgets, asking.read_quiz("01"), strict=True):
+        _, choice, button, line = box.children
+        for index, option in enumerate(item["options"]):
+            choice.index = index
+            assert line.value == ""
+            button.click()
+            assert ("✓" in line.value) == option.get("right", False)
+    assert sum(entry["solved"] for entry in json.loads(answers.read_text()).values()) <= 5
+
+
+def test_a_lesson_without_a_quiz_says_so():
+    with pytest.raises(ValueError, match=r"quiz_99.yaml is not there"):
+        asking.quiz("99")
