@@ -217,6 +217,46 @@ def dice_boxes(scores: pd.DataFrame, task: str, titles: Mapping[str, str]) -> Fi
     return figure
 
 
+def cases_figure(turn: str) -> Figure:
+    """What a turn of "seg" or "reg" compares in each of the four cases, and where its gradient goes.
+
+    Blue: an expert's labels. Orange: what learns. Grey: what is only consulted, with no gradient.
+    """
+    blue, orange, grey = "#0072B2", "#D55E00", "#777777"
+    learns = {"seg": orange if turn == "seg" else grey, "phi": orange if turn == "reg" else grey}
+    figure, grid = plt.subplots(2, 2, figsize=(10, 5.6), layout="constrained")
+    for axes, (moving, fixed) in zip(grid.flat, product((True, False), repeat=2), strict=True):
+        counts = turn == "reg" or moving != fixed
+        why = "counts" if counts else "0: no $F_S$ in it" if moving else "0: two guesses agree"
+        names = ("labelled" if moving else "unlabelled", "labelled" if fixed else "unlabelled")
+        axes.set_title(f"moving {names[0]}, fixed {names[1]}", fontsize=10)
+        sides = [(0.14, "m", moving), (0.86, "f", fixed)]
+        for x, letter, known in sides:
+            _box(axes, x, 0.85, f"$I_{letter}$", "black")
+            _box(axes, x, 0.45, f"$S_{letter}$, expert" if known else f"$F_S(I_{letter})$, guess",
+                 blue if known else learns["seg"])
+            axes.annotate("", (x, 0.54), (x, 0.76), arrowprops={"arrowstyle": "->", "color": grey})
+        _box(axes, 0.5, 0.85, "$\\varphi = F_R(I_m, I_f)$", learns["phi"])
+        axes.annotate("", (0.66, 0.45), (0.34, 0.45),
+                      arrowprops={"arrowstyle": "<->", "color": "black", "linestyle": "-" if counts else ":"})
+        axes.text(0.5, 0.53, "$\\circ\\,\\varphi$, then $L_a$", ha="center", fontsize=9)
+        axes.text(0.5, 0.34, why, ha="center", fontsize=9, style="italic")
+        if turn == "reg":
+            extra = "also $L_i(I_m \\circ \\varphi, I_f)$ and $L_r(\\varphi)$"
+        else:
+            letter = "m" if moving else "f" if fixed else None
+            extra = f"also $L_{{sp}}(F_S(I_{letter}), S_{letter})$" if letter else "no expert: nothing is learnt"
+        axes.text(0.5, 0.1, extra, ha="center", fontsize=9)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.set_axis_off()
+    return figure
+
+
+def _box(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
+    axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=11,
+              bbox={"boxstyle": "round", "edgecolor": colour, "facecolor": "white"})
+
+
 def curves_figure(curves: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """Dice against N, the number of labelled scans, with intervals: cohorts across, segmentation above registration.
 

@@ -79,3 +79,13 @@ def test_dice_against_n_has_an_interval_for_every_arm():
     assert lengths == [[78, 90], [78, 90]]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["joint", "alone"]
     plt.close(figure)
+
+
+@pytest.mark.parametrize("turn, learning", [("seg", "F_S"), ("reg", "F_R")])
+def test_the_four_cases_say_what_counts_and_what_learns(turn, learning):
+    figure = plots.cases_figure(turn)
+    texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert [("counts" in words) for words in texts] == ([False, True, True, False] if turn == "seg" else [True] * 4)
+    orange = {text.get_text() for axes in figure.axes for text in axes.texts if text.get_color() == "#D55E00"}
+    assert orange and all(learning in text for text in orange)
+    plt.close(figure)
