@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import torch
 import typer
 import yaml
 
-from . import datasets, evidence, experiments, machine, reporting
+from . import datasets, evidence, exercises, experiments, machine, reporting
 from .checkpoints import Interrupted
 from .parameters import Experiment, parse
 
@@ -89,6 +90,25 @@ def gains(results: Annotated[Path, typer.Argument(help="where the tables of resu
     shown = {key: title for key, title in reporting.TITLES.items() if not key.startswith("semi") and key != "identity"}
     figure = plots.curves_figure(evidence.curves(rows), shown)
     figure.savefig(results / "dice_against_n.png", dpi=110)
+
+
+@app.command()
+def collect(files: Annotated[list[Path], typer.Argument(help="answers of students, named after them: ada.json")],
+            to: Annotated[Path, typer.Option(help="the table to write")] = Path("answers.csv")) -> None:
+    """Gather the answers of a class in one table, for the teacher."""
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{', '.join(missing)}: no such file; files of answers (answers.json) were wanted")
+    rows = exercises.gather(files)
+    experiments.write_csv(pd.DataFrame(rows), to)
+    typer.echo(f"{len(rows)} answers of {len(files)} students: {to}")
+
+
+@app.command()
+def handout(folder: Annotated[Path, typer.Argument(help="where the copies go")]) -> None:
+    """Copy the lessons without their solutions, for a class."""
+    lessons = sorted(reporting.NOTEBOOK.parent.glob("0*.ipynb"))
+    typer.echo("\n".join(str(copy) for copy in exercises.hand_out(lessons, folder)))
 
 
 def _run_or_stop(experiment: Experiment, root: Path | None) -> Path:

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "plots": (FLOOR_0 | FLOOR_1) - {"training"},
     "viewers": (FLOOR_0 | FLOOR_1 | {"plots"}) - {"training"},
     "explorers": (FLOOR_0 | FLOOR_1 | {"plots", "viewers"}) - {"training"},
-    **{name: set(PACKAGE) for name in FLOOR_3},
+    **{name: {*PACKAGE, "exercises"} for name in FLOOR_3},
 }
 ONLY_IN = {"matplotlib": {"plots", "viewers"}, "papermill": FLOOR_3,
            "ipywidgets": {"explorers"}, "anywidget": {"viewers", "explorers"}}

@@ -3,10 +3,13 @@
 import json
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from deepatlas import exercises
+from deepatlas.cli import app
 from deepatlas.exercises import asking
 
 ROOT = exercises.HERE.parent.parent
@@ -161,6 +164,49 @@ def test_solutions_pass_and_stubs_do_not(lesson, capsys, answers):
             exec(imports + cell.source, {})
             assert capsys.readouterr().out[0] in wanted, cell.source
     assert not any(entry["solved"] for entry in exercises.read_answers().values())
+
+
+# --- for teachers ----------------------------------------------------------------------------------------------------
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_class_is_gathered_in_one_table(tmp_path, answers):
+    exercises.check(NAMES[0], right(NAMES[0]))
+    asking.store("prediction 01.x", solved=True, answer="a, b")
+    students = [answers.rename(tmp_path / "ada.json")]
+    exercises.check(NAMES[0], lambda *_: torch.zeros(1))
+    students.append(answers.rename(tmp_path / "emmy.json"))
+    done = run("collect", *students, "--to", tmp_path / "class.csv")
+    assert done.exit_code == 0 and "3 answers of 2 students" in done.output
+    table = pd.read_csv(tmp_path / "class.csv")
+    assert table["student"].tolist() == ["ada", "ada", "emmy"] and table["solved"].tolist() == [True, True, False]
+    assert table["answer"][1] == "a, b"
+
+
+def test_answers_that_are_not_there_are_named(tmp_path):
+    done = run("collect", tmp_path / "nobody.json", "--to", tmp_path / "class.csv")
+    assert "nobody.json: no such file" in str(done.exception) and not (tmp_path / "class.csv").exists()
+
+
+def test_a_handout_has_the_stubs_but_not_the_solutions(tmp_path):
+    assert run("handout", tmp_path / "class").exit_code == 0
+    copies = sorted((tmp_path / "class").glob("*.ipynb"))
+    assert [copy.stem[:2] for copy in copies] == LESSONS
+    for copy in copies:
+        notebook = nbformat.read(copy, 4)
+        nbformat.validate(notebook)
+        text = "\n".join(cell.source for cell in notebook.cells)
+        assert "def solution_" not in text and "exercises.check(" in text
+
+
+def test_a_handout_never_overwrites_answers(tmp_path):
+    run("handout", tmp_path)
+    (tmp_path / "01_data.ipynb").write_text("my work")
+    assert "there already, perhaps with answers in it" in str(run("handout", tmp_path).exception)
+    assert (tmp_path / "01_data.ipynb").read_text() == "my work"
 
 
 # --- questions -------------------------------------------------------------------------------------------------------

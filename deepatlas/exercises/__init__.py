@@ -242,3 +242,28 @@ def progress() -> None:
         print(f"lesson {lesson}: {len(solved)} of {len(names)} exercises "
               f"[{''.join('■' if name in solved else '□' for name in names)}]")
     print(f"kept in {answers_file()}")
+
+
+# --- for teachers ----------------------------------------------------------------------------------------------------
+
+
+def gather(files: Sequence[Path]) -> list[dict]:
+    """One row per student (the name of the file) and exercise, prediction or question: solved, tries, answer, when."""
+    return [{"student": Path(file).stem, "item": name, **{key: entry.get(key, "") for key in
+                                                         ("solved", "tries", "last", "answer", "when")}}
+            for file in files for name, entry in read_answers(Path(file)).items()]
+
+
+def hand_out(notebooks: Sequence[Path], folder: Path) -> list[Path]:
+    """Copies of ``notebooks`` without their solutions in ``folder``; FileExistsError rather than replace one there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    copies = [folder / notebook.name for notebook in notebooks]
+    if there := [copy.name for copy in copies if copy.exists()]:
+        raise FileExistsError(f"{folder}: {', '.join(there)} is there already, perhaps with answers in it: "
+                              "choose another folder")
+    for notebook, copy in zip(notebooks, copies, strict=True):
+        content = json.loads(notebook.read_text(encoding="utf-8"))
+        content["cells"] = [cell for cell in content["cells"] if "solution" not in cell["metadata"].get("tags", [])]
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(copy, lambda file, text=text: file.write_text(text, encoding="utf-8"))
+    return copies
