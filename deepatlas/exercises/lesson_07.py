@@ -22,7 +22,7 @@ def _rng(generator: Generator) -> np.random.Generator:
 def _scores_with_gaps(dims: int, generator: Generator) -> tuple[np.ndarray]:
     """Dice (cases, structures); a structure that a case lacks is NaN."""
     scores = _rng(generator).uniform(0.1, 0.2, (5, 4)) * np.array([1, 2, 3, 4]) + np.linspace(0, 0.2, 5)[:, None]
-    scores[0, :3] = scores[2, 3] = np.nan
+    scores[0, :3] = scores[2, 0] = np.nan
     return (scores,)
 
 
