@@ -307,6 +307,7 @@ def test_the_licence_is_apaches():
 
 @pytest.mark.parametrize("target, command", [
     (("experiment", "DATASET=hippocampus", "ARGS=labelled=5"), "deepatlas run dataset=hippocampus labelled=5"),
+    (("results", "ARGS=dataset=oasis35"), "deepatlas sweep tutorials_data/results/evidence.toml dataset=oasis35"),
     (("test",), "-m pytest"), (("lab",), "jupyter lab --notebook-dir=notebooks")])
 def test_make_sets_up_and_runs(target, command):
     done = subprocess.run(["make", "--dry-run", "--always-make", *target], cwd=ROOT, capture_output=True, text=True)

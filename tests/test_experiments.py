@@ -244,8 +244,10 @@ def test_the_labelled_scans_are_drawn_by_their_own_seed(tmp_path, monkeypatch):
     assert set(drawn) == {(1, 7)} and parse({"seed": 3}).label_seed == 3
 
 
-@pytest.mark.parametrize("values", [{"dims": 3, "velocity": True, "similarity": "lncc"}, {"labelled": 4}],
-                         ids=["3D velocity lncc", "all labelled"])
+@pytest.mark.parametrize("values", [
+    {"dims": 3}, {"labelled": 4}, {"recipe": "paper"}, {"teacher": 0.9, "passes": 2, "fourth_case": True},
+    {"labelled": 2, "unlabelled": 0, "arms": "joint", "pretraining": False}],
+    ids=["3D", "all labelled", "the paper's recipe", "means beyond the paper", "ablations"])
 def test_other_experiments_run_too(values, tmp_path):
     folder = experiments.run(parse({**SMOKE, **values}), tmp_path)
     assert reporting.results_table(folder)["Dice %"].between(0, 100).all()
