@@ -276,6 +276,7 @@ def curves_figure(curves: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
                           marker="o", markersize=4, capsize=2, color=shown[titles[key]], label=titles[key])
         ticks = sorted(some["labelled"].unique())
         axes.set_xscale("log")
+        axes.set_xlim(0.7 * ticks[0], 1.4 * ticks[-1])
         axes.set_xticks(ticks, [str(n) for n in ticks])
         axes.minorticks_off()
         axes.set_title(f"{dataset}: {task}", fontsize=9)

@@ -86,7 +86,8 @@ def check(name: str, function: Callable, *, record: bool = True) -> None:
         print(f"… {exercise.title}: not written yet. To begin with: {exercise.hints[0]}")
     else:
         print(f"✗ {exercise.title}: {verdict.problem}.")
-        for level, hint in list(zip(LEVELS, verdict.hints, strict=True))[:max(tries, 1)]:
+        levels = LEVELS if verdict.mistake else ("to begin with", *LEVELS[1:])
+        for level, hint in list(zip(levels, verdict.hints, strict=True))[:max(tries, 1)]:
             print(f"  {level}: {hint}")
         if tries < len(LEVELS):
             print("  Change it and check again: there is one more hint at the next try.")

@@ -55,7 +55,7 @@ WARP = Exercise(
      "points = 2 * (x + u) / (size - 1) - 1, then points.movedim(1, -1).flip(-1)."),
     {"axes not reversed": Mistake(
         _looked_up(last_first=False),
-        ("It is right where u is 0 and the image square, and nowhere else.",
+        ("With u = 0, a square image comes out transposed.",
          "grid_sample reads a point as (x, y, z), where x runs along the LAST axis of the tensor.",
          "Reverse the coordinates: .flip(-1) on the dimension of the coordinates.")),
      "align_corners": Mistake(
@@ -162,6 +162,11 @@ INVERSE = Exercise(
         ("You look in the direction of u.",
          "The inverse looks up u where w leads, x + w(x), not where u leads.",
          "sample(u, Deformation(w).points), beginning with w = -u.")),
+     "points forgotten": Mistake(
+        lambda u: sample(-u, -u),
+        ("The result hardly depends on where it is.",
+         "sample wants points, x + w(x), not displacements.",
+         "sample(u, Deformation(w).points)")),
      "sign lost": Mistake(
         lambda u: sample(u, Deformation(-u).points),
         ("It moves the wrong way: composed with phi it doubles the movement.",

@@ -147,6 +147,11 @@ SOFT_DICE = Exercise(
         ("A perfect guess does not get 0.",
          "The denominator counts the voxels of both; where they agree, twice.",
          "2 * (p * q).sum(-1)")),
+     "the score": Mistake(
+        lambda p, q: 1 - _soft_dice(p, q),
+        ("A perfect guess gets 1, the worst gets 0: the wrong way round for a loss.",
+         "You return Dice. A loss is made small, so it is 1 - Dice.",
+         "return 1 - ...")),
      "pooled": Mistake(
         lambda p, q: 1 - 2 * (p * q).sum() / (p.sum() + q.sum()),
         ("Small structures hardly count in your version.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -95,6 +96,11 @@ GAP = Exercise(
         ("You give the share that is still open.",
          "Closed is what joint training has gained, not what it lacks.",
          "joint - baseline in the numerator.")),
+     "percent": Mistake(
+        lambda baseline, joint, full: 100 * (joint.mean() - baseline.mean()) / (full.mean() - baseline.mean()),
+        ("Your number is a hundred times too large.",
+         "A fraction was wanted here: 0.4, not 40.",
+         "Leave the factor 100 away.")),
      "relative gain": Mistake(
         lambda baseline, joint, full: (joint.mean() - baseline.mean()) / baseline.mean(),
         ("Full supervision does not occur in your number.",
@@ -146,14 +152,15 @@ HD95 = Exercise(
 
 
 def _p_values(dims: int, generator: Generator) -> tuple[np.ndarray]:
-    return (_rng(generator).permutation([0.001, 0.012, 0.014, 0.02, 0.3, 0.8]),)
+    p = _rng(generator).permutation([0.001, 0.012, 0.014, 0.02, 0.6, 0.8])
+    return (p if p[0] > p[-1] else p[::-1].copy(),)  # never in order
 
 
-def _stepped(p: np.ndarray, factor: Callable[[int, int], float], monotone: bool = True) -> np.ndarray:
+def _stepped(p: np.ndarray, factor: Callable, monotone: bool = True, cap: float = 1.0) -> np.ndarray:
     order = np.argsort(p)
     adjusted = np.empty_like(p)
     values = p[order] * [factor(len(p), k) for k in range(len(p))]
-    adjusted[order] = (np.maximum.accumulate(values) if monotone else values).clip(max=1)
+    adjusted[order] = (np.maximum.accumulate(values) if monotone else values).clip(max=cap)
     return adjusted
 
 
@@ -172,6 +179,11 @@ HOLM = Exercise(
         ("A larger p gets a smaller corrected one.",
          "Nobody may overtake: once a comparison fails, all that follow fail, too.",
          "np.maximum.accumulate over the sorted values.")),
+     "above 1": Mistake(
+        lambda p: _stepped(p, lambda m, k: m - k, cap=math.inf),
+        ("One of your corrected values is larger than 1.",
+         "A probability ends at 1.",
+         "Add .clip(max=1).")),
      "not put back": Mistake(
         lambda p: np.sort(holm(p)),
         ("The right numbers, in the wrong places.",
