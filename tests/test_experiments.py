@@ -295,6 +295,7 @@ def test_the_command_runs_an_interrupted_experiment_to_its_end_with_a_notebook(t
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "stopped").iterdir()
+    torch.set_num_threads(json.loads((folder / "run.json").read_text())["threads"])  # last bits depend on it
     uninterrupted = experiments.run(parse({"profile": "smoke", "dims": 2, "seg_steps": 60, "device": "cpu"}), tmp_path)
     assert (folder / "scores.csv").read_bytes() == (uninterrupted / "scores.csv").read_bytes()
     assert not (experiments.runs_folder() / folder.name).exists()
