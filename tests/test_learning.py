@@ -5,6 +5,8 @@ import pytest
 
 from deepatlas import evidence, experiments
 
+pytestmark = pytest.mark.timeout(3600)  # the first test waits for all trainings: ten minutes on two cores
+
 
 @pytest.fixture(scope="module")
 def arms(tmp_path_factory):
