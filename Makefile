@@ -21,6 +21,7 @@ experiment: .venv/run.stamp
 results: .venv/run.stamp
 	$(BIN)/deepatlas sweep tutorials_data/results/evidence.toml $(ARGS)
 	$(BIN)/deepatlas sweep tutorials_data/results/ablations.toml $(ARGS)
+	$(BIN)/deepatlas sweep tutorials_data/results/short.toml $(ARGS)
 	$(BIN)/deepatlas gains
 
 test: .venv/test.stamp

@@ -62,6 +62,9 @@ def sweep(file: Annotated[Path, typer.Argument(help="TOML with [[sweep]] tables;
           ) -> None:
     """Run many experiments, one after the other, and collect their rows; finished ones are not repeated."""
     todo = evidence.read_sweep(file, _assignments(only or []))
+    if not todo:
+        typer.echo(f"{file}: no experiment in it has {' '.join(only or [])}: nothing to do")
+        return
     folders = []
     for i, experiment in enumerate(todo, 1):
         typer.echo(f"experiment {i} of {len(todo)}: {experiment.name}")

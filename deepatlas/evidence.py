@@ -34,9 +34,8 @@ def read_sweep(path: Path, only: Mapping[str, object] | None = None) -> list[Exp
                  for values in itertools.product(*(v if isinstance(v, list) else [v] for v in sweep.values()))]
     except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: [[sweep]] tables of parameters were wanted: {error}") from error
-    for name in only or {}:
-        if name not in Experiment.model_fields:
-            raise ValueError(f"there is no parameter {name!r}: choose from {', '.join(Experiment.model_fields)}")
+    for name in set(only or {}) - Experiment.model_fields.keys():
+        parse({name: 0})  # raises: it knows what may have been meant
     wanted = [e for e in found if all(getattr(e, name) == value for name, value in (only or {}).items())]
     return list({experiment.name: experiment for experiment in wanted}.values())
 
@@ -105,11 +104,8 @@ def gain(rows: pd.DataFrame, arm: str, other: str) -> dict[str, float]:
     replacement, then subjects within each, so that the draw of the labelled scans counts as chance, too.
     """
     pairs = _paired(rows, arm, other)
-    groups = [group.to_numpy() for _, group in (pairs[arm] - pairs[other]).groupby(level="run")]
-    means = two_level_means([g[:, None] for g in groups])[:, 0]
-    low, high = np.percentile(means, (2.5, 97.5))
-    return {"gain": float(np.mean([g.mean() for g in groups])), "low": float(low), "high": float(high),
-            "runs": len(groups)}
+    mean, resampled, runs = _over_runs((pairs[arm] - pairs[other]).to_frame())
+    return {"gain": float(mean[0]), **_interval(resampled[:, 0]), "runs": runs}
 
 
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
@@ -140,23 +136,18 @@ def curves(rows: pd.DataFrame) -> pd.DataFrame:
     usual = rows[(rows["recipe"] == "best") & rows["changed"].isin(("", "arms=joint"))]
     keys, found = ["dataset", "task", "regime", "labelled"], []
     for values, some in usual.groupby(keys, sort=False):
-        groups = [group["dice"].to_numpy()[:, None] for _, group in some.groupby("run")]
-        low, high = np.percentile(two_level_means(groups), (2.5, 97.5))
-        found.append({**dict(zip(keys, values, strict=True)), "mean": np.mean([g.mean() for g in groups]),
-                      "low": low, "high": high, "runs": len(groups)})
+        mean, resampled, runs = _over_runs(some.set_index("run")[["dice"]])
+        found.append({**dict(zip(keys, values, strict=True)), "mean": mean[0], **_interval(resampled[:, 0]),
+                      "runs": runs})
     return pd.DataFrame(found)
 
 
 def gap_closed(rows: pd.DataFrame, baseline: str, joint: str, full: str) -> dict[str, float]:
     """(joint - baseline) / (full - baseline) in percent, each a mean over runs, with the interval of ``gain``."""
     pairs = _paired(rows, baseline, joint, full)
-    gains = np.column_stack([pairs[joint] - pairs[baseline], pairs[full] - pairs[baseline]])
-    runs = pairs.index.get_level_values("run")
-    groups = [gains[runs == run] for run in runs.unique()]
-    means = two_level_means(groups)
-    whole = np.mean([g.mean(0) for g in groups], axis=0)
-    low, high = np.percentile(100 * means[:, 0] / means[:, 1], (2.5, 97.5))
-    return {"share": float(100 * whole[0] / whole[1]), "low": float(low), "high": float(high), "runs": len(groups)}
+    mean, resampled, runs = _over_runs(pairs[[joint, full]].sub(pairs[baseline], axis="index"))
+    return {"share": float(100 * mean[0] / mean[1]), **_interval(100 * resampled[:, 0] / resampled[:, 1]),
+            "runs": runs}
 
 
 def _paired(rows: pd.DataFrame, *arms: str) -> pd.DataFrame:
@@ -164,6 +155,17 @@ def _paired(rows: pd.DataFrame, *arms: str) -> pd.DataFrame:
     if missing := set(arms) - set(table):
         raise ValueError(f"no row of {', '.join(sorted(missing))} among {len(rows)} rows")
     return table.dropna()
+
+
+def _over_runs(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, int]:
+    """The mean over runs (index level "run") of each column, the same resampled, and the number of runs."""
+    groups = [group.to_numpy() for _, group in table.groupby(level="run")]
+    return np.mean([group.mean(0) for group in groups], axis=0), two_level_means(groups), len(groups)
+
+
+def _interval(resampled: np.ndarray) -> dict[str, float]:
+    """The middle 95 %."""
+    return dict(zip(("low", "high"), np.percentile(resampled, (2.5, 97.5)).tolist(), strict=True))
 
 
 def two_level_means(groups: Sequence[np.ndarray], resamples: int = 10_000, seed: int = 0) -> np.ndarray:

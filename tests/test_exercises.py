@@ -94,6 +94,12 @@ def test_progress_counts_and_says_where(answers, capsys):
     assert f"lesson {lesson}: 1 of {len(exercises.exercises_of(lesson))}" in out and str(answers) in out
 
 
+def test_answers_survive_in_any_letters(answers):
+    asking.store("prediction 01.x", solved=True, answer="φ(x) ≤ 1")
+    assert exercises.read_answers()["prediction 01.x"]["answer"] == "φ(x) ≤ 1"
+    assert json.loads(answers.read_bytes().decode("utf-8"))
+
+
 def test_damaged_answers_are_not_overwritten(answers):
     answers.write_text("[1, 2")
     with pytest.raises(ValueError, match=r"answers\.json: not a file of answers"):

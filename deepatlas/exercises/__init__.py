@@ -221,7 +221,8 @@ def store(name: str, **what: object) -> dict:
     answers = read_answers()
     entry = answers[name] = answers.get(name, {"solved": False, "tries": 0}) | what
     entry["when"] = time.strftime("%Y-%m-%d %H:%M:%S")
-    write_atomically(answers_file(), lambda file: file.write_text(json.dumps(answers, indent=1, ensure_ascii=False)))
+    text = json.dumps(answers, indent=1, ensure_ascii=False)
+    write_atomically(answers_file(), lambda file: file.write_text(text, encoding="utf-8"))
     return entry
 
 

@@ -14,21 +14,22 @@ from . import Exercise, Mistake
 # Fields are smooth: nobody asks what a field that jumps from voxel to voxel means.
 
 
-def _field(shape: tuple[int, ...], size: float, generator: Generator) -> Tensor:
+def smooth_field(shape: tuple[int, ...], size: float, generator: Generator) -> Tensor:
     """A smooth displacement (1, D, I, J, K) of about ``size`` voxels."""
     coarse = torch.randn(1, len(shape), *[3] * len(shape), generator=generator)
     return size * F.interpolate(coarse, size=shape, mode="bilinear" if len(shape) == 2 else "trilinear")
 
 
-def _shape(dims: int) -> tuple[int, ...]:
-    return (9, 7, 8)[:dims]  # no two sides alike, so that exchanged axes show
+def uneven_shape(dims: int) -> tuple[int, ...]:
+    """A grid with no two sides alike, so that exchanged axes show."""
+    return (9, 7, 8)[:dims]
 
 
 # --- looking up ------------------------------------------------------------------------------------------------------
 
 
 def _image_and_field(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    return torch.rand(1, 2, *_shape(dims), generator=generator), _field(_shape(dims), 1.5, generator)
+    return torch.rand(1, 2, *uneven_shape(dims), generator=generator), smooth_field(uneven_shape(dims), 1.5, generator)
 
 
 def _plus(u: Tensor) -> Tensor:
@@ -36,57 +37,57 @@ def _plus(u: Tensor) -> Tensor:
     return voxel_grid(tuple(u.shape[2:]), u) + u
 
 
-def _looked_up(points: Callable = _plus, *, last_first: bool = True, align_corners: bool = True, count: int = 1,
-               padding: str = "border") -> Callable:
+def looked_up(points: Callable = _plus, *, last_first: bool = True, align_corners: bool = True, count: int = 1,
+              padding: str = "border", mode: str = "bilinear") -> Callable:
     """``warp(moving, u)`` by grid_sample, with one thing after another to get wrong."""
     def warp(moving: Tensor, u: Tensor) -> Tensor:
         size = torch.tensor(moving.shape[2:]).view(1, -1, *[1] * (u.ndim - 2))
         grid = (2 * points(u) / (size - count) - 1).movedim(1, -1)
         grid = grid.flip(-1) if last_first else grid
-        return F.grid_sample(moving, grid, padding_mode=padding, align_corners=align_corners)
+        return F.grid_sample(moving, grid, mode, padding, align_corners)
     return warp
 
 
 WARP = Exercise(
-    "Warping by looking up", _image_and_field, _looked_up(),
+    "Warping by looking up", _image_and_field, looked_up(),
     ("Every voxel x of the result looks up the moving image at x + u(x): first make the coordinates of every voxel.",
      "grid_sample wants points in [-1, 1] from the first voxel's centre to the last one's (align_corners=True), with "
      "the last axis first, in the last dimension of the tensor.",
      "points = 2 * (x + u) / (size - 1) - 1, then points.movedim(1, -1).flip(-1)."),
     {"axes not reversed": Mistake(
-        _looked_up(last_first=False),
+        looked_up(last_first=False),
         ("With u = 0, a square image comes out transposed.",
          "grid_sample reads a point as (x, y, z), where x runs along the LAST axis of the tensor.",
          "Reverse the coordinates: .flip(-1) on the dimension of the coordinates.")),
      "align_corners": Mistake(
-        _looked_up(align_corners=False),
+        looked_up(align_corners=False),
         ("With u = 0 the result is not the moving image, but slightly enlarged.",
          "Without align_corners, -1 and 1 are the outer edges of the image, half a voxel beyond the centres of the "
          "first and last voxel; your scale is for the centres.",
          "F.grid_sample(..., align_corners=True)")),
      "size instead of size - 1": Mistake(
-        _looked_up(count=0),
+        looked_up(count=0),
         ("With u = 0 the result is not the moving image, but slightly shifted and shrunk.",
          "From the first voxel's centre to the last one's it is size - 1 steps, not size.",
          "2 * points / (size - 1) - 1")),
      "pushed": Mistake(
-        _looked_up(lambda u: voxel_grid(tuple(u.shape[2:]), u) - u),
+        looked_up(lambda u: voxel_grid(tuple(u.shape[2:]), u) - u),
         ("The image moves the other way.",
          "u says where to LOOK in the moving image. The picture then moves against u.",
          "x + u, not x - u.")),
      "u alone": Mistake(
-        _looked_up(lambda u: u),
+        looked_up(lambda u: u),
         ("The whole result is a blur of one corner of the image.",
          "u is where to look relative to the voxel's own place.",
          "Add the coordinates of each voxel, e.g. from torch.meshgrid(..., indexing='ij').")),
      "u already in [-1, 1]": Mistake(
-        _looked_up(lambda u: voxel_grid(tuple(u.shape[2:]), u) + u * (torch.tensor(u.shape[2:]) - 1).view(
+        looked_up(lambda u: voxel_grid(tuple(u.shape[2:]), u) + u * (torch.tensor(u.shape[2:]) - 1).view(
             1, -1, *[1] * (u.ndim - 2)) / 2),
         ("The displacements are far too large.",
          "You add u after the coordinates were scaled to [-1, 1]. Here u is in voxels.",
          "Add first, scale afterwards: 2 * (x + u) / (size - 1) - 1.")),
      "zeros outside": Mistake(
-        _looked_up(padding="zeros"),
+        looked_up(padding="zeros"),
         ("It is right inside, but dark along the border.",
          "Where a voxel looks beyond the image it should see the nearest border voxel; by default it sees 0, an edge "
          "that is not in the body.",
@@ -97,7 +98,7 @@ WARP = Exercise(
 
 
 def _two_fields(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    return _field(_shape(dims), 0.8, generator), _field(_shape(dims), 0.8, generator)
+    return smooth_field(uneven_shape(dims), 0.8, generator), smooth_field(uneven_shape(dims), 0.8, generator)
 
 
 def _composed(u_phi: Tensor, u_psi: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ COMPOSE = Exercise(
 
 
 def _gentle_field(dims: int, generator: Generator) -> tuple[Tensor]:
-    return (_field(_shape(dims), 0.5, generator),)
+    return (smooth_field(uneven_shape(dims), 0.5, generator),)
 
 
 def _inverse(u: Tensor) -> Tensor:

@@ -9,20 +9,16 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ..losses import bending_energy, diffusion, ncc, soft_dice
-from ..warp import Deformation, voxel_grid
+from ..warp import Deformation
 from . import Exercise, Mistake
-
-
-def _shape(dims: int) -> tuple[int, ...]:
-    return (9, 7, 8)[:dims]
-
+from .lesson_02 import looked_up, smooth_field, uneven_shape
 
 # --- similarity ------------------------------------------------------------------------------------------------------
 
 
 def _two_images(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
     """Two images of one batch each, alike in part, with another brightness and contrast."""
-    a = torch.rand(2, 1, *_shape(dims), generator=generator)
+    a = torch.rand(2, 1, *uneven_shape(dims), generator=generator)
     b = 0.3 * a + 0.2 + 0.4 * torch.rand(a.shape, generator=generator)
     return a, b * torch.tensor([1.0, 3.0]).view(2, 1, *[1] * dims)
 
@@ -75,7 +71,7 @@ NCC = Exercise(
 
 
 def _one_field(dims: int, generator: Generator) -> tuple[Tensor]:
-    return (torch.randn(1, dims, *_shape(dims), generator=generator),)
+    return (torch.randn(1, dims, *uneven_shape(dims), generator=generator),)
 
 
 def _bending(mixed: float = 2.0, channels: Callable = lambda x: x.sum(1).mean()) -> Callable:
@@ -124,8 +120,8 @@ BENDING = Exercise(
 
 
 def _probabilities(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    scores = 2 * torch.randn(2, 3, *_shape(dims), generator=generator)
-    labels = torch.randint(0, 3, (2, *_shape(dims)), generator=generator)
+    scores = 2 * torch.randn(2, 3, *uneven_shape(dims), generator=generator)
+    labels = torch.randint(0, 3, (2, *uneven_shape(dims)), generator=generator)
     labels[0][labels[0] == 2] = 1  # one scan lacks structure 2 nearly everywhere
     labels[0].view(-1)[:3] = 2
     return scores.softmax(1), F.one_hot(labels, 3).movedim(-1, 1).float()
@@ -223,19 +219,16 @@ GUESS = Exercise(
 
 
 def _image_labels_field(dims: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-    image = torch.rand(1, 1, *_shape(dims), generator=generator)
-    one_hot = F.one_hot(torch.randint(0, 3, (1, *_shape(dims)), generator=generator), 3).movedim(-1, 1).float()
-    coarse = torch.randn(1, dims, *[3] * dims, generator=generator)
-    return image, one_hot, F.interpolate(coarse, size=_shape(dims), mode="bilinear" if dims == 2 else "trilinear")
+    image = torch.rand(1, 1, *uneven_shape(dims), generator=generator)
+    one_hot = F.one_hot(torch.randint(0, 3, (1, *uneven_shape(dims)), generator=generator), 3).movedim(-1, 1).float()
+    return image, one_hot, smooth_field(uneven_shape(dims), 1.0, generator)
 
 
 def _warp_both(image: Tensor, one_hot: Tensor, u: Tensor, *, images: bool = True, labels: bool = True,
                mode: str = "bilinear") -> Tensor:
     """Image and labels looked up at x + u(x); ``images`` and ``labels`` are the align_corners of each."""
-    size = torch.tensor(u.shape[2:]).view(1, -1, *[1] * (u.ndim - 2))
-    grid = (2 * (voxel_grid(tuple(u.shape[2:]), u) + u) / (size - 1) - 1).movedim(1, -1).flip(-1)
-    return torch.cat([F.grid_sample(image, grid, padding_mode="border", align_corners=images),
-                      F.grid_sample(one_hot, grid, mode=mode, padding_mode="border", align_corners=labels)], 1)
+    warps = looked_up(align_corners=images), looked_up(align_corners=labels, mode=mode)
+    return torch.cat([warp(values, u) for warp, values in zip(warps, (image, one_hot), strict=True)], 1)
 
 
 WARP_BOTH = Exercise(
