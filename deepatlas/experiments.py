@@ -24,7 +24,7 @@ from . import datasets, evaluation, machine, networks, registration, terms, trai
 from .checkpoints import read_checkpoint, write_atomically
 from .data import Cohort, Scan
 from .parameters import Experiment, parse
-from .regimes import Regime, spent
+from .regimes import Regime, needed, spent
 from .terms import Weights
 from .training import Settings
 from .warp import Deformation
@@ -42,11 +42,34 @@ def runs_folder() -> Path:
 def run(experiment: Experiment, root: Path | None = None) -> Path:
     """Train every regime, score the test scans, and return the run folder; a finished run is only found again."""
     folder = Path(root or runs_folder()) / experiment.name
-    path = folder / "run.json"
-    record = read_record(folder) if path.is_file() else None
-    if record and record["finished"]:
+    if (folder / "run.json").is_file() and read_record(folder)["finished"]:
         print(f"finished before: {folder}")
         return folder
+    record, cohort = _begin(experiment, folder)
+    nets = _train(experiment, experiment.table, cohort, folder, record)
+    write_csv(pd.concat(_score_all(nets, cohort, experiment)), folder / "scores.csv")
+    examples = _examples(nets, cohort)
+    write_atomically(folder / "examples.pt", lambda file: torch.save(examples, file))
+    record |= {"finished": True, "peak_memory_gib": machine.peak_memory_gib(cohort.train[0].image.device)}
+    _write_json(record, folder / "run.json")
+    return folder
+
+
+def train_or_load(experiment: Experiment, *keys: str, root: Path | None = None) -> dict[str, dict[str, nn.Module]]:
+    """The networks of the regimes ``keys``, and of those that they start from: {regime: {"seg": ..., "reg": ...}}.
+
+    What the experiment's run folder holds is loaded, what it lacks is trained there; it is printed which. The folder's
+    name has the hash of the parameters and of the code, its record that of the data, so that nothing old is found.
+    """
+    folder = Path(root or runs_folder()) / experiment.name
+    record, cohort = _begin(experiment, folder)
+    return _train(experiment, needed(experiment.table, *keys), cohort, folder, record)
+
+
+def _begin(experiment: Experiment, folder: Path) -> tuple[dict, Cohort]:
+    """The record of a run, begun or gone on with, and its cohort on its device."""
+    path = folder / "run.json"
+    record = read_record(folder) if path.is_file() else None
     cohort = datasets.load_cohort(experiment.dataset, size=experiment.profile, dims=experiment.dims,
                                   seed=experiment.seed)
     device = torch.device(machine.pick_device(record["device"] if record else experiment.device))
@@ -55,14 +78,7 @@ def run(experiment: Experiment, root: Path | None = None) -> Path:
         raise ValueError(f"{folder}: this run was begun on other data than {experiment.dataset} holds now: "
                          "remove the folder to begin again")
     _write_json(record, path)
-    cohort = cohort.to(device)
-    nets = _train_all(experiment, cohort, folder, record)
-    write_csv(pd.concat(_score_all(nets, cohort, experiment)), folder / "scores.csv")
-    examples = _examples(nets, cohort)
-    write_atomically(folder / "examples.pt", lambda file: torch.save(examples, file))
-    record |= {"finished": True, "peak_memory_gib": machine.peak_memory_gib(device)}
-    _write_json(record, path)
-    return folder
+    return record, cohort.to(device)
 
 
 def read_record(folder: Path) -> dict:
@@ -137,35 +153,45 @@ def _some_labelled(cohort: Cohort, experiment: Experiment) -> Cohort:
     return replace(some, train=some.labelled + tuple(others))
 
 
-def _train_all(experiment: Experiment, cohort: Cohort, folder: Path, record: dict) -> dict[str, dict[str, nn.Module]]:
-    """Every regime in the order of the table: {regime: {network: trained}}."""
-    table, some = experiment.table, _some_labelled(cohort, experiment)
-    own = own_steps(experiment, table)
+def _train(experiment: Experiment, table: Mapping[str, Regime], cohort: Cohort, folder: Path, record: dict
+           ) -> dict[str, dict[str, nn.Module]]:
+    """The regimes of ``table`` in its order, each trained or found in ``folder``: {regime: {network: trained}}."""
+    some, own = _some_labelled(cohort, experiment), own_steps(experiment, experiment.table)
     trained: dict[str, dict[str, nn.Module]] = {}
-    histories = []
     for i, (key, regime) in enumerate(table.items(), 1):
-        print(f"[{i}/{len(table)}] {regime.title}: {' and '.join(regime.trains)}, {sum(own[key].values())} steps")
+        found = key in record["steps"] and (folder / key / "checkpoint.pt").is_file()
+        print(f"[{i}/{len(table)}] {regime.title}: {' and '.join(regime.trains)}, {sum(own[key].values())} steps"
+              + (f", found in {folder}" if found else ""))
         nets = {name: net.to(cohort.train[0].image.device)
                 for name, net in new_networks(experiment, len(cohort.structures)).items()}
         for name, source in regime.start.items():
             nets[name].load_state_dict(trained[source][name].state_dict())
         history = training.train(nets, cohort if regime.all_labels else some, regime,
-                                 _settings(experiment, own[key], record["mixed_precision"]), folder / key,
+                                 _settings(experiment, regime, own[key], record["mixed_precision"]), folder / key,
                                  _validator(nets, regime, cohort))
         trained[key] = {name: nets[name].eval() for name in regime.trains}
-        histories.append(pd.DataFrame(history).assign(regime=key))
-        record["steps"][key], record["seconds"][key] = own[key], round(history[-1]["seconds"], 1)
-        write_csv(pd.concat(histories), folder / "history.csv")
-        _write_json(record, folder / "run.json")
+        if not found:
+            _keep_history(pd.DataFrame(history).assign(regime=key), folder / "history.csv")
+            record["steps"][key], record["seconds"][key] = own[key], round(history[-1]["seconds"], 1)
+            _write_json(record, folder / "run.json")
     return trained
 
 
-def _settings(experiment: Experiment, steps: Mapping[str, int], mixed_precision: bool) -> Settings:
+def _keep_history(rows: pd.DataFrame, path: Path) -> None:
+    """Add the rows of one regime to those of the others."""
+    if path.is_file():
+        others = pd.read_csv(path)
+        rows = pd.concat([others[~others["regime"].isin(rows["regime"])], rows])
+    write_csv(rows, path)
+
+
+def _settings(experiment: Experiment, regime: Regime, steps: Mapping[str, int], mixed_precision: bool) -> Settings:
     """How a regime of this experiment is trained."""
     e = experiment
-    return Settings(steps, Weights(1.0, e.lambda_r, e.lambda_a, e.lambda_sp), e.similarity, e.rates, e.batch_size,
-                    e.augmentation, mixed_precision=mixed_precision, seed=e.seed, teacher=e.teacher,
-                    options={"sampled_warps": e.sampled_warps, "fourth_case": e.fourth_case})
+    weak = regime.trains == ("reg",) and not (regime.consults or regime.all_labels)
+    return Settings(steps, Weights(1.0, e.lambda_r, e.lambda_weak if weak else e.lambda_a, e.lambda_sp), e.similarity,
+                    e.rates, e.batch_size, e.augmentation, mixed_precision=mixed_precision, seed=e.seed,
+                    teacher=e.teacher, options={"sampled_warps": e.sampled_warps, "fourth_case": e.fourth_case})
 
 
 def _validator(nets: Mapping[str, nn.Module], regime: Regime, cohort: Cohort) -> Callable[[], dict[str, float]]:

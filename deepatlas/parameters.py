@@ -27,10 +27,10 @@ PROFILES = {profile: dict(zip(_DECIDED, values, strict=True)) for profile, value
 
 # What the recipe decides where the parameters say nothing: the paper's, and what served best on validation scans.
 RECIPES = {
-    "paper": {"similarity": "ncc", "reg_turns": 20, "lambda_a": 3.0, "lambda_sp": 3.0, "teacher": 0.0,
-              "sampled_warps": False, "velocity": False},
-    "best": {"similarity": "lncc", "reg_turns": 2, "lambda_a": 10.0, "lambda_sp": 100.0, "teacher": 0.0,
-             "sampled_warps": True, "velocity": True},
+    "paper": {"similarity": "ncc", "reg_turns": 20, "lambda_a": 3.0, "lambda_weak": 3.0, "lambda_sp": 3.0,
+              "teacher": 0.0, "sampled_warps": False, "velocity": False, "joint_start": "baselines"},
+    "best": {"similarity": "lncc", "reg_turns": 2, "lambda_a": 10.0, "lambda_weak": 0.3, "lambda_sp": 100.0,
+             "teacher": 0.0, "sampled_warps": True, "velocity": True, "joint_start": "semi"},
 }
 
 
@@ -54,12 +54,13 @@ class Experiment(BaseModel):
     batch_size: int = Field(None, ge=1, validate_default=False)  # pairs in a step
     lambda_r: float = Field(0.2, ge=0)  # weight of the bending energy
     lambda_a: float = Field(None, ge=0, validate_default=False)  # weight of the anatomy term
+    lambda_weak: float = Field(None, ge=0, validate_default=False)  # of the registration baseline
     lambda_sp: float = Field(None, ge=0, validate_default=False)  # weight of the supervised term
     similarity: Literal["ncc", "lncc", "mse"] = Field(None, validate_default=False)  # of images
     teacher: float = Field(None, ge=0, lt=1, validate_default=False)  # decay of the average that is consulted, 0: none
     sampled_warps: bool = Field(None, validate_default=False)  # does seg_net see the labelled scan warped, too?
     fourth_case: bool = False  # do two guesses teach seg_net to agree? (it collapses)
-    pretraining: bool = True  # does joint training start from trained networks?
+    joint_start: Literal["semi", "baselines", "none"] = Field(None, validate_default=False)  # start of joint training
     unlabelled: int = Field(None, ge=0, validate_default=False)  # unlabelled training scans, by default all there are
     passes: int = Field(1, ge=1)  # times the registration network looks at a pair, as warped so far
     velocity: bool = Field(None, validate_default=False)  # does the registration network output a velocity field?
@@ -116,7 +117,7 @@ class Experiment(BaseModel):
     @property
     def table(self) -> dict[str, Regime]:
         """The regimes to train, in order."""
-        return regimes(self.labelled, self.pretraining, self.arms)
+        return regimes(self.labelled, self.joint_start, self.arms)
 
     @property
     def rates(self) -> dict[str, float]:

@@ -19,6 +19,7 @@ class Regime:
 
 
 BASELINES = {"seg": "seg_baseline", "reg": "reg_baseline"}
+SEMI = {"seg": "semi_seg", "reg": "semi_reg"}
 ONE_SHOT = {"seg": "semi_seg", "reg": "reg_baseline"}  # at N = 1 the paper teaches seg_net by the unsupervised reg_net
 
 REGIMES = {
@@ -34,25 +35,31 @@ REGIMES = {
 }
 
 
-def regimes(labelled: int, pretraining: bool = True, arms: str = "all") -> dict[str, Regime]:
-    """The table for N = ``labelled``: at N = 1 semi-supervised segmentation starts anew, taught by registration, and
-    what comes after starts from it, as in the paper.
+def regimes(labelled: int, joint_start: str = "semi", arms: str = "all") -> dict[str, Regime]:
+    """The table for N = ``labelled``. At N = 1 semi-supervised segmentation starts anew, taught by registration, and
+    semi-supervised registration is taught by it, as in the paper.
 
-    Without ``pretraining`` joint training starts from untrained networks. ``arms`` "joint" leaves only joint training
-    and the regimes that it starts from.
+    Joint training starts from the "semi"-supervised networks, from the "baselines" as in the paper (at N = 1 from the
+    two that taught semi-supervised registration), or from "none", untrained. ``arms`` "joint" leaves only joint
+    training, the baselines, and what it starts from.
     """
     table = dict(REGIMES)
     if labelled == 1:
-        one_shot = {"semi_seg": {"reg": "reg_baseline"}, "semi_reg": ONE_SHOT, "deepatlas": ONE_SHOT}
-        table |= {key: replace(table[key], start=start) for key, start in one_shot.items()}
-    if not pretraining:
-        table["deepatlas"] = replace(table["deepatlas"], start={})
-    if arms == "joint":
-        wanted = {"deepatlas"}
-        for key in reversed(table):
-            wanted |= set(table[key].start.values()) if key in wanted else set()
-        table = {key: regime for key, regime in table.items() if key in wanted | {"seg_baseline", "reg_baseline"}}
-    return table
+        table["semi_seg"] = replace(table["semi_seg"], start={"reg": "reg_baseline"})
+        table["semi_reg"] = replace(table["semi_reg"], start=ONE_SHOT)
+    starts = {"semi": SEMI, "baselines": table["semi_reg"].start, "none": {}}
+    table["deepatlas"] = replace(table["deepatlas"], start=starts[joint_start])
+    return table if arms == "all" else needed(table, *BASELINES.values(), "deepatlas")
+
+
+def needed(table: Mapping[str, Regime], *keys: str) -> dict[str, Regime]:
+    """``keys`` and all that they start from, in the order of ``table``; ValueError if one is not in it."""
+    if unknown := set(keys) - table.keys():
+        raise ValueError(f"no regime {', '.join(sorted(unknown))} in this experiment: choose from {', '.join(table)}")
+    wanted = set(keys)
+    for key in reversed(table):
+        wanted |= set(table[key].start.values()) if key in wanted else set()
+    return {key: regime for key, regime in table.items() if key in wanted}
 
 
 def spent(table: Mapping[str, Regime], key: str, network: str, own: Mapping[str, Mapping[str, int]]) -> int:

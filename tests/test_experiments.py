@@ -130,13 +130,16 @@ def test_the_papers_ratio_of_turns():
 
 
 def test_joint_arms_are_joint_training_and_what_it_starts_from():
-    assert list(parse({"arms": "joint"}).table) == ["seg_baseline", "reg_baseline", "semi_seg", "deepatlas"]
-    assert list(parse({"arms": "joint", "labelled": 5}).table) == ["seg_baseline", "reg_baseline", "deepatlas"]
+    baselines, semi = ["seg_baseline", "reg_baseline"], ["semi_seg", "semi_reg"]
+    assert list(parse({"arms": "joint"}).table) == [*baselines, *semi, "deepatlas"]
+    paper = {"arms": "joint", "recipe": "paper"}
+    assert list(parse(paper).table) == [*baselines, "semi_seg", "deepatlas"]
+    assert list(parse({**paper, "labelled": 5}).table) == [*baselines, "deepatlas"]
 
 
 @pytest.mark.parametrize("labelled", [1, 5])
 def test_without_pretraining_joint_training_has_all_the_steps_itself(labelled):
-    with_it, without = (parse({"labelled": labelled, "pretraining": flag}) for flag in (True, False))
+    with_it, without = (parse({"labelled": labelled, "joint_start": start}) for start in ("baselines", "none"))
     own, other = (own_steps(e, e.table) for e in (with_it, without))
     assert not without.table["deepatlas"].start and without.table["deepatlas"].consults
     assert other["deepatlas"]["reg"] == spent(with_it.table, "deepatlas", "reg", own)
@@ -188,8 +191,29 @@ def test_the_history_has_a_row_for_every_step(finished):
 
 
 def test_a_finished_run_is_not_repeated(finished, monkeypatch):
-    monkeypatch.setattr(experiments, "_train_all", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(experiments, "_train", lambda *_: pytest.fail("trained again"))
     assert experiments.run(parse({**SMOKE, "labelled": 2}), finished.parent) == finished
+
+
+def test_some_regimes_are_trained_or_found(tmp_path, capsys):
+    experiment = parse({**SMOKE, "labelled": 2})
+    first = experiments.train_or_load(experiment, "semi_seg", root=tmp_path)
+    assert list(first) == ["seg_baseline", "reg_baseline", "semi_seg"] and "found" not in capsys.readouterr().out
+    second = experiments.train_or_load(experiment, "semi_seg", "semi_reg", root=tmp_path)
+    said = capsys.readouterr().out.splitlines()
+    assert ["found in" in line for line in said if line.startswith("[")] == [True, True, True, False]
+    for name, weights in first["semi_seg"]["seg"].state_dict().items():
+        assert torch.equal(weights, second["semi_seg"]["seg"].state_dict()[name])
+    history = pd.read_csv(tmp_path / experiment.name / "history.csv")
+    assert history["regime"].unique().tolist() == list(second)
+    assert not json.loads((tmp_path / experiment.name / "run.json").read_text())["finished"]
+
+
+def test_a_run_goes_on_from_regimes_trained_before(tmp_path, finished):
+    experiment = parse({**SMOKE, "labelled": 2})
+    experiments.train_or_load(experiment, "semi_reg", root=tmp_path)
+    scores, others = (reporting.load_scores(f) for f in (experiments.run(experiment, tmp_path), finished))
+    pd.testing.assert_frame_equal(scores, others)
 
 
 def test_each_network_works_alone(finished):
@@ -246,7 +270,7 @@ def test_the_labelled_scans_are_drawn_by_their_own_seed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("values", [
     {"dims": 3}, {"labelled": 4}, {"recipe": "paper"}, {"teacher": 0.9, "passes": 2, "fourth_case": True},
-    {"labelled": 2, "unlabelled": 0, "arms": "joint", "pretraining": False}],
+    {"labelled": 2, "unlabelled": 0, "arms": "joint", "joint_start": "none"}],
     ids=["3D", "all labelled", "the paper's recipe", "means beyond the paper", "ablations"])
 def test_other_experiments_run_too(values, tmp_path):
     folder = experiments.run(parse({**SMOKE, **values}), tmp_path)

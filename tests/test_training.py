@@ -19,7 +19,7 @@ from deepatlas import checkpoints, training
 from deepatlas.checkpoints import Interrupted
 from deepatlas.data import Batch
 from deepatlas.networks import RegistrationNet, SegmentationNet
-from deepatlas.regimes import REGIMES, regimes, spent
+from deepatlas.regimes import REGIMES, needed, regimes, spent
 from deepatlas.terms import (
     SIMILARITIES,
     Weights,
@@ -348,7 +348,7 @@ def test_semi_trains_one_network_and_deepatlas_both_from_the_baselines():
 
 
 def test_with_one_label_an_unsupervised_registration_teaches_segmentation_first():
-    table = regimes(1)
+    table = regimes(1, "baselines")
     assert table["semi_seg"].start == {"reg": "reg_baseline"}
     assert table["deepatlas"].start == table["semi_reg"].start == {"seg": "semi_seg", "reg": "reg_baseline"}
 
@@ -360,9 +360,25 @@ def test_what_a_network_has_spent_includes_what_it_started_from():
     assert spent(REGIMES, "deepatlas", "reg", own) == 10 + 20
     assert spent(REGIMES, "semi_seg", "seg", own) == 1 + 100
     assert spent(REGIMES, "seg_control", "seg", own) == 7
-    assert spent(regimes(1), "deepatlas", "seg", own) == 100 + 2
-    assert spent(regimes(1), "deepatlas", "reg", own) == 10 + 20
+    assert spent(regimes(1, "baselines"), "deepatlas", "seg", own) == 100 + 2
+    assert spent(regimes(1, "baselines"), "deepatlas", "reg", own) == 10 + 20
     assert spent(regimes(1), "semi_seg", "seg", own) == 100
+    assert spent(regimes(2), "deepatlas", "seg", own) == 1 + 100 + 2
+    assert spent(regimes(2), "deepatlas", "reg", own) == 10 + 1000 + 20
+
+
+def test_joint_training_starts_where_it_is_told():
+    semi = {"seg": "semi_seg", "reg": "semi_reg"}
+    starts = {start: regimes(5, start)["deepatlas"].start for start in ("semi", "baselines", "none")}
+    assert starts == {"semi": semi, "baselines": {"seg": "seg_baseline", "reg": "reg_baseline"}, "none": {}}
+    assert regimes(1)["deepatlas"].start == semi
+
+
+def test_a_regime_and_all_that_it_needs():
+    assert list(needed(regimes(5), "semi_reg")) == ["seg_baseline", "reg_baseline", "semi_reg"]
+    assert list(needed(regimes(1), "semi_reg")) == ["reg_baseline", "semi_seg", "semi_reg"]
+    with pytest.raises(ValueError, match="no regime semi in this experiment: choose from seg_baseline"):
+        needed(regimes(1), "semi")
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------
