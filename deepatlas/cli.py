@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from . import datasets, evidence, exercises, experiments, machine, reporting
-from .checkpoints import Interrupted
+from .checkpoints import Interrupted, write_atomically
 from .parameters import Experiment, parse
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -84,8 +84,8 @@ def table(folder: Path) -> None:
 @app.command()
 def gains(results: Annotated[Path, typer.Argument(help="where the tables of results are kept")] = evidence.RESULTS
           ) -> None:
-    """Print what joint training gains in the collected results, with intervals over runs and subjects, and draw Dice
-    against N into dice_against_n.png beside them."""
+    """Print what joint training gains in the collected results, with intervals over runs and subjects; draw Dice
+    against N into dice_against_n.png beside them; fill the tables of the project's pages."""
     from . import plots  # here: a machine that only trains lacks IPython
 
     rows = evidence.load_results(results)
@@ -93,6 +93,10 @@ def gains(results: Annotated[Path, typer.Argument(help="where the tables of resu
     shown = {key: title for key, title in reporting.TITLES.items() if not key.startswith("semi") and key != "identity"}
     figure = plots.curves_figure(evidence.curves(rows), shown)
     figure.savefig(results / "dice_against_n.png", dpi=110)
+    if results.resolve() == evidence.RESULTS:
+        for page in evidence.PAGES:
+            filled = evidence.fill_tables(page.read_text(encoding="utf-8"))
+            write_atomically(page, lambda file, filled=filled: file.write_text(filled, encoding="utf-8"))
 
 
 @app.command()

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
+import re
 import shutil
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from . import evaluation, experiments, reporting
 from .parameters import Experiment, parse
 
 RESULTS = experiments.PROJECT / "tutorials_data" / "results"
+PAGES = (experiments.PROJECT / "README.md", RESULTS / "README.md")  # their tables are made from the results
 PARAMETERS = ("dataset", "profile", "dims", "recipe", "labelled", "seed", "label_seed")  # of a run, in its rows
 
 
@@ -41,8 +44,10 @@ def read_sweep(path: Path, only: Mapping[str, object] | None = None) -> list[Exp
 
 
 def collect(folders: Iterable[Path], results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write ``arms.csv``, ``subjects.csv`` and ``runs/<name>.json`` of finished runs into ``results``; earlier rows of
-    other runs stay. Returns both tables."""
+    """Write ``arms.csv``, ``subjects.csv`` and ``runs/<name>.json`` of finished runs into ``results``; both tables.
+
+    Earlier rows of other experiments stay; those of the same parameters, from other code, are replaced.
+    """
     arms, subjects = ([frame] if (frame := _read(results / f"{name}.csv")) is not None else []
                       for name in ("arms", "subjects"))
     for folder in folders:
@@ -53,10 +58,15 @@ def collect(folders: Iterable[Path], results: Path) -> tuple[pd.DataFrame, pd.Da
         who |= {name: values[name] for name in PARAMETERS} | {"changed": changed(values)}
         arms.append(table.assign(**who))
         subjects.append(_per_subject(reporting.load_scores(folder)).assign(run=folder.name))
+    every = pd.concat(arms)
+    latest = every.drop_duplicates([*PARAMETERS, "changed"], keep="last")["run"]
+    for name in set(every["run"]) - set(latest):
+        (results / "runs" / f"{name}.json").unlink()
     keys = (["run", "task", "regime"], ["run", "task", "regime", "subject"])
     tables = []
     for name, frames, key in zip(("arms", "subjects"), (arms, subjects), keys, strict=True):
         table = pd.concat(frames).drop_duplicates(key, keep="last").sort_values(key, kind="stable")
+        table = table[table["run"].isin(latest)]
         table = table[key + [column for column in table if column not in key]].reset_index(drop=True)
         experiments.write_csv(table, results / f"{name}.csv")
         tables.append(table)
@@ -148,6 +158,66 @@ def gap_closed(rows: pd.DataFrame, baseline: str, joint: str, full: str) -> dict
     mean, resampled, runs = _over_runs(pairs[[joint, full]].sub(pairs[baseline], axis="index"))
     return {"share": float(100 * mean[0] / mean[1]), **_interval(100 * resampled[:, 0] / resampled[:, 1]),
             "runs": runs}
+
+
+# --- pages -----------------------------------------------------------------------------------------------------------
+
+
+def fill_tables(page: str, results: Path = RESULTS) -> str:
+    """The text of a Markdown ``page`` with its tables made anew from the results.
+
+    A table stands between ``<!-- dice labelled=1 -->`` and ``<!-- end -->``. Its kind is "dice" (arms by cohorts),
+    "gains" (of joint training, with intervals) or "joint" (a line for each run); what follows selects rows.
+    """
+    both = load_results(results), _read(results / "arms.csv")
+    kinds = {"dice": (_dice_table, both[1]), "gains": (_gains_table, both[0]), "joint": (_joint_table, both[1])}
+
+    def table(match: re.Match) -> str:
+        make, rows = kinds[match[2]]
+        for name, value in (pair.split("=") for pair in match[3].split()):
+            rows = rows[rows[name].astype(str) == value]
+        return match[1] + "".join(f"| {' | '.join(line)} |\n" for line in make(rows)) + match[4]
+
+    return re.sub(r"(<!-- (dice|gains|joint)((?: \w+=[\w.-]+)*) -->\n).*?(<!-- end -->)", table, page, flags=re.DOTALL)
+
+
+def _dice_table(arms: pd.DataFrame) -> Iterator[list[str]]:
+    """Mean Dice over runs of each arm, as in the table of the paper."""
+    arms = arms[arms["changed"] == ""]
+    cohorts = list(arms["dataset"].unique())
+    yield from ([" ", *cohorts], ["---"] * (1 + len(cohorts)))
+    means = arms.groupby(["task", "regime", "dataset"])["Dice %"].mean()
+    for task in reporting.NETWORK:
+        yield [f"*{task}*", *[" "] * len(cohorts)]
+        for regime, title in reporting.TITLES.items():
+            if (task, regime) in means:
+                bold = "**" if regime == "deepatlas" else ""
+                cells = [f"{bold}{means[task, regime].get(cohort, math.nan):.1f}{bold}" for cohort in cohorts]
+                yield [title, *(cell.replace("nan", "") for cell in cells)]
+    yield ["runs", *(str(arms[arms["dataset"] == cohort]["run"].nunique()) for cohort in cohorts)]
+
+
+def _gains_table(rows: pd.DataFrame) -> Iterator[list[str]]:
+    yield from (["cohort", "task", "against", "gain in points [95 %]", "share of the gap", "runs"], ["---"] * 6)
+    for _, row in gains(rows[(rows["changed"] == "") & (rows["regime"] != "identity")]).iterrows():
+        share = row.get("share", math.nan)
+        yield [row["dataset"], row["task"], reporting.TITLES[row["against"]],
+               f"{row['gain']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]",
+               " " if math.isnan(share) else f"{share:.0f} %", str(row["runs"])]
+
+
+def _joint_table(arms: pd.DataFrame) -> Iterator[list[str]]:
+    yield from (["recipe", "N", "changed", "Dice, segmentation: baseline", "DeepAtlas", "registration: baseline",
+                 "DeepAtlas", "folds %"], ["---"] * 8)
+    for _, run in arms.groupby(["recipe", "changed", "labelled", "run"]):
+        cell, first = run.set_index(["task", "regime"]), run.iloc[0]
+        yield [first["recipe"], str(first["labelled"]), first["changed"].replace("arms=joint", "").strip() or " ",
+               *(f"{cell.loc[(task, regime), 'Dice %']:.1f}" for task, short in reporting.NETWORK.items()
+                 for regime in (f"{short}_baseline", "deepatlas")),
+               f"{cell.loc[('registration', 'deepatlas'), 'folds %']:.2f}"]
+
+
+# --- statistics ------------------------------------------------------------------------------------------------------
 
 
 def _paired(rows: pd.DataFrame, *arms: str) -> pd.DataFrame:

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from deepatlas import evidence
+from deepatlas import evidence, experiments
 from deepatlas.cli import app
 from deepatlas.parameters import parse
 
@@ -82,7 +83,7 @@ def test_the_command_runs_collects_and_goes_on(sweep, tmp_path):
     for name, sha256 in arms.groupby("run")["sha256"].first().items():
         assert hashlib.sha256((results / "runs" / f"{name}.json").read_bytes()).hexdigest() == sha256
     rows = evidence.load_results(results)
-    assert set(rows["regime"]) == {"identity", "label_propagation", "seg_baseline", "reg_baseline", "deepatlas"}
+    assert set(rows["regime"]) == {"identity", "label_propagation", *parse({"arms": "joint"}).table}
     arm = rows[(rows["regime"] == "deepatlas") & (rows["task"] == "segmentation")]
     means = arms[(arms["regime"] == "deepatlas") & (arms["task"] == "segmentation")].set_index("run")["Dice %"]
     np.testing.assert_allclose(arm.groupby("run")["dice"].mean(), means.sort_index(), atol=0.01)
@@ -142,6 +143,43 @@ def test_the_table_of_gains_compares_with_every_arm_there_is():
     assert list(table.index) == ["label_propagation", "seg_baseline"]
     assert table["gain"].tolist() == [20, 10] and table["mean"].tolist() == [62, 72]
     assert table["share"].tolist() == pytest.approx([200 / 3, 50])
+
+
+def test_rows_of_the_same_experiment_are_replaced(sweep, tmp_path):
+    """As when a file of the method was edited, and everything was run again."""
+    experiment = evidence.read_sweep(sweep, {"labelled": 1, "seed": 0})[0]
+    old = experiments.run(experiment, tmp_path / "runs")
+    new, other = (old.with_name(name) for name in ("same-parameters-other-code", "other-seed"))
+    for folder, seed in ((new, 0), (other, 1)):
+        shutil.copytree(old, folder)
+        record = json.loads((old / "run.json").read_text())
+        record["experiment"] |= {"seed": seed, "label_seed": seed}
+        (folder / "run.json").write_text(json.dumps(record))
+    results = tmp_path / "results"
+    evidence.collect([old, other], results)
+    arms, subjects = evidence.collect([new], results)
+    assert set(arms["run"]) == set(subjects["run"]) == {new.name, other.name}
+    assert {path.stem for path in (results / "runs").iterdir()} == {new.name, other.name}
+
+
+def test_a_page_gets_the_tables_it_asks_for(sweep, tmp_path):
+    results = tmp_path / "results"
+    folders = [experiments.run(e, tmp_path / "runs") for e in evidence.read_sweep(sweep, {"labelled": 2})]
+    evidence.collect(folders, results)
+    page = "Before\n<!-- joint labelled=2 -->\nold\n<!-- end -->\nbetween\n<!-- joint seed=1 -->\n<!-- end -->\nafter"
+    lines = evidence.fill_tables(page, results).splitlines()
+    assert [line for line in lines if not line.startswith(("|", "<!--"))] == ["Before", "between", "after"]
+    arms = evidence._read(results / "arms.csv").set_index(["seed", "task", "regime"])["Dice %"]
+    seg, reg = arms[1, "segmentation", "deepatlas"], arms[1, "registration", "deepatlas"]
+    (row,) = [line for line in lines[lines.index("<!-- joint seed=1 -->"):] if line.startswith("| best")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert (cells[1], cells[4], cells[6]) == ("2", f"{seg:.1f}", f"{reg:.1f}")
+
+
+@pytest.mark.parametrize("page", evidence.PAGES, ids=lambda page: page.parent.name)
+def test_the_projects_pages_show_the_committed_rows(page):
+    text = page.read_text(encoding="utf-8")
+    assert "<!-- dice" in text and evidence.fill_tables(text) == text
 
 
 def test_what_an_experiment_changes_is_said():
