@@ -163,7 +163,7 @@ def test_a_lesson_has_a_stub_and_a_solution_for_every_exercise(lesson):
 def test_solutions_pass_and_stubs_do_not(lesson, capsys, answers):
     """As "run all" does: solutions are right, stubs are unfinished or classic mistakes, and progress stays at zero."""
     imports = "import math\nimport numpy as np\nimport torch\nimport torch.nn.functional as F\n" \
-              "from deepatlas import exercises\n" \
+              "from deepatlas import exercises, losses\n" \
               "from deepatlas.warp import Deformation, sample\n"
     for tag, wanted in (("solution", "✓"), ("exercise", "…✗")):
         for cell in cells(lesson, tag):

@@ -171,8 +171,10 @@ def _difference(got: tuple, wanted: tuple, tolerance: float) -> str:
         at = tuple(int(i) for i in np.argwhere(~close)[0])
         where = f" at {at}" if at else ""
         return f"{b[at]:.4g} was wanted{where}, got {a[at]:.4g}"
-    if wanted[1] and len(got[1]) != len(wanted[1]):
+    if len(got[1]) < len(wanted[1]):
         return "the value is right, but no gradient comes back: stay in PyTorch, without .item(), .numpy() or .detach()"
+    if len(got[1]) > len(wanted[1]):
+        return "the value is right, but a gradient flows where nothing may learn"
     for mine, theirs in zip(got[1], wanted[1], strict=True):
         if not torch.allclose(mine, theirs, rtol=10 * tolerance, atol=10 * tolerance):
             return "the value is right, but its gradient is not"
