@@ -2,6 +2,7 @@
 # make test         every test, notebooks included
 # make lab          JupyterLab on the notebooks
 # make results      every run of the evidence, hours on a laptop (ARGS="dataset=phantom-knee" for some of them)
+# make weights     the trained networks that come with the project (DATASET, ARGS as above)
 # make bench        how long things take on this machine
 # Each sets up what is missing in .venv. On Windows, or without make: see README.md.
 
@@ -13,7 +14,7 @@ ifdef DEEPATLAS_DATA
 export DEEPATLAS_DATA := $(abspath $(DEEPATLAS_DATA))
 endif
 
-.PHONY: experiment test lab lint bench results
+.PHONY: experiment test lab lint bench results weights
 
 experiment: .venv/run.stamp
 	$(BIN)/deepatlas run dataset=$(DATASET) $(ARGS)
@@ -23,6 +24,9 @@ results: .venv/run.stamp
 	$(BIN)/deepatlas sweep tutorials_data/results/ablations.toml $(ARGS)
 	$(BIN)/deepatlas sweep tutorials_data/results/short.toml $(ARGS)
 	$(BIN)/deepatlas gains
+
+weights: .venv/run.stamp
+	$(BIN)/deepatlas weights dataset=$(DATASET) $(ARGS)
 
 test: .venv/test.stamp
 	$(BIN)/python -m pytest $(ARGS)

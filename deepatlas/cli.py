@@ -11,7 +11,7 @@ import torch
 import typer
 import yaml
 
-from . import datasets, evidence, exercises, experiments, machine, reporting
+from . import datasets, evidence, exercises, experiments, machine, reporting, weights
 from .checkpoints import Interrupted, write_atomically
 from .parameters import Experiment, parse
 
@@ -97,6 +97,17 @@ def gains(results: Annotated[Path, typer.Argument(help="where the tables of resu
         for page in evidence.PAGES:
             filled = evidence.fill_tables(page.read_text(encoding="utf-8"))
             write_atomically(page, lambda file, filled=filled: file.write_text(filled, encoding="utf-8"))
+
+
+@app.command("weights")
+def keep_weights(parameters: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE, as for run")] = None,
+                 to: Annotated[Path | None, typer.Option(help="the file; by default among the project's")] = None
+                 ) -> None:
+    """Keep the networks that joint training leaves in one small file; the run is found, or done first."""
+    experiment = parse(_assignments(parameters or []))
+    path = to or weights.WEIGHTS / f"{experiment.dataset}.pt"
+    weights.keep(_run_or_stop(experiment, None), path)
+    typer.echo(f"weights: {path}")
 
 
 @app.command()

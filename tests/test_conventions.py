@@ -20,7 +20,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 FLOOR_0 = {"data", "networks", "warp", "losses", "checkpoints"}
 FLOOR_1 = {"registration", "phantom", "datasets", "pairs", "regimes", "terms", "training", "evaluation", "files"}
-FLOOR_3 = {"machine", "parameters", "experiments", "evidence", "reporting", "cli"}
+FLOOR_3 = {"machine", "parameters", "experiments", "evidence", "reporting", "weights", "cli"}
 MAY_IMPORT = {
     **{name: set() for name in FLOOR_0},
     "registration": {"data", "warp", "losses"},
@@ -47,7 +47,6 @@ KEPT = {
     "cli.main": "the command: pyproject.toml names it",
     "warp.sample": "the one convention of grid_sample, which lesson and tests look at",
     "losses.diffusion": "the regularity of VoxelMorph, to compare bending energy with",
-    "explorers.view_training": "for lessons and readers: watch a training",
     "explorers.explore_sweep": "for lessons and readers: Dice against folds of finished runs",
 }
 

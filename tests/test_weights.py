@@ -1,0 +1,47 @@
+"""Trained networks in one small file: kept, loaded, refused if damaged, and as good as they were."""
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from deepatlas import datasets, evaluation, experiments, terms, weights
+from deepatlas.cli import app
+from deepatlas.parameters import parse
+
+SMOKE = ["profile=smoke", "dims=2", "device=cpu", "arms=joint"]
+
+
+def test_kept_networks_answer_as_before(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPATLAS_RUNS", str(tmp_path / "runs"))
+    path = tmp_path / "kept.pt"
+    done = CliRunner().invoke(app, ["weights", *SMOKE, "--to", str(path)])
+    assert done.exit_code == 0, done.output
+    nets, experiment = weights.load(path)
+    assert experiment == parse({"profile": "smoke", "dims": 2, "device": "cpu", "arms": "joint"})
+    trained = experiments.load_networks(experiments.runs_folder() / experiment.name, "deepatlas")
+    image = torch.rand(1, 1, 32, 32)
+    torch.testing.assert_close(nets["seg"](image), trained["seg"](image), atol=0.02, rtol=0.02)
+    torch.testing.assert_close(nets["reg"](image, image), trained["reg"](image, image), atol=0.02, rtol=0.02)
+
+
+def test_what_is_not_there_or_damaged_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"zebra\.pt: no such file; .* with the project: phantom-brain"):
+        weights.load("zebra")
+    (tmp_path / "half.pt").write_bytes(weights.WEIGHTS.joinpath("phantom-brain.pt").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"half\.pt: no weights of this kit, or damaged"):
+        weights.load(tmp_path / "half.pt")
+
+
+def test_the_projects_weights_are_small_and_good():
+    """On test scans that no training has seen; the run that left them reached .914 and .843."""
+    path = weights.WEIGHTS / "phantom-brain.pt"
+    assert path.stat().st_size < 2**21
+    nets, experiment = weights.load("phantom-brain")
+    cohort = datasets.load_cohort(experiment.dataset, size=experiment.profile, dims=experiment.dims,
+                                  seed=experiment.seed)
+    seg = evaluation.score_segmentation(terms.segmenter(nets["seg"]), cohort, cohort.test)
+    reg = evaluation.score_registration(terms.registrar(nets["reg"]), cohort,
+                                        evaluation.registration_pairs(cohort.test, per_fixed=1))
+    assert evaluation.per_subject(seg).mean() > 0.90
+    assert evaluation.per_subject(reg).mean() > 0.82
+    assert reg["folds_percent"].max() < 0.5
