@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import pandas as pd
 import torch
@@ -111,6 +111,17 @@ def keep_weights(parameters: Annotated[list[str] | None, typer.Argument(help="NA
 
 
 @app.command()
+def warm(parameters: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE, as for run")] = None) -> None:
+    """Train before class what the lessons train; they find it in the folder of runs (DEEPATLAS_RUNS, to share it)."""
+    experiment = parse({"dims": 2, **_assignments(parameters or [])})
+    try:
+        experiments.train_or_load(experiment, "seg_baseline", "seg_control", "deepatlas")
+    except Interrupted as stop:
+        _stop(stop)
+    typer.echo(f"warm: {experiments.runs_folder() / experiment.name}")
+
+
+@app.command()
 def collect(files: Annotated[list[Path], typer.Argument(help="answers of students, named after them: ada.json")],
             to: Annotated[Path, typer.Option(help="the table to write")] = Path("answers.csv")) -> None:
     """Gather the answers of a class in one table, for the teacher."""
@@ -133,8 +144,12 @@ def _run_or_stop(experiment: Experiment, root: Path | None) -> Path:
     try:
         return experiments.run(experiment, root)
     except Interrupted as stop:
-        typer.echo(f"deepatlas: {stop}", err=True)
-        raise typer.Exit(130) from stop
+        _stop(stop)
+
+
+def _stop(stop: Interrupted) -> NoReturn:
+    typer.echo(f"deepatlas: {stop}", err=True)
+    raise typer.Exit(130) from stop
 
 
 def _print_table(folder: Path) -> None:

@@ -12,8 +12,10 @@ import nbformat
 import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from deepatlas import data, datasets, evaluation, experiments, parameters, reporting, terms
+from deepatlas.cli import app
 from deepatlas.experiments import own_steps
 from deepatlas.parameters import Experiment, parse
 from deepatlas.regimes import REGIMES, regimes, spent
@@ -207,6 +209,21 @@ def test_some_regimes_are_trained_or_found(tmp_path, capsys):
     history = pd.read_csv(tmp_path / experiment.name / "history.csv")
     assert history["regime"].unique().tolist() == list(second)
     assert not json.loads((tmp_path / experiment.name / "run.json").read_text())["finished"]
+
+
+def test_what_the_lessons_train_can_be_trained_before_class(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DEEPATLAS_RUNS", str(tmp_path))
+    done = CliRunner().invoke(app, ["warm", "profile=smoke"])
+    assert done.exit_code == 0, done.output
+    experiment = parse({"profile": "smoke", "dims": 2})
+    lessons = [lesson.read_text(encoding="utf-8") for lesson in (experiments.PROJECT / "notebooks").glob("0*.ipynb")]
+    asked = [re.findall(r"(\w+)\\\"", call) for lesson in lessons
+             for call in re.findall(r"train_or_load\(experiment, (.*?)\)", lesson)]
+    assert len(asked) >= 2
+    for keys in asked:
+        experiments.train_or_load(experiment, *keys)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert lines and all("found in" in line for line in lines)
 
 
 def test_a_run_goes_on_from_regimes_trained_before(tmp_path, finished):
