@@ -207,14 +207,15 @@ def _gains_table(rows: pd.DataFrame) -> Iterator[list[str]]:
 
 
 def _joint_table(arms: pd.DataFrame) -> Iterator[list[str]]:
-    yield from (["recipe", "N", "changed", "Dice, segmentation: baseline", "DeepAtlas", "registration: baseline",
-                 "DeepAtlas", "folds %"], ["---"] * 8)
+    yield from (["recipe", "N", "changed", "Dice, segmentation: baseline", "Semi", "DeepAtlas",
+                 "registration: baseline", "Semi", "DeepAtlas", "folds %"], ["---"] * 10)
     for _, run in arms.groupby(["recipe", "changed", "labelled", "run"]):
-        cell, first = run.set_index(["task", "regime"]), run.iloc[0]
+        cells, first = run.set_index(["task", "regime"]), run.iloc[0]
+        dice = (cells["Dice %"].get((task, regime)) for task, short in reporting.NETWORK.items()
+                for regime in (f"{short}_baseline", f"semi_{short}", "deepatlas"))
         yield [first["recipe"], str(first["labelled"]), first["changed"].replace("arms=joint", "").strip() or " ",
-               *(f"{cell.loc[(task, regime), 'Dice %']:.1f}" for task, short in reporting.NETWORK.items()
-                 for regime in (f"{short}_baseline", "deepatlas")),
-               f"{cell.loc[('registration', 'deepatlas'), 'folds %']:.2f}"]
+               *(" " if value is None else f"{value:.1f}" for value in dice),
+               f"{cells.loc[('registration', 'deepatlas'), 'folds %']:.2f}"]
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def test_a_page_gets_the_tables_it_asks_for(sweep, tmp_path):
     seg, reg = arms[1, "segmentation", "deepatlas"], arms[1, "registration", "deepatlas"]
     (row,) = [line for line in lines[lines.index("<!-- joint seed=1 -->"):] if line.startswith("| best")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert (cells[1], cells[4], cells[6]) == ("2", f"{seg:.1f}", f"{reg:.1f}")
+    assert (cells[1], cells[5], cells[8]) == ("2", f"{seg:.1f}", f"{reg:.1f}")
 
 
 @pytest.mark.parametrize("page", evidence.PAGES, ids=lambda page: page.parent.name)
