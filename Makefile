@@ -1,5 +1,6 @@
 # make experiment   train DeepAtlas and its baselines, and print the table (DATASET=hippocampus, ARGS="labelled=5 seed=1")
 # make test         every test, notebooks included
+# make tutorials   the lessons, executed, as pages and slides that work from disk: site/index.html
 # make lab          JupyterLab on the notebooks
 # make results      every run of the evidence, hours on a laptop (ARGS="dataset=phantom-knee" for some of them)
 # make weights     the trained networks that come with the project (DATASET, ARGS as above)
@@ -14,7 +15,7 @@ ifdef DEEPATLAS_DATA
 export DEEPATLAS_DATA := $(abspath $(DEEPATLAS_DATA))
 endif
 
-.PHONY: experiment test lab lint bench results weights
+.PHONY: experiment test lab lint bench results tutorials weights
 
 experiment: .venv/run.stamp
 	$(BIN)/deepatlas run dataset=$(DATASET) $(ARGS)
@@ -24,6 +25,9 @@ results: .venv/run.stamp
 	$(BIN)/deepatlas sweep tutorials_data/results/ablations.toml $(ARGS)
 	$(BIN)/deepatlas sweep tutorials_data/results/short.toml $(ARGS)
 	$(BIN)/deepatlas gains
+
+tutorials: .venv/run.stamp
+	$(BIN)/deepatlas site $(ARGS)
 
 weights: .venv/run.stamp
 	$(BIN)/deepatlas weights dataset=$(DATASET) $(ARGS)

@@ -110,6 +110,16 @@ def keep_weights(parameters: Annotated[list[str] | None, typer.Argument(help="NA
     typer.echo(f"weights: {path}")
 
 
+@app.command("site")
+def build_site(parameters: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE, as in profile=smoke")] = None,
+               to: Annotated[Path, typer.Option(help="where the pages go")] = experiments.PROJECT / "site") -> None:
+    """Execute the lessons and write them as pages that work from disk, with slides; begin with index.html."""
+    from . import site  # here: a machine that only trains lacks nbformat
+
+    for page in site.build(to, _assignments(parameters or [])):
+        typer.echo(str(page))
+
+
 @app.command()
 def warm(parameters: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE, as for run")] = None) -> None:
     """Train before class what the lessons train; they find it in the folder of runs (DEEPATLAS_RUNS, to share it)."""

@@ -211,8 +211,8 @@ def _shown(state: dict, display: str) -> SliceViewer | HTML:
     if display == "live":
         return SliceViewer(**state)
     title, content = html.escape(state["meta"]["title"]), html.escape(_page(state))
-    return HTML(f'<div><iframe title="{title}" srcdoc="{content}" style="width:100%;height:600px;border:0">'
-                "</iframe></div>")
+    return HTML(f'<div><iframe title="{title}" loading="lazy" srcdoc="{content}" '
+                'style="width:100%;height:600px;border:0"></iframe></div>')
 
 
 def colours(count: int) -> list[list[int]]:

@@ -50,6 +50,11 @@ JOIN = Exercise(
          "With align_corners=True the first and last voxel centres are kept; a level that was made by halving covers "
          "the same area with larger voxels.",
          "Leave align_corners at False.")),
+     "bilinear in 3D": Mistake(
+        lambda coarse, skip: torch.cat([F.interpolate(coarse, scale_factor=2, mode="bilinear"), skip], 1),
+        ("It works in 2D and stops in 3D.",
+         "Linear interpolation has a name for each number of axes: 'bilinear' for images, 'trilinear' for volumes.",
+         "mode = 'bilinear' if coarse.ndim == 4 else 'trilinear'")),
      "skip alone": Mistake(
         lambda coarse, skip: skip,
         ("What the coarse level found out is lost.",
@@ -100,6 +105,11 @@ PROPAGATE = Exercise(
         ("The labels move the other way.",
          "u says where to LOOK in the moving labels.",
          "x + u, not x - u")),
+     "axes exchanged": Mistake(
+        _looked_up(lambda x, u: (x + u).flip(0)),
+        ("The labels come from the place mirrored at the diagonal.",
+         "Channel c of u moves axis c of the tensor. The reversed order belongs to grid_sample only.",
+         "labels[where[0], where[1], ...]")),
      "u alone": Mistake(
         _looked_up(lambda x, u: u),
         ("Nearly everything is read in one corner.",
@@ -149,24 +159,36 @@ VOTE = Exercise(
 
 
 def _pairs(dims: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Three batches of five pairs; in the last of them nobody labelled both sides."""
     known = torch.tensor([[True, True, False, False, True], [True, False, True, False, True]])
-    order = torch.randperm(5, generator=generator)
-    return torch.rand(5, generator=generator), *known[:, order]
+    batches = [known[:, torch.randperm(5, generator=generator)] for _ in range(2)]
+    moving, fixed = torch.stack([*batches, torch.stack([known[0], ~known[0]])], 1)
+    return torch.rand(3, 5, generator=generator), moving, fixed
 
 
-def _over(counted: Callable[[Tensor, Tensor], Tensor], whole: bool = False) -> Callable:
+def _over(counted: Callable[[Tensor, Tensor], Tensor], whole: bool = False, least: int = 1) -> Callable:
     def anatomy(dice_loss: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
         counts = counted(moving, fixed)
-        return (dice_loss * counts).sum() / (len(counts) if whole else counts.sum())
+        return (dice_loss * counts).sum(1) / (counts.shape[1] if whole else counts.sum(1).clamp(min=least))
     return anatomy
 
 
 WEAK = Exercise(
     "Weak supervision", _pairs, _over(torch.logical_and),
     ("The anatomy term needs an expert's labels on both sides of a pair.",
-     "Take the mean over the pairs that have them; the others say nothing, not 0.",
-     "dice_loss[moving_known & fixed_known].mean()"),
-    {"either": Mistake(
+     "Take the mean over the pairs that have them; where a batch has none, 0.",
+     "counts = moving_known & fixed_known; (dice_loss * counts).sum(1) / counts.sum(1).clamp(min=1)"),
+    {"nothing divided by nothing": Mistake(
+        _over(torch.logical_and, least=0),
+        ("A batch without any such pair gives nan, and one nan in a loss ruins every weight of a network.",
+         "0 pairs in the sum, 0 in the denominator. With one labelled scan every batch is like that.",
+         "counts.sum(1).clamp(min=1) in the denominator")),
+     "the sum": Mistake(
+        lambda dice_loss, moving, fixed: (dice_loss * (moving & fixed)).sum(1),
+        ("Your term grows with the number of labelled pairs.",
+         "A loss should not depend on how many pairs happen to be labelled in this batch: take their mean.",
+         "Divide by the number of pairs that count.")),
+     "either": Mistake(
         _over(torch.logical_or),
         ("More pairs count than should.",
          "With labels on one side only there is nothing to compare them with, as long as nobody guesses.",
@@ -210,9 +232,9 @@ def _descent(sign: float = -1.0, grad: Callable = lambda new, old: new) -> Calla
 
 FIT = Exercise(
     "A training loop", _regression, _descent(),
-    ("Print the loss in each of the five steps. Does it fall as it should?",
-     "What is in w.grad at the second step? backward() adds to what is there.",
-     "w.grad = None after the step (with an optimiser: optimiser.zero_grad())."),
+    ("Compute the first two steps by hand and compare: which one is the first to differ?",
+     "Five steps, the mean of the squares, 0.1 times the gradient of this step and of no other.",
+     "In each step: loss.backward(), w -= 0.1 * w.grad, w.grad = None."),
     {"gradients add up": Mistake(
         _descent(grad=torch.add),
         ("The first step is right, the later ones are too long: w swings beyond its goal.",

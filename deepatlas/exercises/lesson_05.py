@@ -24,7 +24,7 @@ def _taken_and_planned(dims: int, generator: Generator) -> tuple[Tensor, Tensor]
     taken[torch.arange(8), behind] -= (0.1 * planned[torch.arange(8), behind]).long()
     taken = taken.clamp(min=0)
     taken[0] = 0
-    return taken, planned
+    return torch.cat([taken, torch.tensor([[0, 2]])]), torch.cat([planned, torch.tensor([[3, 12]])])
 
 
 def _furthest_behind(taken: Tensor, planned: Tensor) -> Tensor:
@@ -53,9 +53,13 @@ TURN = Exercise(
          "argmin")),
      "without the half": Mistake(
         lambda taken, planned: (taken / planned).argmin(1),
-        ("Only the very first turn differs.",
-         "At the beginning both shares are 0. The half (the middle of the next turn) lets the network with more turns "
-         "begin, as it should.",
+        ("Some turns come in another order, the very first among them.",
+         "Compare the middles of the next turns, not their beginnings: at first both begin at 0.",
+         "(taken + 0.5) / planned")),
+     "a whole turn": Mistake(
+        lambda taken, planned: ((taken + 1) / planned).argmin(1),
+        ("The network with fewer turns is always a little late.",
+         "Compare the middles of the next turns, not their ends.",
          "(taken + 0.5) / planned"))},
     dims=(2,))
 
@@ -88,6 +92,11 @@ STOP = Exercise(
         ("The loss is far from anything between 0 and 1.",
          "Scores are any numbers; Dice wants probabilities.",
          "softmax over the structures, dimension 1")),
+     "no gradient at all": Mistake(
+        lambda warped, scores: soft_dice(warped, scores.softmax(1)).detach(),
+        ("The value is right, but nobody can learn from it.",
+         "Only the guess is cut off. The warped labels must keep their gradient, or the deformation learns nothing.",
+         "soft_dice(warped, scores.softmax(1).detach())")),
      "softmax over the batch": Mistake(
         lambda warped, scores: soft_dice(warped, scores.softmax(0).detach()),
         ("The probabilities of a voxel do not sum to 1.",
@@ -135,7 +144,7 @@ STEP = Exercise(
     "One turn", _two_networks, _stepped(lambda turn: (1 - turn, turn)),
     ("In turn 0 the segmentation network moves, in turn 1 the registration network; the other one stays as it is.",
      "Compute the gradient for the network whose turn it is, and subtract 0.1 times it from that one only.",
-     "grad, = torch.autograd.grad(loss(seg, reg), seg); torch.stack([seg - 0.1 * grad, reg]), and likewise for reg"),
+     "seg.requires_grad_(); grad, = torch.autograd.grad(loss(seg, reg), seg); torch.stack([seg - 0.1 * grad, reg])"),
     {"both move": Mistake(
         _stepped(lambda turn: (1, 1)),
         ("Both networks have changed.",

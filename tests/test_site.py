@@ -1,0 +1,83 @@
+"""The lessons as pages: executed, whole, asking nobody for anything; read in a real browser, from disk."""
+
+import nbformat
+import pytest
+
+from deepatlas import site
+
+LESSONS = [path.stem for path in sorted(site.NOTEBOOKS.glob("0*.ipynb"))]
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    list(site.build(folder, {"profile": "smoke"}))
+    return folder
+
+
+@pytest.fixture
+def page(browser):
+    """A page of the browser that keeps the addresses it was made to ask."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.asked = []
+    page.on("request", lambda request: page.asked.append(request.url))
+    yield page
+    page.close()
+    outside = [url for url in page.asked if not url.startswith(("file:", "data:", "about:", "blob:"))]
+    assert not outside
+
+
+def test_every_lesson_has_a_page_and_slides(pages):
+    made = {path.stem for path in pages.glob("*.html")}
+    assert made == {"index", *LESSONS, *(f"{lesson}_slides" for lesson in LESSONS)}
+    assert (pages / "index.html").read_text() == (pages / f"{LESSONS[0]}.html").read_text()
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_a_page_reads_as_a_lesson(pages, page, lesson):
+    page.goto((pages / f"{lesson}.html").as_uri())
+    text = page.inner_text("body")
+    assert "Traceback" not in text and "step/s" not in text and ".ipynb" not in page.content()
+    cells = nbformat.read(site.NOTEBOOKS / f"{lesson}.ipynb", 4).cells
+    assert page.locator("details").count() == sum("solution" in cell.metadata.get("tags", []) for cell in cells)
+    assert all(alt for alt in page.locator("img").evaluate_all("images => images.map(image => image.alt)"))
+    assert page.locator("iframe").count() <= 3
+    for link in page.locator("a[href$='.html']").evaluate_all("links => links.map(link => link.getAttribute('href'))"):
+        assert (pages / link).is_file() or link.startswith("http") or link == "experiment.html", link
+
+
+def test_formulas_are_set_and_solutions_folded(pages, page):
+    page.goto((pages / "02_deformations.html").as_uri())
+    page.wait_for_selector(".MathJax", state="attached", timeout=30_000)
+    page.wait_for_function("!document.body.innerText.includes('$$')")
+    solution = page.locator("details").first
+    assert solution.get_attribute("open") is None
+    solution.locator("summary").click()
+    assert "def solution_" in solution.inner_text()
+
+
+def test_a_viewer_works_without_a_kernel(pages, page):
+    page.goto((pages / "index.html").as_uri())
+    frame = page.frame_locator("iframe").first
+    slider = frame.get_by_label("warp strength")
+    slider.scroll_into_view_if_needed()
+    before = frame.locator("canvas").last.screenshot()
+    slider.fill("0")
+    page.wait_for_timeout(300)
+    assert frame.locator("canvas").last.screenshot() != before
+
+
+def test_slides_turn(pages, page):
+    page.goto((pages / "02_deformations_slides.html").as_uri())
+    assert page.inner_text("nav.slide").startswith("1 / ")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("nav.slide").startswith("2 / ") and page.url.endswith("#2")
+    assert page.locator("h2:visible").count() == 1
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("nav.slide").startswith("1 / ")
+
+
+def test_a_lesson_that_stops_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"00_start_here\.ipynb: cell \d+ stopped"):
+        list(site.build(tmp_path, {"profile": "huge"}, ["00_start_here"]))
