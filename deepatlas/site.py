@@ -65,8 +65,9 @@ def _as_page(notebook: NotebookNode, links: str) -> NotebookNode:
     cells = [nbformat.v4.new_markdown_cell(links)] if links else []
     for cell in notebook.cells:
         if "solution" in cell.metadata.get("tags", []):
-            code = f"<details><summary>A solution</summary><pre><code>{html.escape(cell.source)}</code></pre></details>"
-            cells.append(nbformat.v4.new_markdown_cell(code.replace("\n\n", "\n&#8203;\n")))
+            code = html.escape(cell.source).replace("\n\n", "\n&#8203;\n")  # in Markdown a blank line would end it
+            folded = f"<details><summary>A solution</summary><pre><code>{code}</code></pre></details>"
+            cells.append(nbformat.v4.new_markdown_cell(folded))
         elif cell.cell_type == "markdown":
             cells.append(nbformat.v4.new_markdown_cell(re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.html)", cell.source)))
         elif "injected-parameters" not in cell.metadata.get("tags", []):
