@@ -105,6 +105,8 @@ def keep_weights(parameters: Annotated[list[str] | None, typer.Argument(help="NA
                  ) -> None:
     """Keep the networks that joint training leaves in one small file; the run is found, or done first."""
     experiment = parse(_assignments(parameters or []))
+    if to is None and experiment != parse({"dataset": experiment.dataset}):
+        raise ValueError("the project's weights are those of the default experiment: name another file with --to")
     path = to or weights.WEIGHTS / f"{experiment.dataset}.pt"
     weights.keep(_run_or_stop(experiment, None), path)
     typer.echo(f"weights: {path}")
@@ -146,7 +148,7 @@ def collect(files: Annotated[list[Path], typer.Argument(help="answers of student
 @app.command()
 def handout(folder: Annotated[Path, typer.Argument(help="where the copies go")]) -> None:
     """Copy the lessons without their solutions, for a class."""
-    lessons = sorted(reporting.NOTEBOOK.parent.glob("0*.ipynb"))
+    lessons = [*sorted(reporting.NOTEBOOK.parent.glob("0*.ipynb")), reporting.NOTEBOOK]
     typer.echo("\n".join(str(copy) for copy in exercises.hand_out(lessons, folder)))
 
 

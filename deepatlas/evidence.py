@@ -60,8 +60,6 @@ def collect(folders: Iterable[Path], results: Path) -> tuple[pd.DataFrame, pd.Da
         subjects.append(_per_subject(reporting.load_scores(folder)).assign(run=folder.name))
     every = pd.concat(arms)
     latest = every.drop_duplicates([*PARAMETERS, "changed"], keep="last")["run"]
-    for name in set(every["run"]) - set(latest):
-        (results / "runs" / f"{name}.json").unlink()
     keys = (["run", "task", "regime"], ["run", "task", "regime", "subject"])
     tables = []
     for name, frames, key in zip(("arms", "subjects"), (arms, subjects), keys, strict=True):
@@ -70,6 +68,8 @@ def collect(folders: Iterable[Path], results: Path) -> tuple[pd.DataFrame, pd.Da
         table = table[key + [column for column in table if column not in key]].reset_index(drop=True)
         experiments.write_csv(table, results / f"{name}.csv")
         tables.append(table)
+    for name in set(every["run"]) - set(latest):
+        (results / "runs" / f"{name}.json").unlink(missing_ok=True)
     return tables[0], tables[1]
 
 
@@ -142,14 +142,20 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean Dice in percent of each arm of the recipe "best" against N, with its two-level interval."""
-    usual = rows[(rows["recipe"] == "best") & rows["changed"].isin(("", "arms=joint"))]
-    keys, found = ["dataset", "task", "regime", "labelled"], []
+    """Mean Dice of each arm against N, with the interval of ``gain``: what ``plots.curves_figure`` draws.
+
+    Of the runs by the recipe "best" at class size; where an N has no run of all arms, of those of joint training alone.
+    """
+    usual = rows[(rows["recipe"] == "best") & (rows["profile"] == "class") & (rows["label_seed"] == rows["seed"])
+                 & rows["changed"].isin(("", "arms=joint"))]
+    whole = (usual["changed"] == "").groupby([usual[key] for key in ("dataset", "dims", "labelled")]).transform("any")
+    usual = usual[(usual["changed"] == "") | ~whole]
+    keys, found = ["dataset", "dims", "task", "regime", "labelled"], []
     for values, some in usual.groupby(keys, sort=False):
         mean, resampled, runs = _over_runs(some.set_index("run")[["dice"]])
         found.append({**dict(zip(keys, values, strict=True)), "mean": mean[0], **_interval(resampled[:, 0]),
                       "runs": runs})
-    return pd.DataFrame(found)
+    return pd.DataFrame(found).assign(dataset=_cohort)
 
 
 def gap_closed(rows: pd.DataFrame, baseline: str, joint: str, full: str) -> dict[str, float]:
@@ -167,55 +173,73 @@ def fill_tables(page: str, results: Path = RESULTS) -> str:
     """The text of a Markdown ``page`` with its tables made anew from the results.
 
     A table stands between ``<!-- dice labelled=1 -->`` and ``<!-- end -->``. Its kind is "dice" (arms by cohorts),
-    "gains" (of joint training, with intervals) or "joint" (a line for each run); what follows selects rows.
+    "gains" (of joint training, with intervals) or "joint" (a line for each setting); what follows selects rows. Raises
+    ValueError for a mark that cannot be read.
     """
     both = load_results(results), _read(results / "arms.csv")
     kinds = {"dice": (_dice_table, both[1]), "gains": (_gains_table, both[0]), "joint": (_joint_table, both[1])}
 
-    def table(match: re.Match) -> str:
-        make, rows = kinds[match[2]]
-        for name, value in (pair.split("=") for pair in match[3].split()):
+    def table(mark: re.Match) -> str:
+        make, rows = kinds[mark[2]]
+        for name, value in (pair.split("=") for pair in mark[3].split()):
+            if name not in PARAMETERS:
+                raise ValueError(f"{mark[1].strip()}: there is no {name!r} to select by: {', '.join(PARAMETERS)}")
             rows = rows[rows[name].astype(str) == value]
-        return match[1] + "".join(f"| {' | '.join(line)} |\n" for line in make(rows)) + match[4]
+        return mark[1] + "".join(f"| {' | '.join(line)} |\n" for line in make(rows)) + mark[4]
 
-    return re.sub(r"(<!-- (dice|gains|joint)((?: \w+=[\w.-]+)*) -->\n).*?(<!-- end -->)", table, page, flags=re.DOTALL)
+    begin, end = r"(<!-- (dice|gains|joint)((?: \w+=[\w.-]+)*) -->\n)", r"(<!-- end -->)"
+    filled, count = re.subn(rf"{begin}(?:(?!<!--).)*?{end}", table, page, flags=re.DOTALL)
+    if count != len(re.findall(r"<!-- *(?:dice|gains|joint)", page)):
+        raise ValueError(f"a table begins with <!-- dice|gains|joint NAME=VALUE ... --> and ends with <!-- end -->; of "
+                         f"{len(re.findall('<!-- *(?:dice|gains|joint)', page))} marks {count} could be read")
+    return filled
+
+
+def _cohort(rows: pd.DataFrame) -> pd.Series:
+    """The name of the cohort and its dimensions: slices and volumes are not compared."""
+    return rows["dataset"] + ", " + rows["dims"].astype(str) + "D"
 
 
 def _dice_table(arms: pd.DataFrame) -> Iterator[list[str]]:
     """Mean Dice over runs of each arm, as in the table of the paper."""
-    arms = arms[arms["changed"] == ""]
-    cohorts = list(arms["dataset"].unique())
-    yield from ([" ", *cohorts], ["---"] * (1 + len(cohorts)))
-    means = arms.groupby(["task", "regime", "dataset"])["Dice %"].mean()
+    arms = arms[arms["changed"] == ""].assign(cohort=_cohort)
+    runs = arms.groupby("cohort")["run"].nunique()
+    yield from ([" ", *runs.index], ["---"] * (1 + len(runs)))
+    means = arms.groupby(["task", "regime", "cohort"])["Dice %"].mean()
     for task in reporting.NETWORK:
-        yield [f"*{task}*", *[" "] * len(cohorts)]
+        yield [f"*{task}*", *[" "] * len(runs)]
         for regime, title in reporting.TITLES.items():
             if (task, regime) in means:
                 bold = "**" if regime == "deepatlas" else ""
-                cells = [f"{bold}{means[task, regime].get(cohort, math.nan):.1f}{bold}" for cohort in cohorts]
-                yield [title, *(cell.replace("nan", "") for cell in cells)]
-    yield ["runs", *(str(arms[arms["dataset"] == cohort]["run"].nunique()) for cohort in cohorts)]
+                cells = [means[task, regime].get(cohort) for cohort in runs.index]
+                yield [title, *(" " if cell is None else f"{bold}{cell:.1f}{bold}" for cell in cells)]
+    yield ["runs", *map(str, runs)]
 
 
 def _gains_table(rows: pd.DataFrame) -> Iterator[list[str]]:
     yield from (["cohort", "task", "against", "gain in points [95 %]", "share of the gap", "runs"], ["---"] * 6)
-    for _, row in gains(rows[(rows["changed"] == "") & (rows["regime"] != "identity")]).iterrows():
+    table = gains(rows[(rows["changed"] == "") & (rows["regime"] != "identity")])
+    for _, row in table.assign(cohort=_cohort).iterrows():
         share = row.get("share", math.nan)
-        yield [row["dataset"], row["task"], reporting.TITLES[row["against"]],
+        yield [row["cohort"], row["task"], reporting.TITLES[row["against"]],
                f"{row['gain']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]",
                " " if math.isnan(share) else f"{share:.0f} %", str(row["runs"])]
 
 
 def _joint_table(arms: pd.DataFrame) -> Iterator[list[str]]:
-    yield from (["recipe", "N", "changed", "Dice, segmentation: baseline", "Semi", "DeepAtlas",
-                 "registration: baseline", "Semi", "DeepAtlas", "folds %"], ["---"] * 10)
-    for _, run in arms.groupby(["recipe", "changed", "labelled", "run"]):
-        cells, first = run.set_index(["task", "regime"]), run.iloc[0]
-        dice = (cells["Dice %"].get((task, regime)) for task, short in reporting.NETWORK.items()
-                for regime in (f"{short}_baseline", f"semi_{short}", "deepatlas"))
-        yield [first["recipe"], str(first["labelled"]), first["changed"].replace("arms=joint", "").strip() or " ",
-               *(" " if value is None else f"{value:.1f}" for value in dice),
-               f"{cells.loc[('registration', 'deepatlas'), 'folds %']:.2f}"]
+    """A line for each setting, a mean over its runs."""
+    tasks = [(task, regime) for task, short in reporting.NETWORK.items()
+             for regime in (f"{short}_baseline", f"semi_{short}", "deepatlas")]
+    yield from (["cohort", "N", "recipe", "changed", "Dice, segmentation: baseline", "Semi", "DeepAtlas",
+                 "registration: baseline", "Semi", "DeepAtlas", "folds %", "runs"], ["---"] * 12)
+    drawn = np.where(arms["label_seed"] == arms["seed"], "", " label_seed=" + arms["label_seed"].astype(str))
+    changed = (arms["changed"].str.replace("arms=joint", "") + drawn).str.strip()
+    arms = arms.assign(cohort=_cohort, changed=changed)
+    for (cohort, labelled, recipe, setting), runs in arms.groupby(["cohort", "labelled", "recipe", "changed"]):
+        means = runs.groupby(["task", "regime"])[["Dice %", "folds %"]].mean()
+        yield [cohort, str(labelled), recipe, setting or " ",
+               *(f"{means.loc[arm, 'Dice %']:.1f}" if arm in means.index else " " for arm in tasks),
+               f"{means.loc[('registration', 'deepatlas'), 'folds %']:.2f}", str(runs["run"].nunique())]
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------

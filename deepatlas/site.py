@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import papermill
 from nbformat import NotebookNode
 
 from . import experiments
+from .checkpoints import write_atomically
 from .reporting import OFFLINE
 
 NOTEBOOKS = experiments.PROJECT / "notebooks"
@@ -28,70 +29,105 @@ MathJax.Hub.Config({"HTML-CSS": {availableFonts: [], imageFont: null, webFont: "
 """  # those that come with it
 
 
-def build(folder: Path, parameters: Mapping[str, object], lessons: list[str] | None = None) -> Iterator[Path]:
+def build(folder: Path, parameters: Mapping[str, object], lessons: Sequence[str] = ()) -> Iterator[Path]:
     """Execute the ``lessons`` (every one by default) and write their pages and slides into ``folder``, one by one.
 
-    ``parameters`` are those of the lessons' second cell; a lesson takes those that it has. The front page is
-    ``index.html``. Raises ValueError naming the lesson and the cell that failed.
+    ``parameters`` are those of the lessons' second cell; a lesson takes those that it has. The first lesson is the
+    front page, ``index.html``, too. Raises ValueError for a parameter or a lesson that there is not, and one naming the
+    lesson and the cell if a cell stops.
     """
+    paths = {path.stem: path for path in sorted(NOTEBOOKS.glob("0*.ipynb"))}
+    known = {stem: papermill.inspect_notebook(str(path)) for stem, path in paths.items()}
+    for wanted, there in ((lessons, set(paths)), (parameters, set().union(*known.values()) - {"display"})):
+        if unknown := set(wanted) - there:
+            raise ValueError(f"there is no {', '.join(sorted(unknown))}: choose from {', '.join(sorted(there))}")
+    stems = [stem for stem in paths if stem in lessons or not lessons]
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(files("jupyter_server_mathjax") / "static", folder / "mathjax", dirs_exist_ok=True)
-    paths = [path for path in sorted(NOTEBOOKS.glob("0*.ipynb")) if lessons is None or path.stem in lessons]
-    for path in paths:
-        notebook = _executed(path, parameters)
-        yield _write(folder / f"{path.stem}.html", _as_page(notebook, _links(path, paths)), code=True)
-        yield _write(folder / f"{path.stem}_slides.html", _as_page(notebook, ""), code=False)
-    shutil.copyfile(folder / f"{paths[0].stem}.html", folder / "index.html")
+    for stem in stems:
+        taken = {name: value for name, value in parameters.items() if name in known[stem]} | {"display": "html"}
+        notebook = _executed(paths[stem], taken)
+        page = _html(_as_page(notebook, stems, _links(stem, stems)), stem)
+        for name in (stem, "index")[:1 + (stem == stems[0])]:
+            yield _write(folder / f"{name}.html", page)
+        slides = _html(_as_slides(notebook, stems), stem).replace("</body>", f"{SLIDES.read_text('utf-8')}</body>")
+        yield _write(folder / f"{stem}_slides.html", slides)
 
 
 def _executed(path: Path, parameters: Mapping[str, object]) -> NotebookNode:
-    known = papermill.inspect_notebook(str(path))
-    wanted = {"display": "html"} | {name: value for name, value in parameters.items() if name in known}
+    """The notebook with its outputs, and with the parameters that it was run with in its second cell."""
     answers = os.environ.get("DEEPATLAS_ANSWERS")
     try:
         with tempfile.TemporaryDirectory() as nobody:  # every exercise is met for the first time
             os.environ["DEEPATLAS_ANSWERS"] = str(Path(nobody) / "answers.json")
-            return papermill.execute_notebook(str(path), None, parameters=wanted, cwd=str(path.parent))
+            notebook = papermill.execute_notebook(str(path), None, parameters=parameters, cwd=str(path.parent))
     except papermill.PapermillExecutionError as error:
         raise ValueError(f"{path}: cell {error.cell_index} stopped ({error.ename}: {error.evalue})") from error
     finally:
         os.environ.pop("DEEPATLAS_ANSWERS")
         if answers is not None:
             os.environ["DEEPATLAS_ANSWERS"] = answers
-
-
-def _as_page(notebook: NotebookNode, links: str) -> NotebookNode:
-    """A copy for readers: solutions folded, no progress bars, links to pages instead of notebooks."""
-    cells = [nbformat.v4.new_markdown_cell(links)] if links else []
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in _tags(cell)]
     for cell in notebook.cells:
-        if "solution" in cell.metadata.get("tags", []):
-            code = html.escape(cell.source).replace("\n\n", "\n&#8203;\n")  # in Markdown a blank line would end it
+        if "parameters" in _tags(cell):
+            for name, value in parameters.items():
+                cell.source = re.sub(rf"^({name}: \w+ = )[^ ]+", rf"\g<1>{value!r}", cell.source, flags=re.MULTILINE)
+    return notebook
+
+
+def _tags(cell: NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def _as_page(notebook: NotebookNode, stems: Sequence[str], links: str) -> NotebookNode:
+    """A copy for readers: solutions folded, no progress bars, links to pages instead of notebooks."""
+    cells = [nbformat.v4.new_markdown_cell(links)]
+    for cell in notebook.cells:
+        if "solution" in _tags(cell):
+            code = html.escape(cell.source).replace("\n", "&#10;")  # in Markdown a blank line would end the block
             folded = f"<details><summary>A solution</summary><pre><code>{code}</code></pre></details>"
             cells.append(nbformat.v4.new_markdown_cell(folded))
-        elif cell.cell_type == "markdown":
-            cells.append(nbformat.v4.new_markdown_cell(re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.html)", cell.source)))
-        elif "injected-parameters" not in cell.metadata.get("tags", []):
-            shown = [output for output in cell.outputs if output.get("name") != "stderr"]
-            cells.append(nbformat.v4.new_code_cell(cell.source, outputs=shown))
+        else:
+            cells.append(_copied(cell, stems))
     return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
 
 
-def _links(path: Path, paths: list[Path]) -> str:
-    """What stands above a lesson: its neighbours, and its slides."""
-    at = paths.index(path)
+def _as_slides(notebook: NotebookNode, stems: Sequence[str]) -> NotebookNode:
+    """A copy for a projector: no solutions, and no code but that of exercises."""
+    cells = [_copied(cell, stems) for cell in notebook.cells if "solution" not in _tags(cell)]
+    for cell in cells:
+        if cell.cell_type == "code" and "exercise" not in _tags(cell):
+            cell.metadata["transient"] = {"remove_source": True}
+    return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
+
+
+def _copied(cell: NotebookNode, stems: Sequence[str]) -> NotebookNode:
+    if cell.cell_type == "code":
+        shown = [output for output in cell.outputs if output.get("name") != "stderr"]
+        return nbformat.v4.new_code_cell(cell.source, outputs=shown, metadata={"tags": _tags(cell)})
+
+    def link(found: re.Match) -> str:
+        return f"[{found[1]}]({found[2]}.html)" if found[2] in stems else found[1]
+    return nbformat.v4.new_markdown_cell(re.sub(r"\[([^\]]+)\]\((\w+)\.ipynb\)", link, cell.source))
+
+
+def _links(stem: str, stems: Sequence[str]) -> str:
+    """What stands above a lesson: the front page, its neighbours, and its slides."""
+    at = stems.index(stem)
     around = [("contents", "index")] if at else []
-    around += [(f"← {p.stem}", p.stem) for p in paths[max(at - 1, 0):at]]
-    around += [(f"{p.stem} →", p.stem) for p in paths[at + 1:at + 2]]
-    return " · ".join(f"[{text}]({target}.html)" for text, target in [*around, ("slides", f"{path.stem}_slides")])
+    around += [(f"← {name}", name) for name in stems[max(at - 1, 0):at]]
+    around += [(f"{name} →", name) for name in stems[at + 1:at + 2]]
+    return " · ".join(f"[{text}]({target}.html)" for text, target in [*around, ("slides", f"{stem}_slides")])
 
 
-def _write(path: Path, notebook: NotebookNode, *, code: bool) -> Path:
-    """One file, which asks nobody for anything; without ``code``, as slides."""
-    exporter = nbconvert.HTMLExporter(exclude_input=not code, exclude_input_prompt=True, exclude_output_prompt=True,
-                                     **OFFLINE | {"mathjax_url": MATHJAX})
+def _html(notebook: NotebookNode, title: str) -> str:
+    """One page, which asks nobody for anything."""
+    exporter = nbconvert.HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True,
+                                      **OFFLINE | {"mathjax_url": MATHJAX})
     body, _ = exporter.from_notebook_node(notebook)
-    body = body.replace("<!-- Load mathjax -->", FONTS)
-    if not code:
-        body = body.replace("</body>", f"{SLIDES.read_text(encoding='utf-8')}</body>")
-    path.write_text(body.replace("<title>Notebook</title>", f"<title>{path.stem}</title>"), encoding="utf-8")
+    return body.replace("<!-- Load mathjax -->", FONTS).replace("<title>Notebook</title>", f"<title>{title}</title>")
+
+
+def _write(path: Path, page: str) -> Path:
+    write_atomically(path, lambda file: file.write_text(page, encoding="utf-8"))
     return path

@@ -30,7 +30,7 @@ def load(path: str | Path) -> tuple[dict[str, nn.Module], Experiment]:
     ``path`` is a file, or the name of a cohort whose weights come with the project. FileNotFoundError names those
     there are; ValueError if the file is damaged or not of this kit.
     """
-    path = Path(path) if Path(path).suffix else WEIGHTS / f"{path}.pt"
+    path = Path(path) if Path(path).is_file() or Path(path).suffix else WEIGHTS / f"{path}.pt"
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.pt")))
         raise FileNotFoundError(f"{path}: no such file; weights that come with the project: {there or 'none'}")
@@ -41,6 +41,6 @@ def load(path: str | Path) -> tuple[dict[str, nn.Module], Experiment]:
         for name, weights in kept["networks"].items():
             nets[name].load_state_dict(weights)
     except Exception as error:  # whatever a damaged file makes of the reader
-        raise ValueError(f"{path}: no weights of this kit, or damaged ({error}): make them again with "
-                         "`deepatlas weights`") from error
+        raise ValueError(f"{path}: damaged, or not written by this version of the kit ({error}): make them again "
+                         "with `deepatlas weights`") from error
     return {name: nets[name].eval() for name in kept["networks"]}, experiment

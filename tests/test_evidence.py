@@ -171,9 +171,31 @@ def test_a_page_gets_the_tables_it_asks_for(sweep, tmp_path):
     assert [line for line in lines if not line.startswith(("|", "<!--"))] == ["Before", "between", "after"]
     arms = evidence._read(results / "arms.csv").set_index(["seed", "task", "regime"])["Dice %"]
     seg, reg = arms[1, "segmentation", "deepatlas"], arms[1, "registration", "deepatlas"]
-    (row,) = [line for line in lines[lines.index("<!-- joint seed=1 -->"):] if line.startswith("| best")]
+    (row,) = [line for line in lines[lines.index("<!-- joint seed=1 -->"):] if line.startswith("| phantom-brain")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert (cells[1], cells[5], cells[8]) == ("2", f"{seg:.1f}", f"{reg:.1f}")
+    assert (cells[1], cells[6], cells[9]) == ("2", f"{seg:.1f}", f"{reg:.1f}")
+
+
+@pytest.mark.parametrize("page, text", [
+    ("<!-- dice  labelled=1 -->\n<!-- end -->", "of 1 marks 0 could be read"),
+    ("<!-- dice -->\nprose\n<!-- gains -->\n<!-- end -->", "of 2 marks 1 could be read"),
+    ("<!-- dice zebra=1 -->\n<!-- end -->", "there is no 'zebra' to select by: dataset, profile"),
+])
+def test_a_mark_that_cannot_be_read_is_an_error(page, text):
+    with pytest.raises(ValueError, match=text):
+        evidence.fill_tables(page)
+
+
+def test_curves_count_no_run_twice():
+    """An N with runs of all arms is drawn from these, another from runs of joint training; other draws from none."""
+    usual = {"dataset": "d", "dims": 2, "profile": "class", "recipe": "best", "task": "segmentation",
+             "regime": "deepatlas", "subject": "p0", "seed": 0, "label_seed": 0, "dice": 50.0}
+    rows = pd.DataFrame([usual | {"run": run, "labelled": labelled, "changed": changed, "label_seed": label_seed}
+                         for run, labelled, changed, label_seed in (
+                             ("a", 1, "", 0), ("b", 1, "arms=joint", 0), ("c", 2, "arms=joint", 0),
+                             ("d", 1, "arms=joint", 3))])
+    table = evidence.curves(rows)
+    assert table[["dataset", "labelled", "runs"]].to_numpy().tolist() == [["d, 2D", 1, 1], ["d, 2D", 2, 1]]
 
 
 @pytest.mark.parametrize("page", evidence.PAGES, ids=lambda page: page.parent.name)

@@ -13,7 +13,7 @@ SMOKE = ["profile=smoke", "dims=2", "device=cpu", "arms=joint"]
 
 def test_kept_networks_answer_as_before(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPATLAS_RUNS", str(tmp_path / "runs"))
-    path = tmp_path / "kept.pt"
+    path = tmp_path / "kept"
     done = CliRunner().invoke(app, ["weights", *SMOKE, "--to", str(path)])
     assert done.exit_code == 0, done.output
     nets, experiment = weights.load(path)
@@ -28,8 +28,13 @@ def test_what_is_not_there_or_damaged_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"zebra\.pt: no such file; .* with the project: phantom-brain"):
         weights.load("zebra")
     (tmp_path / "half.pt").write_bytes(weights.WEIGHTS.joinpath("phantom-brain.pt").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"half\.pt: no weights of this kit, or damaged"):
+    with pytest.raises(ValueError, match=r"half\.pt: damaged, or not written by this version"):
         weights.load(tmp_path / "half.pt")
+
+
+def test_other_parameters_do_not_replace_the_projects_weights():
+    done = CliRunner().invoke(app, ["weights", *SMOKE])
+    assert "name another file with --to" in str(done.exception)
 
 
 def test_the_projects_weights_are_small_and_good():

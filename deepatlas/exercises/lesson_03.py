@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from ..warp import voxel_grid
 from . import Exercise, Mistake
-from .lesson_02 import smooth_field, uneven_shape
+from .lesson_02 import looked_up, smooth_field, uneven_shape
 
 # --- a level of the U-Net --------------------------------------------------------------------------------------------
 
@@ -70,7 +70,7 @@ def _labels_and_field(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
     return torch.randint(0, 4, shape, generator=generator), smooth_field(shape, 1.5, generator)[0]
 
 
-def _looked_up(points: Callable[[Tensor, Tensor], Tensor] = torch.add, rounded: Callable = torch.round) -> Callable:
+def _indexed(points: Callable[[Tensor, Tensor], Tensor] = torch.add, rounded: Callable = torch.round) -> Callable:
     """``propagate(labels, u)`` by index, with one thing after another to get wrong."""
     def propagate(labels: Tensor, u: Tensor) -> Tensor:
         where = rounded(points(voxel_grid(tuple(labels.shape), u), u)).long()
@@ -79,14 +79,11 @@ def _looked_up(points: Callable[[Tensor, Tensor], Tensor] = torch.add, rounded: 
 
 
 def _interpolated(labels: Tensor, u: Tensor) -> Tensor:
-    size = torch.tensor(labels.shape).view(-1, *[1] * labels.ndim)
-    grid = (2 * (voxel_grid(tuple(labels.shape), u) + u) / (size - 1) - 1).movedim(0, -1).flip(-1)
-    return F.grid_sample(labels[None, None].float(), grid[None], padding_mode="border",
-                         align_corners=True)[0, 0].round().long()
+    return looked_up()(labels[None, None].float(), u[None])[0, 0].round().long()
 
 
 PROPAGATE = Exercise(
-    "Propagating labels", _labels_and_field, _looked_up(),
+    "Propagating labels", _labels_and_field, _indexed(),
     ("Every voxel x of the result reads the label at x + u(x).",
      "Labels are names, not quantities: take the label of the nearest voxel, and of the border beyond the border.",
      "where = (grid + u).round().long(), clamped to 0 ... n - 1 on each axis; labels[where[0], where[1], ...]"),
@@ -96,22 +93,22 @@ PROPAGATE = Exercise(
          "The mean of two labels is a third structure that has nothing to do with either.",
          "Round the position, not the label.")),
      "rounded down": Mistake(
-        _looked_up(rounded=torch.floor),
+        _indexed(rounded=torch.floor),
         ("Every structure has moved by about half a voxel.",
          "Turning a position into an index by .long() or floor cuts off: 2.9 becomes 2.",
          "(grid + u).round().long()")),
      "pushed": Mistake(
-        _looked_up(torch.sub),
+        _indexed(torch.sub),
         ("The labels move the other way.",
          "u says where to LOOK in the moving labels.",
          "x + u, not x - u")),
      "axes exchanged": Mistake(
-        _looked_up(lambda x, u: (x + u).flip(0)),
+        _indexed(lambda x, u: (x + u).flip(0)),
         ("The labels come from the place mirrored at the diagonal.",
          "Channel c of u moves axis c of the tensor. The reversed order belongs to grid_sample only.",
          "labels[where[0], where[1], ...]")),
      "u alone": Mistake(
-        _looked_up(lambda x, u: u),
+        _indexed(lambda x, u: u),
         ("Nearly everything is read in one corner.",
          "u is relative to the voxel's own place.",
          "Add the coordinates of each voxel."))})
