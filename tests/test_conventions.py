@@ -310,7 +310,8 @@ def test_the_licence_is_apaches():
     (("results",), "deepatlas sweep tutorials_data/results/ablations.toml"),
     (("results",), "deepatlas sweep tutorials_data/results/short.toml"), (("results",), "deepatlas gains"),
     (("tutorials", "ARGS=profile=smoke"), "deepatlas site profile=smoke"),
-    (("weights",), "deepatlas weights dataset=phantom-brain"), (("test",), "-m pytest"), (("lab",), "jupyter lab --notebook-dir=notebooks")])
+    (("weights",), "deepatlas weights dataset=phantom-brain"), (("test",), "-m pytest"),
+    (("lab",), "jupyter lab --notebook-dir=notebooks")])
 def test_make_sets_up_and_runs(target, command):
     done = subprocess.run(["make", "--dry-run", "--always-make", *target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "-m venv .venv" in done.stdout and command in done.stdout
