@@ -128,7 +128,7 @@ def squares(gradient):
     (lambda x: "x", "got 'x'"),
 ])
 def test_value_gradient_and_shape_are_compared(function, problem):
-    verdict = exercises.judge(squares(True), function)
+    verdict = exercises.judge(squares(True), function, seed=0)  # at a fixed place
     assert verdict.passed == (not problem) and problem in verdict.problem
 
 
