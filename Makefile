@@ -1,9 +1,9 @@
 # make experiment   train DeepAtlas and its baselines, and print the table (DATASET=hippocampus, ARGS="labelled=5 seed=1")
 # make test         every test, notebooks included
-# make tutorials   the lessons, executed, as pages and slides that work from disk: site/index.html
+# make tutorials    the lessons, executed, as pages and slides that work from disk: site/index.html
 # make lab          JupyterLab on the notebooks
 # make results      every run of the evidence, hours on a laptop (ARGS="dataset=phantom-knee" for some of them)
-# make weights     the trained networks that come with the project (DATASET, ARGS as above)
+# make weights      the trained networks that come with the project (DATASET, ARGS as above)
 # make bench        how long things take on this machine
 # Each sets up what is missing in .venv. On Windows, or without make: see README.md.
 
@@ -47,7 +47,7 @@ bench: .venv/test.stamp
 	$(BIN)/python tests/benchmarks/viewing.py
 
 .venv/pip.stamp:
-	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed, this is ' + sys.version.split()[0]"
+	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11, 4), 'Python 3.11.4 or newer is needed, this is ' + sys.version.split()[0] + ': name another one, as in make PYTHON=python3.12 ...'"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@

@@ -25,9 +25,9 @@ floor  file               subject
 3      machine.py         devices, precision, memory
 3      parameters.py      the parameters of an experiment, checked
 3      experiments.py     a run folder that can be interrupted
-3      site.py            the lessons as pages and slides that work from disk
 3      weights.py         trained networks in one small file
-3      reporting.py       tables of a run and its executed notebook 
+3      reporting.py       tables of a run and its executed notebook
+3      site.py            the lessons as pages and slides that work from disk
 3      evidence.py        many experiments, and what they show together
 3      cli.py             the command ``deepatlas``
 ====== ================== ==================================================================================

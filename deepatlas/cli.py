@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import pandas as pd
 import torch
@@ -13,7 +15,7 @@ import yaml
 
 from . import datasets, evidence, exercises, experiments, machine, reporting, weights
 from .checkpoints import Interrupted, write_atomically
-from .parameters import Experiment, parse
+from .parameters import parse
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Learn, teach and explore DeepAtlas: joint registration and segmentation.")
@@ -46,7 +48,8 @@ def run(parameters: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE,
         root: Annotated[Path | None, typer.Option(help="where run folders are kept")] = None) -> None:
     """Train every regime, score it on the test scans, and show the result in a notebook."""
     experiment = parse(_assignments(parameters or []))
-    folder = _run_or_stop(experiment, root)
+    with _stoppable():
+        folder = experiments.run(experiment, root)
     _print_table(folder)
     if not no_notebook:
         html = reporting.report(folder)
@@ -68,7 +71,8 @@ def sweep(file: Annotated[Path, typer.Argument(help="TOML with [[sweep]] tables;
     folders = []
     for i, experiment in enumerate(todo, 1):
         typer.echo(f"experiment {i} of {len(todo)}: {experiment.name}")
-        folders.append(_run_or_stop(experiment, root))
+        with _stoppable():
+            folders.append(experiments.run(experiment, root))
     arms, _ = evidence.collect(folders, results)
     typer.echo(f"{len(arms)} rows of {arms['run'].nunique()} runs: {results / 'arms.csv'}")
 
@@ -108,7 +112,9 @@ def keep_weights(parameters: Annotated[list[str] | None, typer.Argument(help="NA
     if to is None and experiment != parse({"dataset": experiment.dataset}):
         raise ValueError("the project's weights are those of the default experiment: name another file with --to")
     path = to or weights.WEIGHTS / f"{experiment.dataset}.pt"
-    weights.keep(_run_or_stop(experiment, None), path)
+    with _stoppable():
+        folder = experiments.run(experiment)
+    weights.keep(folder, path)
     typer.echo(f"weights: {path}")
 
 
@@ -126,10 +132,8 @@ def build_site(parameters: Annotated[list[str] | None, typer.Argument(help="NAME
 def warm(parameters: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE, as for run")] = None) -> None:
     """Train before class what the lessons train; they find it in the folder of runs (DEEPATLAS_RUNS, to share it)."""
     experiment = parse({"dims": 2, **_assignments(parameters or [])})
-    try:
+    with _stoppable():
         experiments.train_or_load(experiment, "seg_baseline", "seg_control", "deepatlas")
-    except Interrupted as stop:
-        _stop(stop)
     typer.echo(f"warm: {experiments.runs_folder() / experiment.name}")
 
 
@@ -148,20 +152,18 @@ def collect(files: Annotated[list[Path], typer.Argument(help="answers of student
 @app.command()
 def handout(folder: Annotated[Path, typer.Argument(help="where the copies go")]) -> None:
     """Copy the lessons without their solutions, for a class."""
-    lessons = [*sorted(reporting.NOTEBOOK.parent.glob("0*.ipynb")), reporting.NOTEBOOK]
-    typer.echo("\n".join(str(copy) for copy in exercises.hand_out(lessons, folder)))
+    copies = exercises.hand_out([*reporting.lessons(), reporting.NOTEBOOK], folder)
+    typer.echo("\n".join(str(copy) for copy in copies))
 
 
-def _run_or_stop(experiment: Experiment, root: Path | None) -> Path:
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """A training that is stopped from outside ends the command with its sentence."""
     try:
-        return experiments.run(experiment, root)
+        yield
     except Interrupted as stop:
-        _stop(stop)
-
-
-def _stop(stop: Interrupted) -> NoReturn:
-    typer.echo(f"deepatlas: {stop}", err=True)
-    raise typer.Exit(130) from stop
+        typer.echo(f"deepatlas: {stop}", err=True)
+        raise typer.Exit(130) from stop
 
 
 def _print_table(folder: Path) -> None:

@@ -187,11 +187,12 @@ def fill_tables(page: str, results: Path = RESULTS) -> str:
             rows = rows[rows[name].astype(str) == value]
         return mark[1] + "".join(f"| {' | '.join(line)} |\n" for line in make(rows)) + mark[4]
 
+    marks = len(re.findall(r"<!-- *(?:dice|gains|joint)", page))
     begin, end = r"(<!-- (dice|gains|joint)((?: \w+=[\w.-]+)*) -->\n)", r"(<!-- end -->)"
     filled, count = re.subn(rf"{begin}(?:(?!<!--).)*?{end}", table, page, flags=re.DOTALL)
-    if count != len(re.findall(r"<!-- *(?:dice|gains|joint)", page)):
+    if count != marks:
         raise ValueError(f"a table begins with <!-- dice|gains|joint NAME=VALUE ... --> and ends with <!-- end -->; of "
-                         f"{len(re.findall('<!-- *(?:dice|gains|joint)', page))} marks {count} could be read")
+                         f"{marks} marks {count} could be read")
     return filled
 
 

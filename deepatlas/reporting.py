@@ -18,6 +18,11 @@ TITLES = {"identity": "No registration", "label_propagation": "Label propagation
           **{key: regime.title for key, regime in REGIMES.items()}}
 
 
+def lessons() -> list[Path]:
+    """The notebooks of the series, in order."""
+    return sorted(NOTEBOOK.parent.glob("0*.ipynb"))
+
+
 def load_record(folder: Path) -> dict:
     """The record of a finished run; ValueError if it is not finished."""
     record = experiments.read_record(folder)

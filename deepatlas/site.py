@@ -16,11 +16,9 @@ import nbformat
 import papermill
 from nbformat import NotebookNode
 
-from . import experiments
+from . import reporting
 from .checkpoints import write_atomically
-from .reporting import OFFLINE
 
-NOTEBOOKS = experiments.PROJECT / "notebooks"
 SLIDES = Path(__file__).with_name("slides.html")  # style and script that turn a page into slides
 MATHJAX = "mathjax/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full"
 FONTS = """<script type="text/x-mathjax-config">
@@ -36,7 +34,7 @@ def build(folder: Path, parameters: Mapping[str, object], lessons: Sequence[str]
     front page, ``index.html``, too. Raises ValueError for a parameter or a lesson that there is not, and one naming the
     lesson and the cell if a cell stops.
     """
-    paths = {path.stem: path for path in sorted(NOTEBOOKS.glob("0*.ipynb"))}
+    paths = {path.stem: path for path in reporting.lessons()}
     known = {stem: papermill.inspect_notebook(str(path)) for stem, path in paths.items()}
     for wanted, there in ((lessons, set(paths)), (parameters, set().union(*known.values()) - {"display"})):
         if unknown := set(wanted) - there:
@@ -48,7 +46,7 @@ def build(folder: Path, parameters: Mapping[str, object], lessons: Sequence[str]
         taken = {name: value for name, value in parameters.items() if name in known[stem]} | {"display": "html"}
         notebook = _executed(paths[stem], taken)
         page = _html(_as_page(notebook, stems, _links(stem, stems)), stem)
-        for name in (stem, "index")[:1 + (stem == stems[0])]:
+        for name in [stem, "index"] if stem == stems[0] else [stem]:
             yield _write(folder / f"{name}.html", page)
         slides = _html(_as_slides(notebook, stems), stem).replace("</body>", f"{SLIDES.read_text('utf-8')}</body>")
         yield _write(folder / f"{stem}_slides.html", slides)
@@ -64,7 +62,7 @@ def _executed(path: Path, parameters: Mapping[str, object]) -> NotebookNode:
     except papermill.PapermillExecutionError as error:
         raise ValueError(f"{path}: cell {error.cell_index} stopped ({error.ename}: {error.evalue})") from error
     finally:
-        os.environ.pop("DEEPATLAS_ANSWERS")
+        os.environ.pop("DEEPATLAS_ANSWERS", None)
         if answers is not None:
             os.environ["DEEPATLAS_ANSWERS"] = answers
     notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in _tags(cell)]
@@ -123,7 +121,7 @@ def _links(stem: str, stems: Sequence[str]) -> str:
 def _html(notebook: NotebookNode, title: str) -> str:
     """One page, which asks nobody for anything."""
     exporter = nbconvert.HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True,
-                                      **OFFLINE | {"mathjax_url": MATHJAX})
+                                      **reporting.OFFLINE | {"mathjax_url": MATHJAX})
     body, _ = exporter.from_notebook_node(notebook)
     return body.replace("<!-- Load mathjax -->", FONTS).replace("<title>Notebook</title>", f"<title>{title}</title>")
 

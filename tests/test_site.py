@@ -4,10 +4,10 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from deepatlas import site
+from deepatlas import reporting, site
 from deepatlas.cli import app
 
-LESSONS = [path.stem for path in sorted(site.NOTEBOOKS.glob("0*.ipynb"))]
+LESSONS = [path.stem for path in reporting.lessons()]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_page_reads_as_a_lesson(pages, page, lesson):
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_solutions_are_folded_and_whole(pages, page, lesson):
     page.goto((pages / f"{lesson}.html").as_uri())
-    cells = nbformat.read(site.NOTEBOOKS / f"{lesson}.ipynb", 4).cells
+    cells = nbformat.read(reporting.NOTEBOOK.with_stem(lesson), 4).cells
     solutions = [cell.source for cell in cells if "solution" in cell.metadata.get("tags", [])]
     assert page.locator("details[open]").count() == 0
     assert page.locator("details code").evaluate_all("codes => codes.map(code => code.textContent)") == solutions
