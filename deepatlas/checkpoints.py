@@ -19,7 +19,7 @@ class Interrupted(KeyboardInterrupt):
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write(file)`` fill a file such that ``path`` is at any moment either the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")  # others may write the same file
     write(temporary)
     os.replace(temporary, path)
 

@@ -129,7 +129,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     for values, some in rows.groupby(settings):
         setting = dict(zip(settings, values, strict=True))
         arms, short = set(some["regime"]), reporting.NETWORK[setting["task"]]
-        for other in ("identity", "label_propagation", f"{short}_baseline", f"{short}_control", f"semi_{short}"):
+        for other in ("identity", "label_propagation", *reporting.rivals(setting["task"])):
             if other not in arms or "deepatlas" not in arms:
                 continue
             mean = some[some["regime"] == other].groupby("run")["dice"].mean().mean()

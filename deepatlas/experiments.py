@@ -73,11 +73,12 @@ def _begin(experiment: Experiment, folder: Path) -> tuple[dict, Cohort]:
     cohort = datasets.load_cohort(experiment.dataset, size=experiment.profile, dims=experiment.dims,
                                   seed=experiment.seed)
     device = torch.device(machine.pick_device(record["device"] if record else experiment.device))
-    record = record or _new_record(experiment, cohort, device)
+    if record is None:
+        record = _new_record(experiment, cohort, device)
+        _write_json(record, path)
     if record["data"] != cohort.fingerprint:
         raise ValueError(f"{folder}: this run was begun on other data than {experiment.dataset} holds now: "
                          "remove the folder to begin again")
-    _write_json(record, path)
     return record, cohort.to(device)
 
 
@@ -110,17 +111,13 @@ def _new_record(experiment: Experiment, cohort: Cohort, device: torch.device) ->
     }
 
 
-def own_steps(experiment: Experiment, table: Mapping[str, Regime]) -> dict[str, dict[str, int]]:
-    """Steps of each network in each regime. Controls and full supervision get what DeepAtlas spent on that network."""
-    joint, base = experiment.joint, {"seg": experiment.seg_steps, "reg": experiment.reg_steps}
+def own_steps(experiment: Experiment) -> dict[str, dict[str, int]]:
+    """Steps of each network in each regime: its budget, less what the network that it starts from has taken."""
+    table, baseline = experiment.table, {"seg": experiment.seg_steps, "reg": experiment.reg_steps}
     own: dict[str, dict[str, int]] = {}
     for key, regime in table.items():
-        if regime.budget_of:
-            own[key] = {name: spent(table, regime.budget_of, name, own) for name in regime.trains}
-        elif not regime.consults:
-            own[key] = {name: base[name] for name in regime.trains}
-        else:  # one that starts anew gets the time of the baseline it skips, too
-            own[key] = {name: joint[name] + (0 if name in regime.start else base[name]) for name in regime.trains}
+        own[key] = {name: baseline[name] + regime.rounds * experiment.joint[name] - spent(table, key, name, own)
+                    for name in regime.trains}
     return own
 
 
@@ -156,7 +153,7 @@ def _some_labelled(cohort: Cohort, experiment: Experiment) -> Cohort:
 def _train(experiment: Experiment, table: Mapping[str, Regime], cohort: Cohort, folder: Path, record: dict
            ) -> dict[str, dict[str, nn.Module]]:
     """The regimes of ``table`` in its order, each trained or found in ``folder``: {regime: {network: trained}}."""
-    some, own = _some_labelled(cohort, experiment), own_steps(experiment, experiment.table)
+    some, own = _some_labelled(cohort, experiment), own_steps(experiment)
     trained: dict[str, dict[str, nn.Module]] = {}
     for i, (key, regime) in enumerate(table.items(), 1):
         found = key in record["steps"] and (folder / key / "checkpoint.pt").is_file()
@@ -188,7 +185,7 @@ def _keep_history(rows: pd.DataFrame, path: Path) -> None:
 def _settings(experiment: Experiment, regime: Regime, steps: Mapping[str, int], mixed_precision: bool) -> Settings:
     """How a regime of this experiment is trained."""
     e = experiment
-    weak = regime.trains == ("reg",) and not (regime.consults or regime.all_labels)
+    weak = regime.trains == ("reg",) and not (regime.consults or regime.all_labels)  # the few labelled pairs alone
     return Settings(steps, Weights(1.0, e.lambda_r, e.lambda_weak if weak else e.lambda_a, e.lambda_sp), e.similarity,
                     e.rates, e.batch_size, e.augmentation, mixed_precision=mixed_precision, seed=e.seed,
                     teacher=e.teacher, options={"sampled_warps": e.sampled_warps, "fourth_case": e.fourth_case})

@@ -49,12 +49,12 @@ class Experiment(BaseModel):
     label_seed: int = Field(None, ge=0, validate_default=False)  # of the choice of labelled scans; by default ``seed``
     seg_steps: int = Field(None, ge=1, validate_default=False)  # steps of the segmentation baseline
     reg_steps: int = Field(None, ge=1, validate_default=False)  # steps of the registration baseline
-    joint_steps: int = Field(None, ge=2, validate_default=False)  # turns of joint training, both networks together
+    joint_steps: int = Field(None, ge=2, validate_default=False)  # of both networks, in one round (``Regime.rounds``)
     reg_turns: int = Field(None, ge=1, validate_default=False)  # registration turns for each segmentation turn
     batch_size: int = Field(None, ge=1, validate_default=False)  # pairs in a step
     lambda_r: float = Field(0.2, ge=0)  # weight of the bending energy
     lambda_a: float = Field(None, ge=0, validate_default=False)  # weight of the anatomy term
-    lambda_weak: float = Field(None, ge=0, validate_default=False)  # of the registration baseline
+    lambda_weak: float = Field(None, ge=0, validate_default=False)  # of baselines, by fully labelled pairs alone
     lambda_sp: float = Field(None, ge=0, validate_default=False)  # weight of the supervised term
     similarity: Literal["ncc", "lncc", "mse"] = Field(None, validate_default=False)  # of images
     teacher: float = Field(None, ge=0, lt=1, validate_default=False)  # decay of the average that is consulted, 0: none

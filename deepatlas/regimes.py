@@ -15,7 +15,7 @@ class Regime:
     start: Mapping[str, str] = field(default_factory=dict)  # network -> the regime whose network it starts from
     all_labels: bool = False
     consults: bool = False  # does a network in its turn ask the other one?
-    budget_of: str | None = None  # spends on its network what this regime spent, pretraining included
+    rounds: int = 0  # budget of a network, its starts included: its baseline's, and so many times ``joint_steps``
 
 
 BASELINES = {"seg": "seg_baseline", "reg": "reg_baseline"}
@@ -25,13 +25,15 @@ ONE_SHOT = {"seg": "semi_seg", "reg": "reg_baseline"}  # at N = 1 the paper teac
 REGIMES = {
     "seg_baseline": Regime("Baseline", ("seg",)),
     "reg_baseline": Regime("Baseline", ("reg",)),
-    "semi_seg": Regime("Semi-DeepAtlas", ("seg",), BASELINES, consults=True),
-    "semi_reg": Regime("Semi-DeepAtlas", ("reg",), BASELINES, consults=True),
-    "deepatlas": Regime("DeepAtlas", ("seg", "reg"), BASELINES, consults=True),
-    "seg_control": Regime("Baseline, as long as DeepAtlas", ("seg",), budget_of="deepatlas"),
-    "reg_control": Regime("Baseline, as long as DeepAtlas", ("reg",), budget_of="deepatlas"),
-    "seg_full": Regime("Full supervision", ("seg",), all_labels=True, budget_of="deepatlas"),
-    "reg_full": Regime("Full supervision", ("reg",), all_labels=True, budget_of="deepatlas"),
+    "semi_seg": Regime("Semi-DeepAtlas", ("seg",), BASELINES, consults=True, rounds=1),
+    "semi_reg": Regime("Semi-DeepAtlas", ("reg",), BASELINES, consults=True, rounds=1),
+    "deepatlas": Regime("DeepAtlas", ("seg", "reg"), SEMI, consults=True, rounds=2),
+    "seg_control": Regime("Baseline, as long as DeepAtlas", ("seg",), rounds=2),
+    "reg_control": Regime("Baseline, as long as DeepAtlas", ("reg",), rounds=2),
+    "semi_seg_control": Regime("Semi-DeepAtlas, as long as DeepAtlas", ("seg",), BASELINES, consults=True, rounds=2),
+    "semi_reg_control": Regime("Semi-DeepAtlas, as long as DeepAtlas", ("reg",), BASELINES, consults=True, rounds=2),
+    "seg_full": Regime("Full supervision", ("seg",), all_labels=True, rounds=2),
+    "reg_full": Regime("Full supervision", ("reg",), all_labels=True, rounds=2),
 }
 
 
@@ -40,13 +42,15 @@ def regimes(labelled: int, joint_start: str = "semi", arms: str = "all") -> dict
     semi-supervised registration is taught by it, as in the paper.
 
     Joint training starts from the "semi"-supervised networks, from the "baselines" as in the paper (at N = 1 from the
-    two that taught semi-supervised registration), or from "none", untrained. ``arms`` "joint" leaves only joint
-    training, the baselines, and what it starts from.
+    two that taught semi-supervised registration), or from "none", untrained; always with the same budget. ``arms``
+    "joint" leaves only joint training, the baselines, and what it starts from.
     """
     table = dict(REGIMES)
     if labelled == 1:
-        table["semi_seg"] = replace(table["semi_seg"], start={"reg": "reg_baseline"})
-        table["semi_reg"] = replace(table["semi_reg"], start=ONE_SHOT)
+        for key in ("semi_seg", "semi_seg_control"):
+            table[key] = replace(table[key], start={"reg": "reg_baseline"})
+        for key in ("semi_reg", "semi_reg_control"):
+            table[key] = replace(table[key], start=ONE_SHOT)
     starts = {"semi": SEMI, "baselines": table["semi_reg"].start, "none": {}}
     table["deepatlas"] = replace(table["deepatlas"], start=starts[joint_start])
     return table if arms == "all" else needed(table, *BASELINES.values(), "deepatlas")
@@ -65,4 +69,4 @@ def needed(table: Mapping[str, Regime], *keys: str) -> dict[str, Regime]:
 def spent(table: Mapping[str, Regime], key: str, network: str, own: Mapping[str, Mapping[str, int]]) -> int:
     """Steps that ``network`` has taken at the end of regime ``key``, its starts included; ``own``: steps by regime."""
     before = table[key].start.get(network)
-    return own[key].get(network, 0) + (spent(table, before, network, own) if before else 0)
+    return own.get(key, {}).get(network, 0) + (spent(table, before, network, own) if before else 0)

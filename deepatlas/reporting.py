@@ -18,6 +18,12 @@ TITLES = {"identity": "No registration", "label_propagation": "Label propagation
           **{key: regime.title for key, regime in REGIMES.items()}}
 
 
+def rivals(task: str) -> tuple[str, ...]:
+    """The trained regimes that joint training is compared with in ``task``."""
+    short = NETWORK[task]
+    return f"{short}_baseline", f"{short}_control", f"semi_{short}", f"semi_{short}_control"
+
+
 def lessons() -> list[Path]:
     """The notebooks of the series, in order."""
     return sorted(NOTEBOOK.parent.glob("0*.ipynb"))
@@ -75,9 +81,9 @@ def comparison_table(folder: Path) -> pd.DataFrame:
     """What joint training gains, paired over test subjects, in points of Dice; p corrected by Holm."""
     scores = load_scores(folder)
     rows = []
-    for task, short in NETWORK.items():
+    for task in NETWORK:
         joint = 100 * evaluation.per_subject(_arm(scores, task, "deepatlas"))
-        for other in (f"{short}_baseline", f"{short}_control", f"semi_{short}"):
+        for other in rivals(task):
             if other not in set(scores["regime"]):
                 continue  # not every run has every arm
             result = evaluation.paired_comparison(joint, 100 * evaluation.per_subject(_arm(scores, task, other)))

@@ -22,7 +22,7 @@ from .terms import SIMILARITIES, Weights, reg_terms, seg_terms
 
 @dataclass(frozen=True)
 class Settings:
-    """How a regime is trained; all regimes of one comparison share everything but ``steps``."""
+    """How a regime is trained; the regimes of one comparison differ in ``steps`` and in the weight of anatomy only."""
 
     steps: Mapping[str, int]  # turns of each network that trains, e.g. {"seg": 100, "reg": 200}
     weights: Weights = field(default_factory=Weights)

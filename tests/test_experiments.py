@@ -119,12 +119,13 @@ def test_the_name_changes_with_the_code(monkeypatch):
 
 @pytest.mark.parametrize("labelled", [1, 2, 5])
 @pytest.mark.parametrize("network", ["seg", "reg"])
-def test_controls_and_full_supervision_spend_what_deepatlas_spent(labelled, network):
+def test_rivals_and_full_supervision_spend_what_deepatlas_spent(labelled, network):
     table = regimes(labelled)
-    own = own_steps(parse({"labelled": labelled}), table)
+    own = own_steps(parse({"labelled": labelled}))
     total = spent(table, "deepatlas", network, own)
     assert own[f"{network}_control"][network] == own[f"{network}_full"][network] == total
-    assert total > own[f"{network}_baseline"][network]
+    assert spent(table, f"semi_{network}_control", network, own) == total
+    assert total > spent(table, f"semi_{network}", network, own) > own[f"{network}_baseline"][network]
 
 
 def test_the_papers_ratio_of_turns():
@@ -139,13 +140,16 @@ def test_joint_arms_are_joint_training_and_what_it_starts_from():
     assert list(parse({**paper, "labelled": 5}).table) == [*baselines, "deepatlas"]
 
 
+@pytest.mark.parametrize("arms", ["all", "joint"])
 @pytest.mark.parametrize("labelled", [1, 5])
-def test_without_pretraining_joint_training_has_all_the_steps_itself(labelled):
-    with_it, without = (parse({"labelled": labelled, "joint_start": start}) for start in ("baselines", "none"))
-    own, other = (own_steps(e, e.table) for e in (with_it, without))
-    assert not without.table["deepatlas"].start and without.table["deepatlas"].consults
-    assert other["deepatlas"]["reg"] == spent(with_it.table, "deepatlas", "reg", own)
-    assert other["deepatlas"]["seg"] == without.seg_steps + without.joint["seg"]
+def test_wherever_joint_training_starts_its_budget_is_the_same(labelled, arms):
+    budgets = set()
+    for start in ("semi", "baselines", "none"):
+        experiment = parse({"labelled": labelled, "joint_start": start, "arms": arms})
+        own = own_steps(experiment)
+        budgets.add(tuple(spent(experiment.table, "deepatlas", name, own) for name in ("seg", "reg")))
+    assert budgets == {(300 + 2 * 200, 400 + 2 * 400)}
+    assert own["deepatlas"] == {"seg": 700, "reg": 1200}, "untrained networks have it all before them"
 
 
 def test_recipes_fill_what_the_parameters_leave_open():
@@ -209,6 +213,11 @@ def test_some_regimes_are_trained_or_found(tmp_path, capsys):
     history = pd.read_csv(tmp_path / experiment.name / "history.csv")
     assert history["regime"].unique().tolist() == list(second)
     assert not json.loads((tmp_path / experiment.name / "run.json").read_text())["finished"]
+
+
+def test_what_was_trained_before_is_read_from_a_folder_that_cannot_be_written(finished, monkeypatch):
+    monkeypatch.setattr("os.replace", lambda *_: pytest.fail("something was written"))
+    experiments.train_or_load(parse({**SMOKE, "labelled": 2}), "deepatlas", root=finished.parent)
 
 
 def test_what_the_lessons_train_can_be_trained_before_class(tmp_path, monkeypatch, capsys):

@@ -332,18 +332,18 @@ def test_a_regime_starts_from_networks_that_were_trained_before_it(labelled):
     for i, (key, regime) in enumerate(table.items()):
         before = dict(list(table.items())[:i])
         assert all(source in before and network in before[source].trains for network, source in regime.start.items())
-        assert regime.budget_of is None or regime.budget_of in before
         assert regime.consults == key.startswith(("semi", "deepatlas"))
         assert regime.title == REGIMES[key].title and regime.trains == REGIMES[key].trains
         consulted = {"seg", "reg"} - set(regime.trains) if regime.consults else set()
         assert consulted <= regime.start.keys(), "a consulted network must have been trained"
 
 
-def test_semi_trains_one_network_and_deepatlas_both_from_the_baselines():
+def test_semi_trains_one_network_and_deepatlas_both():
     baselines = {"seg": "seg_baseline", "reg": "reg_baseline"}
     assert REGIMES["semi_seg"].trains == ("seg",) and REGIMES["semi_reg"].trains == ("reg",)
     assert set(REGIMES["deepatlas"].trains) == {"seg", "reg"}
-    assert all(REGIMES[key].start == baselines for key in ("semi_seg", "semi_reg", "deepatlas"))
+    assert all(regimes(5, "baselines")[key].start == baselines for key in ("semi_seg", "semi_reg", "deepatlas"))
+    assert all(REGIMES[f"{key}_control"].start == REGIMES[key].start for key in ("semi_seg", "semi_reg"))
     assert {key for key, regime in REGIMES.items() if regime.all_labels} == {"seg_full", "reg_full"}
 
 
@@ -356,8 +356,8 @@ def test_with_one_label_an_unsupervised_registration_teaches_segmentation_first(
 def test_what_a_network_has_spent_includes_what_it_started_from():
     own = {"seg_baseline": {"seg": 1}, "reg_baseline": {"reg": 10}, "semi_seg": {"seg": 100}, "semi_reg": {"reg": 1000},
            "deepatlas": {"seg": 2, "reg": 20}, "seg_control": {"seg": 7}}
-    assert spent(REGIMES, "deepatlas", "seg", own) == 1 + 2
-    assert spent(REGIMES, "deepatlas", "reg", own) == 10 + 20
+    assert spent(regimes(5, "baselines"), "deepatlas", "seg", own) == 1 + 2
+    assert spent(regimes(5, "baselines"), "deepatlas", "reg", own) == 10 + 20
     assert spent(REGIMES, "semi_seg", "seg", own) == 1 + 100
     assert spent(REGIMES, "seg_control", "seg", own) == 7
     assert spent(regimes(1, "baselines"), "deepatlas", "seg", own) == 100 + 2
@@ -742,6 +742,21 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
     checkpoints.write_atomically(path, lambda file: torch.save({"step": 3}, file))
     assert torch.load(path, weights_only=True) == {"step": 3}
     assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
+
+
+def test_two_processes_that_save_at_once_do_not_mix(tmp_path, monkeypatch):
+    path = tmp_path / "run.json"
+
+    def slowly(file):
+        file.write_text("mine, ")
+        with monkeypatch.context() as patch:
+            patch.setattr("os.getpid", lambda: -1)
+            checkpoints.write_atomically(path, lambda other: other.write_text("another's, whole"))
+        with file.open("a") as rest:
+            rest.write("whole")
+
+    checkpoints.write_atomically(path, slowly)
+    assert path.read_text() == "mine, whole"
 
 
 def poisoned(cohort):
