@@ -27,6 +27,7 @@ floor  file               subject
 3      experiments.py     a run folder that can be interrupted
 3      weights.py         trained networks in one small file
 3      reporting.py       tables of a run and its executed notebook
+3      lessons.py         the lessons as files: run from top to bottom, and what that costs
 3      site.py            the lessons as pages and slides that work from disk
 3      evidence.py        many experiments, and what they show together
 3      cli.py             the command ``deepatlas``

@@ -129,6 +129,23 @@ def build_site(parameters: Annotated[list[str] | None, typer.Argument(help="NAME
 
 
 @app.command()
+def measure(names: Annotated[list[str] | None, typer.Argument(help="lessons, as in 05_joint_training")] = None) -> None:
+    """Run the lessons, each from an empty folder of runs and again, and write into their headers what that costs."""
+    from . import lessons
+
+    paths = {path.stem: path for path in lessons.paths()}
+    if unknown := set(names or []) - set(paths):
+        raise ValueError(f"there is no lesson {', '.join(sorted(unknown))}: choose from {', '.join(paths)}")
+    costs = pd.read_csv(lessons.COSTS).to_dict("records") if lessons.COSTS.is_file() else []
+    kept = {row["lesson"]: row for row in costs if row["lesson"] in paths}
+    for name in names or paths:
+        kept[name] = row = lessons.measure(paths[name])
+        experiments.write_csv(pd.DataFrame([kept[key] for key in sorted(kept)]), lessons.COSTS)
+        lessons.write_header(paths[name], row)
+        typer.echo(f"{name}: {lessons.cost(row)}")
+
+
+@app.command()
 def warm(parameters: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE, as for run")] = None) -> None:
     """Train before class what the lessons train; they find it in the folder of runs (DEEPATLAS_RUNS, to share it)."""
     experiment = parse({"dims": 2, **_assignments(parameters or [])})
@@ -152,7 +169,9 @@ def collect(files: Annotated[list[Path], typer.Argument(help="answers of student
 @app.command()
 def handout(folder: Annotated[Path, typer.Argument(help="where the copies go")]) -> None:
     """Copy the lessons without their solutions, for a class."""
-    copies = exercises.hand_out([*reporting.lessons(), reporting.NOTEBOOK], folder)
+    from . import lessons
+
+    copies = exercises.hand_out([*lessons.paths(), reporting.NOTEBOOK], folder)
     typer.echo("\n".join(str(copy) for copy in copies))
 
 

@@ -24,11 +24,6 @@ def rivals(task: str) -> tuple[str, ...]:
     return f"{short}_baseline", f"{short}_control", f"semi_{short}", f"semi_{short}_control"
 
 
-def lessons() -> list[Path]:
-    """The notebooks of the series, in order."""
-    return sorted(NOTEBOOK.parent.glob("0*.ipynb"))
-
-
 def load_record(folder: Path) -> dict:
     """The record of a finished run; ValueError if it is not finished."""
     record = experiments.read_record(folder)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import html
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +14,7 @@ import nbformat
 import papermill
 from nbformat import NotebookNode
 
-from . import reporting
+from . import lessons, reporting
 from .checkpoints import write_atomically
 
 SLIDES = Path(__file__).with_name("slides.html")  # style and script that turn a page into slides
@@ -27,19 +25,19 @@ MathJax.Hub.Config({"HTML-CSS": {availableFonts: [], imageFont: null, webFont: "
 """  # those that come with it
 
 
-def build(folder: Path, parameters: Mapping[str, object], lessons: Sequence[str] = ()) -> Iterator[Path]:
-    """Execute the ``lessons`` (every one by default) and write their pages and slides into ``folder``, one by one.
+def build(folder: Path, parameters: Mapping[str, object], only: Sequence[str] = ()) -> Iterator[Path]:
+    """Execute the lessons (``only`` some of them) and write their pages and slides into ``folder``, one by one.
 
     ``parameters`` are those of the lessons' second cell; a lesson takes those that it has. The first lesson is the
     front page, ``index.html``, too. Raises ValueError for a parameter or a lesson that there is not, and one naming the
     lesson and the cell if a cell stops.
     """
-    paths = {path.stem: path for path in reporting.lessons()}
+    paths = {path.stem: path for path in lessons.paths()}
     known = {stem: papermill.inspect_notebook(str(path)) for stem, path in paths.items()}
-    for wanted, there in ((lessons, set(paths)), (parameters, set().union(*known.values()) - {"display"})):
+    for wanted, there in ((only, set(paths)), (parameters, set().union(*known.values()) - {"display"})):
         if unknown := set(wanted) - there:
             raise ValueError(f"there is no {', '.join(sorted(unknown))}: choose from {', '.join(sorted(there))}")
-    stems = [stem for stem in paths if stem in lessons or not lessons]
+    stems = [stem for stem in paths if stem in only or not only]
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(files("jupyter_server_mathjax") / "static", folder / "mathjax", dirs_exist_ok=True)
     for stem in stems:
@@ -54,17 +52,7 @@ def build(folder: Path, parameters: Mapping[str, object], lessons: Sequence[str]
 
 def _executed(path: Path, parameters: Mapping[str, object]) -> NotebookNode:
     """The notebook with its outputs, and with the parameters that it was run with in its second cell."""
-    answers = os.environ.get("DEEPATLAS_ANSWERS")
-    try:
-        with tempfile.TemporaryDirectory() as nobody:  # every exercise is met for the first time
-            os.environ["DEEPATLAS_ANSWERS"] = str(Path(nobody) / "answers.json")
-            notebook = papermill.execute_notebook(str(path), None, parameters=parameters, cwd=str(path.parent))
-    except papermill.PapermillExecutionError as error:
-        raise ValueError(f"{path}: cell {error.cell_index} stopped ({error.ename}: {error.evalue})") from error
-    finally:
-        os.environ.pop("DEEPATLAS_ANSWERS", None)
-        if answers is not None:
-            os.environ["DEEPATLAS_ANSWERS"] = answers
+    notebook = lessons.execute(path, parameters)
     notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in _tags(cell)]
     for cell in notebook.cells:
         if "parameters" in _tags(cell):

@@ -20,7 +20,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 FLOOR_0 = {"data", "networks", "warp", "losses", "checkpoints"}
 FLOOR_1 = {"registration", "phantom", "datasets", "pairs", "regimes", "terms", "training", "evaluation", "files"}
-FLOOR_3 = {"machine", "parameters", "experiments", "evidence", "reporting", "site", "weights", "cli"}
+FLOOR_3 = {"machine", "parameters", "experiments", "evidence", "reporting", "lessons", "site", "weights", "cli"}
 MAY_IMPORT = {
     **{name: set() for name in FLOOR_0},
     "registration": {"data", "warp", "losses"},

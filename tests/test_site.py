@@ -4,10 +4,10 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from deepatlas import reporting, site
+from deepatlas import lessons, reporting, site
 from deepatlas.cli import app
 
-LESSONS = [path.stem for path in reporting.lessons()]
+LESSONS = [path.stem for path in lessons.paths()]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,75 @@
+"""What the lessons cost: measured, and said in their headers."""
+
+import re
+import shutil
+
+import nbformat
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from deepatlas import lessons
+from deepatlas.cli import app
+
+ROWS = {row["lesson"]: row for row in pd.read_csv(lessons.COSTS).to_dict("records")}
+ROW = {"first_seconds": 118.0, "again_seconds": 22.0, "cores": 2, "memory_gib": 0.58}
+
+
+def test_every_lesson_was_measured():
+    assert list(ROWS) == [path.stem for path in lessons.paths()]
+
+
+@pytest.mark.parametrize("path", lessons.paths(), ids=lambda path: path.stem)
+def test_a_header_says_what_was_measured_of_this_code(path):
+    row = ROWS[path.stem]
+    assert row["code"] == lessons.code_hash(path), f"the code of {path.stem} has changed: deepatlas measure {path.stem}"
+    (header,) = lessons.HEADER.findall(path.read_text(encoding="utf-8"))
+    assert header[1] == lessons.cost(row)
+    assert row["cores"] >= 2 and row["first_seconds"] < 300 * row["cores"] / 2, "five minutes on two cores"
+
+
+@pytest.mark.parametrize("first, again, words", [
+    (118, 22, "2 minutes to run on 2 processor cores the first time, 25 seconds afterwards; 0.6 GiB"),
+    (11.2, 10.9, "15 seconds to run on 2 processor cores; 0.6 GiB"),
+    (90, 89, "90 seconds to run on 2 processor cores; 0.6 GiB"),
+])
+def test_durations_are_rounded_upwards(first, again, words):
+    assert lessons.cost(ROW | {"first_seconds": first, "again_seconds": again}) == words
+
+
+def test_a_header_is_written_in_its_place(tmp_path):
+    path = tmp_path / "00_start_here.ipynb"
+    shutil.copyfile(lessons.paths()[0], path)
+    code, before = lessons.code_hash(path), nbformat.read(path, 4)
+    lessons.write_header(path, ROW)
+    after = nbformat.read(path, 4)
+    changed = [(a.source, b.source) for a, b in zip(before.cells, after.cells, strict=True) if a != b]
+    assert len(changed) == 1 and "the first time, 25 seconds afterwards; 0.6 GiB of memory" in changed[0][1]
+    assert lessons.code_hash(path) == code
+    path.write_text(re.sub("Time:", "Duration:", path.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(ValueError, match="was wanted, found 0"):
+        lessons.write_header(path, ROW)
+
+
+def test_a_lesson_is_measured_from_an_empty_folder_and_again(tmp_path, monkeypatch):
+    """With a notebook of our own that keeps something in the folder of runs, as a lesson does, and a diary."""
+    monkeypatch.setenv("DEEPATLAS_RUNS", str(tmp_path))
+    parameters = nbformat.v4.new_code_cell('display: str = "live"', metadata={"tags": ["parameters"]})
+    body = nbformat.v4.new_code_cell(
+        "from deepatlas.experiments import runs_folder\n"
+        f"with open({str(tmp_path / 'diary')!r}, 'a') as diary:\n"
+        "    diary.write(f\"{display}, trained before: {(runs_folder() / 'trained').exists()}\\n\")\n"
+        "(runs_folder() / 'trained').write_text('')")
+    path = tmp_path / "lesson.ipynb"
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, body], metadata=kernel), path)
+    row = lessons.measure(path)
+    assert (tmp_path / "diary").read_text().splitlines() == ["static, trained before: False",
+                                                            "static, trained before: True"]
+    assert row["first_seconds"] > 0 < row["again_seconds"] and 0.05 < row["memory_gib"] < 4
+    assert not (tmp_path / "trained").exists()
+
+
+def test_a_lesson_that_does_not_exist_is_named():
+    done = CliRunner().invoke(app, ["measure", "09_nothing"])
+    assert "no lesson 09_nothing: choose from 00_start_here" in str(done.exception)
