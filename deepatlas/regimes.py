@@ -20,6 +20,7 @@ class Regime:
 
 BASELINES = {"seg": "seg_baseline", "reg": "reg_baseline"}
 SEMI = {"seg": "semi_seg", "reg": "semi_reg"}
+ANEW = {"reg": "reg_baseline"}  # at N = 1 F_S forgets what it learnt from the one scan alone
 ONE_SHOT = {"seg": "semi_seg", "reg": "reg_baseline"}  # at N = 1 the paper teaches seg_net by the unsupervised reg_net
 
 REGIMES = {
@@ -27,7 +28,7 @@ REGIMES = {
     "reg_baseline": Regime("Baseline", ("reg",)),
     "semi_seg": Regime("Semi-DeepAtlas", ("seg",), BASELINES, consults=True, rounds=1),
     "semi_reg": Regime("Semi-DeepAtlas", ("reg",), BASELINES, consults=True, rounds=1),
-    "deepatlas": Regime("DeepAtlas", ("seg", "reg"), SEMI, consults=True, rounds=2),
+    "deepatlas": Regime("DeepAtlas", ("seg", "reg"), BASELINES, consults=True, rounds=2),
     "seg_control": Regime("Baseline, as long as DeepAtlas", ("seg",), rounds=2),
     "reg_control": Regime("Baseline, as long as DeepAtlas", ("reg",), rounds=2),
     "semi_seg_control": Regime("Semi-DeepAtlas, as long as DeepAtlas", ("seg",), BASELINES, consults=True, rounds=2),
@@ -37,21 +38,23 @@ REGIMES = {
 }
 
 
-def regimes(labelled: int, joint_start: str = "semi", arms: str = "all") -> dict[str, Regime]:
+def regimes(labelled: int, joint_start: str = "alike", arms: str = "all") -> dict[str, Regime]:
     """The table for N = ``labelled``. At N = 1 semi-supervised segmentation starts anew, taught by registration, and
     semi-supervised registration is taught by it, as in the paper.
 
-    Joint training starts from the "semi"-supervised networks, from the "baselines" as in the paper (at N = 1 from the
-    two that taught semi-supervised registration), or from "none", untrained; always with the same budget. ``arms``
-    "joint" leaves only joint training, the baselines, and what it starts from.
+    Joint training starts "alike", from the networks from which semi-supervised training starts; from the "baselines"
+    as in the paper (which differs at N = 1: from the two that teach semi-supervised registration); from the "semi"
+    supervised networks; or from "none", untrained; always with the same budget. ``arms`` "joint" leaves only joint
+    training, the baselines, and what it starts from.
     """
     table = dict(REGIMES)
     if labelled == 1:
         for key in ("semi_seg", "semi_seg_control"):
-            table[key] = replace(table[key], start={"reg": "reg_baseline"})
+            table[key] = replace(table[key], start=ANEW)
         for key in ("semi_reg", "semi_reg_control"):
             table[key] = replace(table[key], start=ONE_SHOT)
-    starts = {"semi": SEMI, "baselines": table["semi_reg"].start, "none": {}}
+    starts = {"alike": ANEW if labelled == 1 else BASELINES, "baselines": table["semi_reg"].start, "semi": SEMI,
+              "none": {}}
     table["deepatlas"] = replace(table["deepatlas"], start=starts[joint_start])
     return table if arms == "all" else needed(table, *BASELINES.values(), "deepatlas")
 

@@ -342,7 +342,7 @@ def test_semi_trains_one_network_and_deepatlas_both():
     baselines = {"seg": "seg_baseline", "reg": "reg_baseline"}
     assert REGIMES["semi_seg"].trains == ("seg",) and REGIMES["semi_reg"].trains == ("reg",)
     assert set(REGIMES["deepatlas"].trains) == {"seg", "reg"}
-    assert all(regimes(5, "baselines")[key].start == baselines for key in ("semi_seg", "semi_reg", "deepatlas"))
+    assert all(REGIMES[key].start == baselines for key in ("semi_seg", "semi_reg", "deepatlas"))
     assert all(REGIMES[f"{key}_control"].start == REGIMES[key].start for key in ("semi_seg", "semi_reg"))
     assert {key for key, regime in REGIMES.items() if regime.all_labels} == {"seg_full", "reg_full"}
 
@@ -356,22 +356,22 @@ def test_with_one_label_an_unsupervised_registration_teaches_segmentation_first(
 def test_what_a_network_has_spent_includes_what_it_started_from():
     own = {"seg_baseline": {"seg": 1}, "reg_baseline": {"reg": 10}, "semi_seg": {"seg": 100}, "semi_reg": {"reg": 1000},
            "deepatlas": {"seg": 2, "reg": 20}, "seg_control": {"seg": 7}}
-    assert spent(regimes(5, "baselines"), "deepatlas", "seg", own) == 1 + 2
-    assert spent(regimes(5, "baselines"), "deepatlas", "reg", own) == 10 + 20
+    assert spent(REGIMES, "deepatlas", "seg", own) == 1 + 2
+    assert spent(REGIMES, "deepatlas", "reg", own) == 10 + 20
     assert spent(REGIMES, "semi_seg", "seg", own) == 1 + 100
     assert spent(REGIMES, "seg_control", "seg", own) == 7
     assert spent(regimes(1, "baselines"), "deepatlas", "seg", own) == 100 + 2
     assert spent(regimes(1, "baselines"), "deepatlas", "reg", own) == 10 + 20
     assert spent(regimes(1), "semi_seg", "seg", own) == 100
-    assert spent(regimes(2), "deepatlas", "seg", own) == 1 + 100 + 2
-    assert spent(regimes(2), "deepatlas", "reg", own) == 10 + 1000 + 20
+    assert spent(regimes(2, "semi"), "deepatlas", "seg", own) == 1 + 100 + 2
+    assert spent(regimes(2, "semi"), "deepatlas", "reg", own) == 10 + 1000 + 20
 
 
 def test_joint_training_starts_where_it_is_told():
-    semi = {"seg": "semi_seg", "reg": "semi_reg"}
-    starts = {start: regimes(5, start)["deepatlas"].start for start in ("semi", "baselines", "none")}
-    assert starts == {"semi": semi, "baselines": {"seg": "seg_baseline", "reg": "reg_baseline"}, "none": {}}
-    assert regimes(1)["deepatlas"].start == semi
+    semi, baselines = {"seg": "semi_seg", "reg": "semi_reg"}, {"seg": "seg_baseline", "reg": "reg_baseline"}
+    starts = {start: regimes(5, start)["deepatlas"].start for start in ("alike", "baselines", "semi", "none")}
+    assert starts == {"alike": baselines, "baselines": baselines, "semi": semi, "none": {}}
+    assert regimes(1)["deepatlas"].start == regimes(1)["semi_seg"].start == {"reg": "reg_baseline"}
 
 
 def test_a_regime_and_all_that_it_needs():
