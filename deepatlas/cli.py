@@ -150,7 +150,7 @@ def warm(parameters: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE
     """Train before class what the lessons train; they find it in the folder of runs (DEEPATLAS_RUNS, to share it)."""
     experiment = parse({"dims": 2, **_assignments(parameters or [])})
     with _stoppable():
-        experiments.train_or_load(experiment, "seg_baseline", "seg_control", "deepatlas")
+        experiments.train_or_load(experiment, "seg_baseline", "seg_control", "semi_seg", "deepatlas")
     typer.echo(f"warm: {experiments.runs_folder() / experiment.name}")
 
 
