@@ -23,12 +23,14 @@ def _rng(generator: Generator) -> np.random.Generator:
 def _likeness(dims: int, generator: Generator) -> tuple[np.ndarray]:
     """likeness[i, j]: how well scan i, warped, resembles scan j; nobody is warped to himself (NaN)."""
     rng = _rng(generator)
-    best, easy, twin = 1 + rng.permutation(5)[:3]  # the right answer, the easiest to reach, one with a near twin
-    likeness = rng.uniform(0.3, 0.35, (6, 6))
-    likeness[best] += 0.2
-    likeness[[0, easy]] += [[0.05], [0.12]]  # neither is the least alike
-    likeness[:, easy] += 0.25
-    likeness[twin, 0] = 0.95
+    best, easy, twin, steady, one, other = 1 + rng.permutation(6)
+    likeness = rng.uniform(0.3, 0.35, (7, 7))
+    likeness[best] -= 0.05  # the right answer: very like two of the others
+    likeness[best, [one, other]] += 0.6
+    likeness[steady] += 0.12  # the best by its median, or by its least value
+    likeness[[0, easy]] += 0.08  # neither is the least alike
+    likeness[:, easy] += 0.25  # the easiest to reach
+    likeness[twin, 0] = 0.98  # a near twin
     np.fill_diagonal(likeness, np.nan)
     return (likeness,)
 
@@ -40,8 +42,8 @@ ATLAS = Exercise(
      "int(np.nanmean(likeness, axis=1).argmax())"),
     {"as the fixed scan": Mistake(
         lambda likeness: int(np.nanmean(likeness, axis=0).argmax()),
-        ("You choose the scan that is easiest to reach, not the one from which the others are reached best.",
-         "likeness[i, j] has the moving scan first.",
+        ("You choose the scan that is easiest to reach, by columns, or by rows and columns together.",
+         "An atlas is the moving scan, and likeness[i, j] has the moving scan first.",
          "axis=1")),
      "the least alike": Mistake(
         lambda likeness: int(np.nanmean(likeness, axis=1).argmin()),
@@ -99,15 +101,17 @@ SOFT_VOTE = Exercise(
 
 
 def _guess_and_pseudo(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    sure = torch.tensor([0.5, 4.0]).view(2, *[1] * (dims + 1))  # of two scans one is clear, one is not
     shape = (2, 3, *uneven_shape(dims))
-    return tuple((2 * torch.randn(shape, generator=generator)).softmax(1) for _ in range(2))
+    return tuple((sure * torch.randn(shape, generator=generator)).softmax(1) for _ in range(2))
 
 
-def _weighted(below: bool = True, detached: bool = True, least: bool = False, of_guess: bool = False) -> Callable:
+def _weighted(below: bool = True, least: bool = False, of_guess: bool = False, stop: str = "pseudo") -> Callable:
     def loss(guess: Tensor, pseudo: Tensor) -> Tensor:
+        pseudo = pseudo.detach() if stop == "pseudo" else pseudo
         of = guess if of_guess else pseudo
         w = of.amin(1, keepdim=True) if least else of.amax(1, keepdim=True)
-        w = w.detach() if detached else w
+        w = w if stop == "nothing" else w.detach()
         overlap = (w * guess * pseudo).flatten(2).sum(-1)
         sizes = ((w if below else 1) * (guess + pseudo)).flatten(2).sum(-1)
         return 1 - (2 * overlap / sizes).mean()
@@ -115,20 +119,25 @@ def _weighted(below: bool = True, detached: bool = True, least: bool = False, of
 
 
 CONFIDENT = Exercise(
-    "Listen to whom is sure", _guess_and_pseudo, _weighted(),
+    "Listen to who is sure", _guess_and_pseudo, _weighted(),
     ("How sure is the teacher at each voxel? That is the weight of the voxel, above and below.",
-     "w = the largest probability of the pseudo-label over the structures, without a gradient.",
+     "w = the largest probability of the pseudo-label over the structures; the pseudo-label has no gradient.",
      "1 - (2 * (w * guess * pseudo).sum / (w * (guess + pseudo)).sum).mean()"),
     {"above only": Mistake(
         _weighted(below=False),
-        ("Even a perfect guess has a loss.",
+        ("Your loss is too large, most of all where the teacher is in doubt.",
          "What is weighted in the overlap must be weighted in the sizes, too.",
          "w * (guess + pseudo) in the denominator")),
-     "the weight learns": Mistake(
-        _weighted(detached=False),
-        ("The value is right, but a gradient flows through the weight.",
-         "A weight is a judgement about the voxel, not something to be made small.",
-         "w = pseudo.amax(1, keepdim=True).detach()")),
+     "the teacher learns": Mistake(
+        _weighted(stop="nothing"),
+        ("The value is right, but a gradient flows back to the teacher's labels.",
+         "A pseudo-label is evidence, not a party (lesson 05).",
+         "pseudo = pseudo.detach(), first of all")),
+     "only the weight is detached": Mistake(
+        _weighted(stop="weight"),
+        ("The value is right, and the weight has no gradient, but the pseudo-label in the overlap has one.",
+         "It stands in three places: in the weight, in the overlap and in the sizes. None may learn.",
+         "pseudo = pseudo.detach(), first of all")),
      "the student's confidence": Mistake(
         _weighted(of_guess=True),
         ("You ask the pupil how sure he is.",
@@ -154,7 +163,7 @@ DRAWS = Exercise(
     "Mean and scatter over draws", _dice_of_draws,
     lambda dice: (float(dice.mean(1).mean()), float(dice.mean(1).std(ddof=1))),
     ("One number for each draw first; then the mean and the standard deviation of these numbers.",
-     "Five draws are a sample: divide by 4 (ddof=1).",
+     "The number of a draw is the mean over its subjects. Five such numbers are a sample (ddof=1).",
      "means = dice.mean(axis=1); (means.mean(), means.std(ddof=1))"),
     {"all together": Mistake(
         lambda dice: (float(dice.mean()), float(dice.std(ddof=1))),
@@ -185,8 +194,10 @@ def _candidates(dims: int, generator: Generator) -> tuple[np.ndarray, np.ndarray
     """Dice of eight candidate atlases on validation and on test scans."""
     rng = _rng(generator)
     validation, test = rng.uniform(0.65, 0.7, (8, 4)), rng.uniform(0.7, 0.75, (8, 6))
-    on_validation, on_test, on_both = rng.permutation(8)[:3]  # the best there
+    on_validation, lucky = 4 + rng.permutation(4)[:2]  # the best there; one with a single lucky scan
+    on_test, on_both = rng.permutation(4)[:2]
     validation[on_validation] += 0.2
+    validation[lucky, 0] = 0.99
     test[on_test] += 0.2
     validation[on_both] += 0.15
     test[on_both] += 0.15
@@ -221,4 +232,4 @@ REPORT = Exercise(
          "test[best].mean()"))},
     dims=(2,), tolerance=1e-6)
 
-EXERCISES = {"atlas": ATLAS, "vote": SOFT_VOTE, "confident": CONFIDENT, "draws": DRAWS, "report": REPORT}
+EXERCISES = {"vote": SOFT_VOTE, "atlas": ATLAS, "draws": DRAWS, "report": REPORT, "confident": CONFIDENT}
