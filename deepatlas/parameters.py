@@ -30,7 +30,7 @@ RECIPES = {
     "paper": {"similarity": "ncc", "reg_turns": 20, "lambda_a": 3.0, "lambda_weak": 3.0, "lambda_sp": 3.0,
               "teacher": 0.0, "sampled_warps": False, "velocity": False, "joint_start": "baselines"},
     "best": {"similarity": "lncc", "reg_turns": 2, "lambda_a": 10.0, "lambda_weak": 0.3, "lambda_sp": 100.0,
-             "teacher": 0.0, "sampled_warps": True, "velocity": True, "joint_start": "alike"},
+             "teacher": 0.98, "sampled_warps": True, "velocity": True, "joint_start": "alike"},
 }
 
 
