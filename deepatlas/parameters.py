@@ -28,9 +28,9 @@ PROFILES = {profile: dict(zip(_DECIDED, values, strict=True)) for profile, value
 # What the recipe decides where the parameters say nothing: the paper's, and what served best on validation scans.
 RECIPES = {
     "paper": {"similarity": "ncc", "reg_turns": 20, "lambda_a": 3.0, "lambda_weak": 3.0, "lambda_sp": 3.0,
-              "teacher": 0.0, "sampled_warps": False, "velocity": False, "joint_start": "baselines"},
+              "teacher": 0.0, "sampled_warps": False, "velocity": False},
     "best": {"similarity": "lncc", "reg_turns": 2, "lambda_a": 10.0, "lambda_weak": 0.3, "lambda_sp": 100.0,
-             "teacher": 0.98, "sampled_warps": True, "velocity": True, "joint_start": "alike"},
+             "teacher": 0.98, "sampled_warps": True, "velocity": True},
 }
 
 
@@ -60,7 +60,7 @@ class Experiment(BaseModel):
     teacher: float = Field(None, ge=0, lt=1, validate_default=False)  # decay of the average that is consulted, 0: none
     sampled_warps: bool = Field(None, validate_default=False)  # does seg_net see the labelled scan warped, too?
     fourth_case: bool = False  # do two guesses teach seg_net to agree? (it collapses)
-    joint_start: Literal["alike", "baselines", "semi", "none"] = Field(None, validate_default=False)  # see ``regimes``
+    joint_start: Literal["baselines", "alike", "semi", "none"] = "baselines"  # whose networks: see ``regimes``
     unlabelled: int = Field(None, ge=0, validate_default=False)  # unlabelled training scans, by default all there are
     passes: int = Field(1, ge=1)  # times the registration network looks at a pair, as warped so far
     velocity: bool = Field(None, validate_default=False)  # does the registration network output a velocity field?

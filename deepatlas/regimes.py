@@ -38,14 +38,14 @@ REGIMES = {
 }
 
 
-def regimes(labelled: int, joint_start: str = "alike", arms: str = "all") -> dict[str, Regime]:
+def regimes(labelled: int, joint_start: str = "baselines", arms: str = "all") -> dict[str, Regime]:
     """The table for N = ``labelled``. At N = 1 semi-supervised segmentation starts anew, taught by registration, and
     semi-supervised registration is taught by it, as in the paper.
 
-    Joint training starts "alike", from the networks from which semi-supervised training starts; from the "baselines"
-    as in the paper (which differs at N = 1: from the two that teach semi-supervised registration); from the "semi"
-    supervised networks; or from "none", untrained; always with the same budget. ``arms`` "joint" leaves only joint
-    training, the baselines, and what it starts from.
+    Joint training starts from the "baselines" (at N = 1 from the two that teach semi-supervised registration), as in
+    the paper; "alike", from the networks from which semi-supervised training starts (which differs at N = 1); from the
+    "semi" supervised networks; or from "none", untrained; always with the same budget. ``arms`` "joint" leaves only
+    joint training, the baselines, and what it starts from.
     """
     table = dict(REGIMES)
     if labelled == 1:
@@ -53,8 +53,7 @@ def regimes(labelled: int, joint_start: str = "alike", arms: str = "all") -> dic
             table[key] = replace(table[key], start=ANEW)
         for key in ("semi_reg", "semi_reg_control"):
             table[key] = replace(table[key], start=ONE_SHOT)
-    starts = {"alike": ANEW if labelled == 1 else BASELINES, "baselines": table["semi_reg"].start, "semi": SEMI,
-              "none": {}}
+    starts = {"baselines": table["semi_reg"].start, "alike": table["semi_seg"].start, "semi": SEMI, "none": {}}
     table["deepatlas"] = replace(table["deepatlas"], start=starts[joint_start])
     return table if arms == "all" else needed(table, *BASELINES.values(), "deepatlas")
 

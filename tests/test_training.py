@@ -360,8 +360,8 @@ def test_what_a_network_has_spent_includes_what_it_started_from():
     assert spent(REGIMES, "deepatlas", "reg", own) == 10 + 20
     assert spent(REGIMES, "semi_seg", "seg", own) == 1 + 100
     assert spent(REGIMES, "seg_control", "seg", own) == 7
-    assert spent(regimes(1, "baselines"), "deepatlas", "seg", own) == 100 + 2
-    assert spent(regimes(1, "baselines"), "deepatlas", "reg", own) == 10 + 20
+    assert spent(regimes(1), "deepatlas", "seg", own) == 100 + 2
+    assert spent(regimes(1), "deepatlas", "reg", own) == 10 + 20
     assert spent(regimes(1), "semi_seg", "seg", own) == 100
     assert spent(regimes(2, "semi"), "deepatlas", "seg", own) == 1 + 100 + 2
     assert spent(regimes(2, "semi"), "deepatlas", "reg", own) == 10 + 1000 + 20
@@ -369,9 +369,10 @@ def test_what_a_network_has_spent_includes_what_it_started_from():
 
 def test_joint_training_starts_where_it_is_told():
     semi, baselines = {"seg": "semi_seg", "reg": "semi_reg"}, {"seg": "seg_baseline", "reg": "reg_baseline"}
-    starts = {start: regimes(5, start)["deepatlas"].start for start in ("alike", "baselines", "semi", "none")}
+    starts = {start: regimes(5, start)["deepatlas"].start for start in ("baselines", "alike", "semi", "none")}
     assert starts == {"alike": baselines, "baselines": baselines, "semi": semi, "none": {}}
-    assert regimes(1)["deepatlas"].start == regimes(1)["semi_seg"].start == {"reg": "reg_baseline"}
+    assert regimes(1)["deepatlas"].start == {"seg": "semi_seg", "reg": "reg_baseline"}
+    assert regimes(1, "alike")["deepatlas"].start == {"reg": "reg_baseline"}
 
 
 def test_a_regime_and_all_that_it_needs():
