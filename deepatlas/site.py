@@ -19,10 +19,11 @@ from .checkpoints import write_atomically
 
 SLIDES = Path(__file__).with_name("slides.html")  # style and script that turn a page into slides
 MATHJAX = "mathjax/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full"
-FONTS = """<script type="text/x-mathjax-config">
+HEAD = """<script type="text/x-mathjax-config">
 MathJax.Hub.Config({"HTML-CSS": {availableFonts: [], imageFont: null, webFont: "STIX-Web"}});
 </script>
-"""  # those that come with it
+<style>.jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere; }</style>
+"""  # the fonts that come with MathJax; lines of output broken between words
 
 
 def build(folder: Path, parameters: Mapping[str, object], only: Sequence[str] = ()) -> Iterator[Path]:
@@ -111,7 +112,7 @@ def _html(notebook: NotebookNode, title: str) -> str:
     exporter = nbconvert.HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True,
                                       **reporting.OFFLINE | {"mathjax_url": MATHJAX})
     body, _ = exporter.from_notebook_node(notebook)
-    return body.replace("<!-- Load mathjax -->", FONTS).replace("<title>Notebook</title>", f"<title>{title}</title>")
+    return body.replace("<!-- Load mathjax -->", HEAD).replace("<title>Notebook</title>", f"<title>{title}</title>")
 
 
 def _write(path: Path, page: str) -> Path:
