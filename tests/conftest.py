@@ -14,6 +14,7 @@ atexit.register(shutil.rmtree, PRIVATE, ignore_errors=True)
 if os.environ.get("DEEPATLAS_DATA"):
     os.environ["DEEPATLAS_DATA"] = str(Path(os.environ["DEEPATLAS_DATA"]).resolve())
 os.environ["DEEPATLAS_RUNS"] = str(PRIVATE / "runs")  # never the project's own runs/
+os.environ["DEEPATLAS_ANSWERS"] = str(PRIVATE / "answers.json")
 os.environ.setdefault("DEEPATLAS_CACHE", str(PRIVATE / "cache"))
 os.environ["IPYTHONDIR"] = str(PRIVATE / "ipython")
 os.environ["JUPYTER_RUNTIME_DIR"] = str(PRIVATE / "jupyter")
