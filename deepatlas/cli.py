@@ -68,12 +68,11 @@ def sweep(file: Annotated[Path, typer.Argument(help="TOML with [[sweep]] tables;
     if not todo:
         typer.echo(f"{file}: no experiment in it has {' '.join(only or [])}: nothing to do")
         return
-    folders = []
     for i, experiment in enumerate(todo, 1):
         typer.echo(f"experiment {i} of {len(todo)}: {experiment.name}")
         with _stoppable():
-            folders.append(experiments.run(experiment, root))
-    arms, _ = evidence.collect(folders, results)
+            folder = experiments.run(experiment, root)
+        arms, _ = evidence.collect([folder], results)
     typer.echo(f"{len(arms)} rows of {arms['run'].nunique()} runs: {results / 'arms.csv'}")
 
 

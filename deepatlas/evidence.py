@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
-from . import evaluation, experiments, reporting
+from . import datasets, evaluation, experiments, reporting
 from .parameters import Experiment, parse
 
 RESULTS = experiments.PROJECT / "tutorials_data" / "results"
@@ -29,17 +30,22 @@ PARAMETERS = ("dataset", "profile", "dims", "recipe", "labelled", "seed", "label
 def read_sweep(path: Path, only: Mapping[str, object] | None = None) -> list[Experiment]:
     """The experiments of a TOML file: ``[[sweep]]`` tables, whose lists stand for every one of their values.
 
-    ``only`` leaves those whose parameters have these values. Raises ValueError naming the file and the mistake.
+    ``only`` leaves those whose parameters have these values. Raises ValueError naming the file, or the parameter, and
+    the mistake.
     """
     try:
         sweeps = tomllib.loads(Path(path).read_text(encoding="utf-8"))["sweep"]
         found = [parse(dict(zip(sweep, values, strict=True))) for sweep in sweeps
                  for values in itertools.product(*(v if isinstance(v, list) else [v] for v in sweep.values()))]
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: [[sweep]] tables of parameters were wanted: {error}") from error
     for name in set(only or {}) - Experiment.model_fields.keys():
         parse({name: 0})  # raises: it knows what may have been meant
-    wanted = [e for e in found if all(getattr(e, name) == value for name, value in (only or {}).items())]
+    only = {name: TypeAdapter(Experiment.model_fields[name].annotation).validate_python(value)
+            for name, value in (only or {}).items()}
+    if "dataset" in only:
+        datasets.describe(only["dataset"])  # raises if there is none
+    wanted = [e for e in found if all(getattr(e, name) == value for name, value in only.items())]
     return list({experiment.name: experiment for experiment in wanted}.values())
 
 
@@ -135,7 +141,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
             mean = some[some["regime"] == other].groupby("run")["dice"].mean().mean()
             row = {**setting, "against": other, "mean": mean, **gain(some, "deepatlas", other)}
             full = f"{short}_full"
-            if full in arms and gain(some, full, other)["low"] > 0:
+            if full in arms:
                 row["share"] = gap_closed(some, other, "deepatlas", full)["share"]
             found.append(row)
     return pd.DataFrame(found)
@@ -144,12 +150,15 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 def curves(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean Dice of each arm against N, with the interval of ``gain``: what ``plots.curves_figure`` draws.
 
-    Of the runs by the recipe "best" at class size; where an N has no run of all arms, of those of joint training alone.
+    Of the runs by the recipe "best" at class size whose labelled scans were drawn by the seed; where an N has no run of
+    all arms, of those of joint training alone. ValueError if there is none.
     """
     usual = rows[(rows["recipe"] == "best") & (rows["profile"] == "class") & (rows["label_seed"] == rows["seed"])
                  & rows["changed"].isin(("", "arms=joint"))]
     whole = (usual["changed"] == "").groupby([usual[key] for key in ("dataset", "dims", "labelled")]).transform("any")
     usual = usual[(usual["changed"] == "") | ~whole]
+    if usual.empty:
+        raise ValueError("no run by the recipe best at class size among the results: run `deepatlas sweep` first")
     keys, found = ["dataset", "dims", "task", "regime", "labelled"], []
     for values, some in usual.groupby(keys, sort=False):
         mean, resampled, runs = _over_runs(some.set_index("run")[["dice"]])
@@ -159,9 +168,14 @@ def curves(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def gap_closed(rows: pd.DataFrame, baseline: str, joint: str, full: str) -> dict[str, float]:
-    """(joint - baseline) / (full - baseline) in percent, each a mean over runs, with the interval of ``gain``."""
+    """(joint - baseline) / (full - baseline) in percent, each a mean over runs, with the interval of ``gain``.
+
+    NaN unless the interval of full - baseline lies above 0: a share of nothing means nothing.
+    """
     pairs = _paired(rows, baseline, joint, full)
     mean, resampled, runs = _over_runs(pairs[[joint, full]].sub(pairs[baseline], axis="index"))
+    if _interval(resampled[:, 1])["low"] <= 0:
+        return {"share": math.nan, "low": math.nan, "high": math.nan, "runs": runs}
     return {"share": float(100 * mean[0] / mean[1]), **_interval(100 * resampled[:, 0] / resampled[:, 1]),
             "runs": runs}
 
@@ -185,6 +199,8 @@ def fill_tables(page: str, results: Path = RESULTS) -> str:
             if name not in PARAMETERS:
                 raise ValueError(f"{mark[1].strip()}: there is no {name!r} to select by: {', '.join(PARAMETERS)}")
             rows = rows[rows[name].astype(str) == value]
+        if rows.empty:
+            raise ValueError(f"{mark[1].strip()}: no such rows among the results")
         return mark[1] + "".join(f"| {' | '.join(line)} |\n" for line in make(rows)) + mark[4]
 
     marks = len(re.findall(r"<!-- *(?:dice|gains|joint)", page))
@@ -235,7 +251,8 @@ def _joint_table(arms: pd.DataFrame) -> Iterator[list[str]]:
                  "registration: baseline", "Semi", "DeepAtlas", "folds %", "runs"], ["---"] * 12)
     drawn = np.where(arms["label_seed"] == arms["seed"], "", " label_seed=" + arms["label_seed"].astype(str))
     changed = (arms["changed"].str.replace("arms=joint", "") + drawn).str.strip()
-    arms = arms.assign(cohort=_cohort, changed=changed)
+    arms = arms.sort_values("changed").assign(cohort=_cohort, changed=changed)  # first the runs of all arms
+    arms = arms.drop_duplicates(["cohort", "labelled", "recipe", "changed", "seed", "task", "regime"])
     for (cohort, labelled, recipe, setting), runs in arms.groupby(["cohort", "labelled", "recipe", "changed"]):
         means = runs.groupby(["task", "regime"])[["Dice %", "folds %"]].mean()
         yield [cohort, str(labelled), recipe, setting or " ",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 
 import numpy as np
@@ -48,6 +49,7 @@ def test_what_stands_twice_runs_once(sweep):
     ("[sweep", "sweep.toml: .*tables of parameters were wanted"),
     ("labelled = 1", "sweep.toml: .*tables of parameters were wanted"),
     ("sweep = 3", "sweep.toml: .*tables of parameters were wanted"),
+    ("[sweep]\nseed = 1", "sweep.toml: .*tables of parameters were wanted"),
 ])
 def test_a_mistake_names_the_file(sweep, text, wanted):
     sweep.write_text(text)
@@ -58,6 +60,18 @@ def test_a_mistake_names_the_file(sweep, text, wanted):
 def test_an_unknown_filter_is_refused(sweep):
     with pytest.raises(ValueError, match="no parameter 'zebra'"):
         evidence.read_sweep(sweep, {"zebra": 1})
+
+
+@pytest.mark.parametrize("only, wanted", [({"dataset": "phantom-kne"}, "phantom-kne"), ({"seed": "one"}, "integer"),
+                                          ({"profile": "clas"}, "'class'")])
+def test_a_filter_that_cannot_fit_is_refused(sweep, only, wanted):
+    with pytest.raises(ValueError, match=wanted):
+        evidence.read_sweep(sweep, only)
+
+
+def test_a_filter_is_read_as_its_parameter_is(sweep):
+    sweep.write_text(SWEEP + "lambda_r = [0.1, 0.2]\n")
+    assert {e.lambda_r for e in evidence.read_sweep(sweep, {"lambda_r": "1e-1"})} == {0.1}
 
 
 def test_a_filter_that_nothing_fits_is_said(sweep, tmp_path):
@@ -83,7 +97,7 @@ def test_the_command_runs_collects_and_goes_on(sweep, tmp_path):
     for name, sha256 in arms.groupby("run")["sha256"].first().items():
         assert hashlib.sha256((results / "runs" / f"{name}.json").read_bytes()).hexdigest() == sha256
     rows = evidence.load_results(results)
-    assert set(rows["regime"]) == {"identity", "label_propagation", *parse({"arms": "joint"}).table}
+    assert set(rows["regime"]) == {"identity", "label_propagation", *parse({"arms": "joint", "labelled": 2}).table}
     arm = rows[(rows["regime"] == "deepatlas") & (rows["task"] == "segmentation")]
     means = arms[(arms["regime"] == "deepatlas") & (arms["task"] == "segmentation")].set_index("run")["Dice %"]
     np.testing.assert_allclose(arm.groupby("run")["dice"].mean(), means.sort_index(), atol=0.01)
@@ -120,7 +134,7 @@ def test_runs_that_disagree_widen_the_interval():
 
 
 def test_the_interval_covers_the_truth():
-    """Gains of mean 1, SD 1 between runs and 2 between subjects: about 95 of 100 intervals hold 1 (5 runs: fewer)."""
+    """Gains of mean 1, SD 1 between runs and 2 between subjects: about 95 of 100 intervals over 12 runs hold 1."""
     rng, hits = np.random.default_rng(1), 0
     for _ in range(100):
         groups = [(1 + rng.normal() + 2 * rng.normal(size=20))[:, None] for _ in range(12)]
@@ -133,6 +147,9 @@ def test_the_share_of_the_gap():
     rows = rows_of({run: {"b": [50, 60], "j": [56, 66], "f": [60, 70]} for run in "abc"})
     share = evidence.gap_closed(rows, "b", "j", "f")
     assert share["share"] == pytest.approx(60) and share["low"] == pytest.approx(60)
+    none = evidence.gap_closed(rows_of({run: {"b": [50, 60], "j": [56, 66], "f": [45, 65]} for run in "abc"}),
+                               "b", "j", "f")
+    assert math.isnan(none["share"])  # full supervision gains nothing for certain
 
 
 def test_the_table_of_gains_compares_with_every_arm_there_is():
@@ -180,6 +197,7 @@ def test_a_page_gets_the_tables_it_asks_for(sweep, tmp_path):
     ("<!-- dice  labelled=1 -->\n<!-- end -->", "of 1 marks 0 could be read"),
     ("<!-- dice -->\nprose\n<!-- gains -->\n<!-- end -->", "of 2 marks 1 could be read"),
     ("<!-- dice zebra=1 -->\n<!-- end -->", "there is no 'zebra' to select by: dataset, profile"),
+    ("<!-- gains labelled=77 -->\n<!-- end -->", "labelled=77 -->: no such rows among the results"),
 ])
 def test_a_mark_that_cannot_be_read_is_an_error(page, text):
     with pytest.raises(ValueError, match=text):
@@ -196,6 +214,19 @@ def test_curves_count_no_run_twice():
                              ("d", 1, "arms=joint", 3))])
     table = evidence.curves(rows)
     assert table[["dataset", "labelled", "runs"]].to_numpy().tolist() == [["d, 2D", 1, 1], ["d, 2D", 2, 1]]
+    with pytest.raises(ValueError, match="no run by the recipe best at class size"):
+        evidence.curves(rows.assign(recipe="paper"))
+
+
+def test_the_joint_table_counts_no_seed_twice():
+    """A run of all arms and one of joint training alone are the same training."""
+    usual = {"dataset": "d", "dims": 2, "labelled": 1, "recipe": "best", "seed": 0, "label_seed": 0, "folds %": 0.0,
+             "regime": "deepatlas", "task": "registration"}
+    arms = pd.DataFrame([usual | {"run": run, "changed": changed, "seed": seed, "label_seed": seed, "Dice %": dice}
+                         for run, changed, seed, dice in (("b", "arms=joint", 0, 50.0), ("a", "", 0, 60.0),
+                                                          ("c", "arms=joint", 1, 80.0))])
+    row = list(evidence._joint_table(arms))[2]
+    assert row[9] == "70.0" and row[-1] == "2"
 
 
 @pytest.mark.parametrize("page", evidence.PAGES, ids=lambda page: page.parent.name)
