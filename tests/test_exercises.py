@@ -3,6 +3,7 @@
 import json
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -126,6 +127,8 @@ def squares(gradient):
     (lambda x: x**3, "was wanted at (0, 0)"),
     (lambda x: (x**2)[0], "the shape (3, 3) was wanted, got (3,)"),
     (lambda x: "x", "got 'x'"),
+    (lambda x: np.array(["x"]), "was wanted, got array(['x']"),
+    (lambda x: (x**2).bfloat16(), "was wanted"),
 ])
 def test_value_gradient_and_shape_are_compared(function, problem):
     verdict = exercises.judge(squares(True), function, seed=0)  # at a fixed place
@@ -197,6 +200,15 @@ def test_answers_that_are_not_there_are_named(tmp_path):
     assert "nobody.json: no such file" in str(done.exception) and not (tmp_path / "class.csv").exists()
 
 
+def test_two_students_of_one_name_are_refused(tmp_path):
+    students = [tmp_path / folder / "ada.json" for folder in "ab"]
+    for student in students:
+        student.parent.mkdir()
+        student.write_text("{}")
+    done = run("collect", *students, "--to", tmp_path / "class.csv")
+    assert "several files are named ada.json" in str(done.exception) and not (tmp_path / "class.csv").exists()
+
+
 def test_a_handout_has_the_stubs_but_not_the_solutions(tmp_path):
     assert run("handout", tmp_path / "class").exit_code == 0
     copies = sorted((tmp_path / "class").glob("*.ipynb"))
@@ -265,7 +277,8 @@ def test_a_quiz_says_why(widgets, answers):
             assert line.value == ""
             button.click()
             assert ("✓" in line.value) == option.get("right", False)
-    assert sum(entry["solved"] for entry in json.loads(answers.read_text()).values()) <= 5
+        tried = json.loads(answers.read_text())[f"quiz 01.{widgets.index(box) + 1}"]
+        assert tried["solved"] and tried["tries"] == len(item["options"])  # a later wrong answer takes nothing away
 
 
 def test_a_lesson_without_a_quiz_says_so():

@@ -2,7 +2,7 @@
 
 ``check`` runs a student's function on fresh random input beside an oracle, in 2D and 3D, and compares what comes out
 and, where asked, the gradients. A wrong answer is compared with what each classic mistake would have given, so that the
-hints speak of that mistake: first the symptom, at the next try the concept, then the line. Nothing here stops a
+hints speak of that mistake: first the symptom, at the next try the concept, then the line. No answer stops a
 notebook. One file of exercises a lesson (``lesson_01.py``), one of questions (``quiz_01.yaml``).
 """
 
@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,13 +74,13 @@ def exercises_of(lesson: str) -> dict[str, Exercise]:
 
 
 def check(name: str, function: Callable, *, record: bool = True) -> None:
-    """Try ``function`` as the answer to exercise ``name`` and print the verdict; it never stops the notebook.
+    """Try ``function`` as the answer to exercise ``name`` and print the verdict; no answer stops the notebook.
 
     Without ``record``, progress stays as it is: for the solution that a lesson brings along.
     """
     exercise = find(name)
     verdict = judge(exercise, function)
-    tries = _store(name, verdict) if record else 0
+    tries = _count(name, verdict) if record else 0
     if verdict.passed:
         print(f"✓ {exercise.title}: right{', in 2D and 3D' if len(exercise.dims) > 1 else ''}.")
     elif verdict.unfinished:
@@ -183,11 +184,14 @@ def _difference(got: tuple, wanted: tuple, tolerance: float) -> str:
 
 def _array(value: object) -> np.ndarray | None:
     if isinstance(value, Tensor):
-        return value.detach().cpu().numpy().astype(float)
+        return value.detach().cpu().double().numpy()
     if isinstance(value, int | float | np.ndarray | np.generic) or (
             isinstance(value, Sequence) and not isinstance(value, str)
             and all(isinstance(x, int | float) for x in value)):
-        return np.asarray(value, dtype=float)
+        try:
+            return np.asarray(value, dtype=float)
+        except (TypeError, ValueError):  # an array of names
+            return None
     return None
 
 
@@ -228,13 +232,17 @@ def store(name: str, **what: object) -> dict:
     return entry
 
 
-def _store(name: str, verdict: Verdict) -> int:
-    """Count a try that was one; returns how many there were."""
+def count_try(name: str, right: bool, **what: object) -> int:
+    """Store a try and return how many there were; what was solved once stays solved."""
     entry = read_answers().get(name, {"solved": False, "tries": 0})
+    return store(name, solved=entry["solved"] or right, tries=entry["tries"] + 1, **what)["tries"]
+
+
+def _count(name: str, verdict: Verdict) -> int:
+    """Tries so far; nothing written is none."""
     if verdict.unfinished:
-        return entry["tries"]
-    last = verdict.mistake or ("" if verdict.passed else "other")
-    return store(name, solved=entry["solved"] or verdict.passed, tries=entry["tries"] + 1, last=last)["tries"]
+        return read_answers().get(name, {"tries": 0})["tries"]
+    return count_try(name, verdict.passed, last=verdict.mistake or ("" if verdict.passed else "other"))
 
 
 def progress() -> None:
@@ -252,7 +260,13 @@ def progress() -> None:
 
 
 def gather(files: Sequence[Path]) -> list[dict]:
-    """One row per student (the name of the file) and exercise, prediction or question: solved, tries, answer, when."""
+    """One row per student (the name of the file) and exercise, prediction or question: solved, tries, answer, when.
+
+    ValueError if two files have one name.
+    """
+    names = Counter(Path(file).stem for file in files)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"several files are named {', '.join(twice)}.json: name each after its student")
     return [{"student": Path(file).stem, "item": name, **{key: entry.get(key, "") for key in
                                                          ("solved", "tries", "last", "answer", "when")}}
             for file in files for name, entry in read_answers(Path(file)).items()]

@@ -12,7 +12,7 @@ import ipywidgets
 import yaml
 from IPython import display as shown
 
-from . import HERE, store
+from . import HERE, count_try, store
 
 WIDE = {"width": "auto"}
 
@@ -73,7 +73,7 @@ def _ask(name: str, question: str, options: Sequence[dict]) -> None:
     def checked(_: object) -> None:
         option = options[choice.index]
         right = option.get("right", False)
-        store(name, solved=right, answer=choice.value)
+        count_try(name, right, answer=choice.value)
         line.value = f"<b>{'✓ Right.' if right else '✗ Not quite.'}</b> {html.escape(option['why'])}"
 
     choice.observe(chosen, "value")

@@ -14,9 +14,8 @@ from . import Exercise, Mistake
 
 
 def _label_maps(dims: int, generator: Generator) -> tuple[Tensor, Tensor, int]:
-    """Two label maps of 4 structures that overlap in part; structure 3 is missing from the second."""
+    """Two label maps of 4 structures that overlap in part; structure 3 is missing from the reference."""
     reference = torch.randint(0, 3, (6,) * dims, generator=generator)
-    reference[reference == 3] = 0
     predicted = torch.where(torch.rand(reference.shape, generator=generator) < 0.4,
                             torch.randint(0, 4, reference.shape, generator=generator), reference)
     return predicted, reference, 4
