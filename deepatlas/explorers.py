@@ -70,7 +70,7 @@ class TrainingWatch:
         if self.widget is not None:
             show(self.widget)
         elif self.history:
-            plots.show(plots.training_figure(curves(self.history), self.look()),
+            plots.show(plots.training_figure(curves(self.history), self.look(), len(self.meta["colours"])),
                        alt="Loss terms and validation Dice against the step, and one pair as the networks see it now.")
         else:
             print("The figure of this training is drawn when this is shown again after it.")

@@ -89,7 +89,7 @@ def draw_moved_lattice(axes: Axes, phi: Deformation, step: int = 4) -> None:
 
 
 def scan_figure(scan: Scan, structures: Sequence[str] = ()) -> Figure:
-    """The middle planes of a scan, sagittal, coronal and axial, with its labels beside them below."""
+    """The middle planes of a scan, sagittal, coronal and axial, and below them the same with its labels."""
     planes = [(2, "")] if scan.image.ndim == 3 else [(0, "sagittal"), (1, "coronal"), (2, "axial")]
     rows = 1 + (scan.labels is not None)
     figure, grid = plt.subplots(rows, len(planes), figsize=(3.4 * len(planes), 3.4 * rows), squeeze=False,
@@ -154,8 +154,11 @@ def sweep_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def training_figure(curves: Mapping[str, Mapping], slices: Mapping[str, Tensor]) -> Figure:
-    """Loss terms and validation Dice against the step, and the middle slice of one pair as the networks see it."""
+def training_figure(curves: Mapping[str, Mapping], slices: Mapping[str, Tensor], count: int) -> Figure:
+    """Loss terms and validation Dice against the step, and the middle slice of one pair as the networks see it.
+
+    ``count``: structures, the background included.
+    """
     figure, axes = plt.subplots(1, len(curves) + 2, figsize=(2.6 * (len(curves) + 2), 2.6), layout="constrained")
     for cell, (name, points) in zip(axes, curves.items(), strict=False):
         cell.plot(points["x"], points["y"], marker="." if len(points["x"]) < 20 else "", linewidth=1)
@@ -167,7 +170,7 @@ def training_figure(curves: Mapping[str, Mapping], slices: Mapping[str, Tensor])
         else:
             cell.set_axis_off()
     if "labels" in slices:
-        draw_labels(axes[-2], slices["labels"], int(slices["labels"].max()) + 1)
+        draw_labels(axes[-2], slices["labels"], count)
     if "u0" in slices:
         draw_grid(axes[-1], Deformation(torch.stack([slices["u0"], slices["u1"]])[None].float() / 64))
     return figure
@@ -283,8 +286,11 @@ def curves_figure(curves: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         axes.set_xlabel("N, labelled scans", fontsize=8)
         axes.set_ylabel("Dice, %", fontsize=8)
         axes.grid(alpha=0.3)
-    handles, labels = grid[0, 0].get_legend_handles_labels()  # segmentation has every title
-    figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
+    named = {}
+    for axes in grid.flat:  # not every cohort has every arm
+        named |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    order = [title for title in shown if title in named]
+    figure.legend([named[title] for title in order], order, loc="outside right center", fontsize=8, frameon=False)
     return figure
 
 

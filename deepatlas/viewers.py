@@ -91,23 +91,23 @@ def view_registration(moving: Scan, fixed: Scan, phi: Deformation, structures: S
 
     ``phi`` (batch 1, in voxels, on the grid of ``fixed``) may come from a network, from ``optimise_pair`` or from a
     phantom's truth. ``display`` as in ``view_scan``; to show a guess, put it into ``dataclasses.replace(scan,
-    labels=...)``. Raises ValueError if grids differ or a value is not finite.
+    labels=...)``. Raises ValueError if grids differ, a value is not finite, or ``structures`` does not name a label.
     """
     moving, fixed = check(moving, "moving", display), check(fixed, "fixed", display)
     phi = Deformation(phi.displacement.detach().cpu().float())
     if display == "static":
-        title = _check_registration(moving, fixed, phi)
+        title = _check_registration(moving, fixed, phi, structures)
         return plots.picture(plots.registration_figure(moving, fixed, phi, structures), title)
     return _shown(registration_state(moving, fixed, phi, structures), display)
 
 
 def registration_state(moving: Scan, fixed: Scan, phi: Deformation, structures: Sequence[str] = ()) -> dict:
     """The traits of a ``SliceViewer`` of one registration: what ``view_registration`` shows, without a widget."""
-    title = _check_registration(moving, fixed, phi)
+    title = _check_registration(moving, fixed, phi, structures)
     return _state("registration", fixed, _registration_volumes(moving, fixed, phi, structures), structures, title)
 
 
-def _check_registration(moving: Scan, fixed: Scan, phi: Deformation) -> str:
+def _check_registration(moving: Scan, fixed: Scan, phi: Deformation, structures: Sequence[str]) -> str:
     """A title for the three; ValueError unless they fit together."""
     u = phi.displacement
     if moving.shape != fixed.shape or phi.shape != fixed.shape or len(u) != 1:
@@ -117,6 +117,9 @@ def _check_registration(moving: Scan, fixed: Scan, phi: Deformation) -> str:
         raise ValueError("the deformation holds NaN or infinity: look at the training that made it")
     if min(phi.shape) < 2:
         raise ValueError(f"every side must be at least 2 voxels, got {phi.shape}: give a 2D scan as (1, I, J)")
+    for scan in (moving, fixed):
+        if scan.labels is not None:
+            _labels(scan.labels, structures, scan.id)  # raises unless all have names
     return f"Registration of {moving.id} to {fixed.id}: moving, fixed and warped scan"
 
 
