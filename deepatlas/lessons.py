@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
-import papermill
 import torch
 from nbformat import NotebookNode
 
+from . import reporting
 from .checkpoints import write_atomically
 from .experiments import PROJECT
 
@@ -30,33 +28,30 @@ def paths() -> list[Path]:
     return sorted(NOTEBOOKS.glob("0*.ipynb"))
 
 
-def execute(path: Path, parameters: Mapping[str, object]) -> NotebookNode:
+def execute(path: Path, parameters: Mapping[str, object], **environment: str) -> NotebookNode:
     """The notebook with its outputs, run with ``parameters`` by somebody who has not answered anything before.
 
     Raises ValueError naming the lesson and the cell if a cell stops.
     """
-    with tempfile.TemporaryDirectory() as nobody, _environment(DEEPATLAS_ANSWERS=f"{nobody}/answers.json"):
-        try:
-            return papermill.execute_notebook(str(path), None, parameters=parameters, cwd=str(path.parent))
-        except papermill.PapermillExecutionError as error:
-            raise ValueError(f"{path}: cell {error.cell_index} stopped ({error.ename}: {error.evalue})") from error
+    with tempfile.TemporaryDirectory() as nobody:
+        return reporting.execute(path, parameters, DEEPATLAS_ANSWERS=f"{nobody}/answers.json", **environment)
 
 
 def measure(path: Path) -> dict[str, object]:
     """What a lesson costs here: seconds from an empty folder of runs and again, and the most memory of its kernel."""
-    with tempfile.TemporaryDirectory() as empty, _environment(DEEPATLAS_RUNS=empty):
+    with tempfile.TemporaryDirectory() as empty:
         asked = Path(empty) / path.name
         lesson = nbformat.read(path, 4)
         lesson.cells.append(nbformat.v4.new_code_cell("from deepatlas import machine\nmachine.peak_memory_gib('cpu')"))
         nbformat.write(lesson, asked)
-        seconds, memory = zip(*(_timed(asked) for _ in range(2)), strict=True)
+        seconds, memory = zip(*(_timed(asked, empty) for _ in range(2)), strict=True)
     return {"lesson": path.stem, "code": code_hash(path), "cores": torch.get_num_threads(),
             "first_seconds": round(seconds[0], 1), "again_seconds": round(seconds[1], 1), "memory_gib": max(memory)}
 
 
-def _timed(path: Path) -> tuple[float, float]:
+def _timed(path: Path, runs: str) -> tuple[float, float]:
     start = time.perf_counter()
-    executed = execute(path, {"display": "static"})
+    executed = execute(path, {"display": "static"}, DEEPATLAS_RUNS=runs)
     return time.perf_counter() - start, float(executed.cells[-1].outputs[-1].data["text/plain"])
 
 
@@ -86,18 +81,3 @@ def write_header(path: Path, row: Mapping[str, object]) -> None:
     if count != 1:
         raise ValueError(f"{path}: one sentence '**Time:** ... to read, ... of memory' was wanted, found {count}")
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Environment variables for a while; a kernel inherits them."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 
 from . import evaluation, experiments
 from .regimes import REGIMES, spent
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 NOTEBOOK = experiments.PROJECT / "notebooks" / "experiment.ipynb"
 OFFLINE = {"mathjax_url": "", "require_js_url": "", "jquery_url": "", "mermaid_js_url": ""}  # a report asks no server
@@ -108,18 +114,44 @@ def load_examples(folder: Path) -> list[dict]:
 
 def report(folder: Path) -> Path:
     """Execute the experiment's notebook on a finished run; returns report.html, beside the executed notebook."""
-    import nbconvert  # here: they take seconds to load, and a machine that only trains lacks them
-    import papermill
+    import nbconvert  # here: it takes seconds to load, and a machine that only trains lacks it
 
     record, folder = load_record(folder), Path(folder).resolve()
     executed = folder / "experiment.ipynb"
-    os.environ["DEEPATLAS_RUNS"] = str(folder.parent)  # where the notebook finds the run, whatever --root was
-    try:
-        papermill.execute_notebook(str(NOTEBOOK), str(executed), parameters=record["experiment"],
-                                   cwd=str(NOTEBOOK.parent), progress_bar=True)
-    except papermill.PapermillExecutionError as error:
-        raise ValueError(f"{executed}: the notebook stopped ({error.ename}: {error.evalue}); the scores are safe, and "
-                         f"the same command tries the notebook again") from error
+    try:  # the notebook finds the run, whatever --root was
+        execute(NOTEBOOK, record["experiment"], executed, DEEPATLAS_RUNS=str(folder.parent))
+    except ValueError as error:
+        raise ValueError(f"{error}; the scores are safe, and the same command tries the notebook again") from error
     body, _ = nbconvert.HTMLExporter(exclude_input=True, **OFFLINE).from_filename(str(executed))
     (folder / "report.html").write_text(body, encoding="utf-8")
     return folder / "report.html"
+
+
+def execute(path: Path, parameters: Mapping[str, object], to: Path | None = None, **environment: str) -> NotebookNode:
+    """The notebook with its outputs, run with ``parameters`` in a kernel with these environment variables.
+
+    As far as it gets it is kept in the file ``to``. Raises ValueError naming the file and the cell if a cell stops.
+    """
+    import papermill  # here: a machine that only trains lacks it
+
+    with _environment(environment):
+        try:
+            return papermill.execute_notebook(str(path), to and str(to), parameters=parameters, cwd=str(path.parent))
+        except papermill.PapermillExecutionError as error:
+            at = f"{to or path}: cell {error.cell_index}"
+            raise ValueError(f"{at} stopped ({error.ename}: {error.evalue})") from error
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for a while; a kernel inherits them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
