@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from . import datasets, evaluation, experiments, reporting
 from .parameters import Experiment, parse
@@ -41,12 +41,20 @@ def read_sweep(path: Path, only: Mapping[str, object] | None = None) -> list[Exp
         raise ValueError(f"{path}: [[sweep]] tables of parameters were wanted: {error}") from error
     for name in set(only or {}) - Experiment.model_fields.keys():
         parse({name: 0})  # raises: it knows what may have been meant
-    only = {name: TypeAdapter(Experiment.model_fields[name].annotation).validate_python(value)
-            for name, value in (only or {}).items()}
+    only = {name: _value(name, value) for name, value in (only or {}).items()}
     if "dataset" in only:
         datasets.describe(only["dataset"])  # raises if there is none
     wanted = [e for e in found if all(getattr(e, name) == value for name, value in only.items())]
     return list({experiment.name: experiment for experiment in wanted}.values())
+
+
+def _value(name: str, value: object) -> object:
+    """``value`` as the parameter ``name`` has it; one sentence if it cannot be."""
+    try:
+        return TypeAdapter(Experiment.model_fields[name].annotation).validate_python(value)
+    except ValidationError as error:
+        said = error.errors()[0]["msg"]
+        raise ValueError(f"parameter {name!r} = {value!r}: {said[0].lower()}{said[1:]}") from None
 
 
 def collect(folders: Iterable[Path], results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -252,7 +260,7 @@ def _joint_table(arms: pd.DataFrame) -> Iterator[list[str]]:
     drawn = np.where(arms["label_seed"] == arms["seed"], "", " label_seed=" + arms["label_seed"].astype(str))
     changed = (arms["changed"].str.replace("arms=joint", "") + drawn).str.strip()
     arms = arms.sort_values("changed").assign(cohort=_cohort, changed=changed)  # first the runs of all arms
-    arms = arms.drop_duplicates(["cohort", "labelled", "recipe", "changed", "seed", "task", "regime"])
+    arms = arms.drop_duplicates([*PARAMETERS, "changed", "task", "regime"])
     for (cohort, labelled, recipe, setting), runs in arms.groupby(["cohort", "labelled", "recipe", "changed"]):
         means = runs.groupby(["task", "regime"])[["Dice %", "folds %"]].mean()
         yield [cohort, str(labelled), recipe, setting or " ",

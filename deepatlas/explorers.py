@@ -130,7 +130,7 @@ def explore_losses(moving: Scan, fixed: Scan, register: Callable[..., Deformatio
     ``register(moving, fixed, lambda_r=..., lambda_a=..., similarity=...) -> Deformation``; about a second of work is
     pleasant. Without "live": a grid of finished registrations, lambda_r across and lambda_a down.
     """
-    moving, fixed = check(moving, "moving", display), check(fixed, "fixed", display)
+    moving, fixed = check(moving, "moving", display, structures), check(fixed, "fixed", display, structures)
     register = _on_cpu(register)
     if display == "live":
         return _LossExplorer(moving, fixed, register, structures)

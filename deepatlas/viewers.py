@@ -74,10 +74,10 @@ def view_scan(scan: Scan, structures: Sequence[str] = (), *, display: str = "liv
     ``display``: "live" is a widget, "html" a self-contained page that needs no kernel, "static" a figure. Raises
     ValueError for an image that is empty or not finite, or labels that ``structures`` does not name.
     """
-    scan = check(scan, "scan", display)
+    scan = check(scan, "scan", display, structures)
     volumes = {"image": grey(scan.image[0])}
     if scan.labels is not None:
-        volumes["labels"] = _labels(scan.labels, structures, scan.id)
+        volumes["labels"] = scan.labels.to(torch.uint8)
     labelled = "" if scan.labels is None else ", with its labels"
     alt = f"Scan {scan.id}, {' x '.join(map(str, scan.shape))} voxels{labelled}"
     if display == "static":
@@ -93,21 +93,21 @@ def view_registration(moving: Scan, fixed: Scan, phi: Deformation, structures: S
     phantom's truth. ``display`` as in ``view_scan``; to show a guess, put it into ``dataclasses.replace(scan,
     labels=...)``. Raises ValueError if grids differ, a value is not finite, or ``structures`` does not name a label.
     """
-    moving, fixed = check(moving, "moving", display), check(fixed, "fixed", display)
+    moving, fixed = check(moving, "moving", display, structures), check(fixed, "fixed", display, structures)
     phi = Deformation(phi.displacement.detach().cpu().float())
     if display == "static":
-        title = _check_registration(moving, fixed, phi, structures)
+        title = _check_registration(moving, fixed, phi)
         return plots.picture(plots.registration_figure(moving, fixed, phi, structures), title)
     return _shown(registration_state(moving, fixed, phi, structures), display)
 
 
 def registration_state(moving: Scan, fixed: Scan, phi: Deformation, structures: Sequence[str] = ()) -> dict:
     """The traits of a ``SliceViewer`` of one registration: what ``view_registration`` shows, without a widget."""
-    title = _check_registration(moving, fixed, phi, structures)
-    return _state("registration", fixed, _registration_volumes(moving, fixed, phi, structures), structures, title)
+    title = _check_registration(moving, fixed, phi)
+    return _state("registration", fixed, _registration_volumes(moving, fixed, phi), structures, title)
 
 
-def _check_registration(moving: Scan, fixed: Scan, phi: Deformation, structures: Sequence[str]) -> str:
+def _check_registration(moving: Scan, fixed: Scan, phi: Deformation) -> str:
     """A title for the three; ValueError unless they fit together."""
     u = phi.displacement
     if moving.shape != fixed.shape or phi.shape != fixed.shape or len(u) != 1:
@@ -117,13 +117,10 @@ def _check_registration(moving: Scan, fixed: Scan, phi: Deformation, structures:
         raise ValueError("the deformation holds NaN or infinity: look at the training that made it")
     if min(phi.shape) < 2:
         raise ValueError(f"every side must be at least 2 voxels, got {phi.shape}: give a 2D scan as (1, I, J)")
-    for scan in (moving, fixed):
-        if scan.labels is not None:
-            _labels(scan.labels, structures, scan.id)  # raises unless all have names
     return f"Registration of {moving.id} to {fixed.id}: moving, fixed and warped scan"
 
 
-def _registration_volumes(moving: Scan, fixed: Scan, phi: Deformation, structures: Sequence[str]) -> dict:
+def _registration_volumes(moving: Scan, fixed: Scan, phi: Deformation) -> dict:
     determinant = phi.jacobian_determinant()[0]
     volumes = {
         "moving": grey(moving.image[0]), "fixed": grey(fixed.image[0]),
@@ -132,10 +129,10 @@ def _registration_volumes(moving: Scan, fixed: Scan, phi: Deformation, structure
         "u": sixty_fourths(_at_its_own_resolution(phi.displacement)[0]),
     }
     if moving.labels is not None:
-        labels = _labels(moving.labels, structures, moving.id)
+        labels = moving.labels.to(torch.uint8)
         volumes |= {"moving_labels": labels, "warped_labels": phi.warp_labels(labels[None].int())[0].to(torch.uint8)}
     if fixed.labels is not None:
-        volumes["fixed_labels"] = _labels(fixed.labels, structures, fixed.id)
+        volumes["fixed_labels"] = fixed.labels.to(torch.uint8)
     return volumes
 
 
@@ -160,14 +157,22 @@ def _at_its_own_resolution(u: Tensor) -> Tensor:
 # --- what travels --------------------------------------------------------------------------------------------------
 
 
-def check(scan: Scan, role: str, display: str) -> Scan:
-    """``scan`` on the CPU; ValueError, one sentence, unless it can be shown as ``display`` says."""
+def check(scan: Scan, role: str, display: str, structures: Sequence[str] = ()) -> Scan:
+    """``scan`` on the CPU; ValueError, one sentence, unless it can be shown as ``display`` says.
+
+    ``structures``, where given, must name every label.
+    """
     if display not in ("live", "html", "static"):
         raise ValueError(f"display must be 'live', 'html' or 'static', got {display!r}")
     if scan.image.numel() == 0:
         raise ValueError(f"{role} {scan.id}: the image is empty, {tuple(scan.image.shape)}")
     if not scan.image.isfinite().all():
         raise ValueError(f"{role} {scan.id}: the image holds NaN or infinity: rescale its intensities to [0, 1]")
+    if scan.labels is not None:
+        least, most = int(scan.labels.min()), int(scan.labels.max())
+        if least < 0 or most >= (len(structures) or 256):
+            raise ValueError(f"scan {scan.id}: labels from {least} to {most}, but there are names for "
+                             f"{len(structures) or 256}: pass structures=cohort.structures")
     return replace(scan, image=scan.image.detach().cpu().float(), labels=None if scan.labels is None
                    else scan.labels.cpu())
 
@@ -180,14 +185,6 @@ def grey(image: Tensor) -> Tensor:
 def sixty_fourths(u: Tensor) -> Tensor:
     """Displacements in voxels as 16-bit integers, in 1/64 voxel: up to 512 voxels."""
     return (u.detach().cpu().float() * 64).round().clamp(-32768, 32767).to(torch.int16)
-
-
-def _labels(labels: Tensor, structures: Sequence[str], name: str) -> Tensor:
-    most = int(labels.max())
-    if most > 255 or (structures and most >= len(structures)) or int(labels.min()) < 0:
-        raise ValueError(f"scan {name}: labels from {int(labels.min())} to {most}, but there are names for "
-                         f"{len(structures) or 256}: pass structures=cohort.structures")
-    return labels.to(torch.uint8)
 
 
 def _state(kind: str, scan: Scan, volumes: dict[str, Tensor], structures: Sequence[str], title: str) -> dict:

@@ -87,8 +87,9 @@ def test_u_travels_at_the_resolution_of_the_network(shape):
 ])
 def test_bad_input_gets_one_sentence(change, message):
     moving, fixed, phi = pair()
-    with pytest.raises(ValueError, match=message):
-        viewers.view_registration(change(moving), fixed, phi, NAMES)
+    for display in ("live", "static"):
+        with pytest.raises(ValueError, match=message):
+            viewers.view_registration(change(moving), fixed, phi, NAMES, display=display)
 
 
 def test_a_bad_deformation_and_a_bad_display_get_one_sentence():
