@@ -25,6 +25,7 @@ class Source:
     path: str
     shape: tuple[int, ...]
     affine: Tensor  # (4, 4) float64, the file's voxel index -> world millimetres, RAS+
+    digest: str = ""  # of the voxels of the image and of its labels, as they were read
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,12 +110,12 @@ class Cohort:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of every image and label."""
-        digest = hashlib.sha256()
-        for scan in self.scans:
-            digest.update(scan.id.encode() + scan.image.cpu().numpy().tobytes())
-            digest.update(b"" if scan.labels is None else scan.labels.cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """A hash of what the scans were made from: their ids, the grid, and the voxels in their files.
+
+        Not of their own voxels: after an alignment, these differ in the last bits between machines.
+        """
+        made_from = [(scan.id, scan.shape, scan.source and scan.source.digest) for scan in self.scans]
+        return hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
 
     def hide_labels(self, keep: int, seed: int = 0) -> Cohort:
         """The same cohort in which ``keep`` training scans, drawn by ``seed``, keep their labels: N = ``keep``.
@@ -211,7 +212,7 @@ def load_scan(image: str | Path, labels: str | Path | None, *, id: str, subject:
     background.
     """
     array, affine, source = read_nifti(image)
-    index = None
+    index, digest = None, hashlib.sha256(array.tobytes())
     if labels is not None:
         numbers, label_affine, _ = read_nifti(labels)
         if numbers.shape != array.shape:
@@ -228,9 +229,10 @@ def load_scan(image: str | Path, labels: str | Path | None, *, id: str, subject:
         if not index.any():
             found = sorted({int(number) for number in np.unique(numbers)} - {0})[:10]
             raise ValueError(f"{labels}: none of the wanted labels {sorted(structures)[:10]} occurs, found {found}")
+        digest.update(index.tobytes())
     return Scan(id, subject, torch.from_numpy(rescale_intensities(array, str(image)))[None],
                 torch.from_numpy(affine.astype(np.float64)),
-                None if index is None else torch.from_numpy(index), source)
+                None if index is None else torch.from_numpy(index), replace(source, digest=digest.hexdigest()))
 
 
 # --- one grid ------------------------------------------------------------------------------------------------------

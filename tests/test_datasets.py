@@ -8,6 +8,7 @@ import json
 import re
 import tarfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -208,6 +209,22 @@ def test_the_seed_draws_another_split_of_the_same_scans(hippocampus):
     one, same, other = (load(seed=seed) for seed in (0, 0, 1))
     assert ids(one.scans) == ids(same.scans) != ids(other.scans)
     assert sorted(ids(one.scans)) == sorted(ids(other.scans))
+
+
+def test_the_fingerprint_is_that_of_the_files_not_of_what_an_alignment_made_of_them(hippocampus, monkeypatch):
+    cohort = load()
+    monkeypatch.setattr(datasets, "align", lambda scans, originals, reference: [
+        replace(scan, image=scan.image * (1 + 1e-6)) for scan in scans])
+    monkeypatch.setitem(datasets.describe("hippocampus"), "align", True)
+    assert load().fingerprint == cohort.fingerprint
+    prints = {cohort.fingerprint, load(seed=1).fingerprint, load(dims=2).fingerprint}
+    name = cohort.train[0].id
+    write_case(hippocampus, name, seed=99)
+    prints.add(load().fingerprint)
+    path = hippocampus / "labelsTr" / f"{name}.nii.gz"
+    write_nifti(path, 3 - np.clip(nib.load(path).get_fdata(), 1, 2).astype(np.uint8))
+    prints.add(load().fingerprint)
+    assert len(prints) == 5
 
 
 def test_a_person_scanned_twice_is_one_subject_and_never_split(hippocampus):
