@@ -30,9 +30,12 @@ PARAMETERS = ("dataset", "profile", "dims", "recipe", "labelled", "seed", "label
 def read_sweep(path: Path, only: Mapping[str, object] | None = None) -> list[Experiment]:
     """The experiments of a TOML file: ``[[sweep]]`` tables, whose lists stand for every one of their values.
 
-    ``only`` leaves those whose parameters have these values. Raises ValueError naming the file, or the parameter, and
-    the mistake.
+    ``only`` leaves those whose parameters have these values. Raises FileNotFoundError or ValueError naming the file,
+    or the parameter, and the mistake.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file; [[sweep]] tables of parameters were wanted, as in "
+                                "tutorials_data/results/evidence.toml")
     try:
         sweeps = tomllib.loads(Path(path).read_text(encoding="utf-8"))["sweep"]
         found = [parse(dict(zip(sweep, values, strict=True))) for sweep in sweeps

@@ -57,6 +57,11 @@ def test_a_mistake_names_the_file(sweep, text, wanted):
         evidence.read_sweep(sweep)
 
 
+def test_a_missing_sweep_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no\.toml: no such file; \[\[sweep\]\] tables .* were wanted"):
+        evidence.read_sweep(tmp_path / "no.toml")
+
+
 def test_an_unknown_filter_is_refused(sweep):
     with pytest.raises(ValueError, match="no parameter 'zebra'"):
         evidence.read_sweep(sweep, {"zebra": 1})
