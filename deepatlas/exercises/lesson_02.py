@@ -61,13 +61,13 @@ WARP = Exercise(
          "Reverse the coordinates: .flip(-1) on the dimension of the coordinates.")),
      "align_corners": Mistake(
         looked_up(align_corners=False),
-        ("With u = 0 the result is not the moving image, but slightly enlarged.",
+        ("With u = 0 the result is not the moving image, but slightly shrunk towards its middle.",
          "Without align_corners, -1 and 1 are the outer edges of the image, half a voxel beyond the centres of the "
          "first and last voxel; your scale is for the centres.",
          "F.grid_sample(..., align_corners=True)")),
      "size instead of size - 1": Mistake(
         looked_up(count=0),
-        ("With u = 0 the result is not the moving image, but slightly shifted and shrunk.",
+        ("With u = 0 the result is not the moving image, but slightly enlarged, away from the first voxel.",
          "From the first voxel's centre to the last one's it is size - 1 steps, not size.",
          "2 * points / (size - 1) - 1")),
      "pushed": Mistake(
@@ -202,7 +202,8 @@ def _determinant(u: Tensor) -> Tensor:
 JACOBIAN = Exercise(
     "The Jacobian determinant", _gentle_field, _determinant,
     ("Move the image by a constant: the determinant must be 1 everywhere. Does yours pass?",
-     "The matrix is I + du/dx, with central differences (u(x + 1) - u(x - 1)) / 2 along EVERY axis.",
+     "The matrix is 1 + du/dx (1 the identity matrix), with central differences (u(x + 1) - u(x - 1)) / 2 along EVERY "
+     "axis.",
      "Compare the lines of the first and the second axis, sign by sign."),
     {"sum for difference": Mistake(
         jacobian_determinant_with_a_bug,
@@ -212,7 +213,7 @@ JACOBIAN = Exercise(
      "no identity": Mistake(
         lambda u: torch.linalg.det(_differences(u)),
         ("Where nothing moves, the determinant is 0 instead of 1.",
-         "phi(x) = x + u(x), so its derivative is I + du/dx.",
+         "phi(x) = x + u(x), so its derivative is 1 + du/dx, 1 the identity matrix.",
          "Add torch.eye(D) before you take the determinant.")),
      "not halved": Mistake(
         lambda u: torch.linalg.det(2 * _differences(u) + torch.eye(u.shape[1])),
@@ -222,7 +223,7 @@ JACOBIAN = Exercise(
      "trace": Mistake(
         lambda u: 1 + _differences(u).diagonal(dim1=-2, dim2=-1).sum(-1),
         ("It is close where u is gentle.",
-         "1 + the divergence of u is the first-order part of det(I + du/dx); the products are missing.",
+         "1 + the divergence of u is the first-order part of det(1 + du/dx); the products are missing.",
          "torch.linalg.det of the whole matrix."))},
     gradient=True)
 

@@ -43,7 +43,7 @@ TURN = Exercise(
          "Divide by planned.")),
      "most left": Mistake(
         lambda taken, planned: (planned - taken).argmax(1),
-        ("The network with more turns has them all first.",
+        ("The network with more turns has its surplus first; only then do they alternate.",
          "What counts is the share that was taken, not the number of turns that are left.",
          "((taken + 0.5) / planned).argmin(1)")),
      "furthest ahead": Mistake(
@@ -79,8 +79,8 @@ STOP = Exercise(
      "soft_dice(warped, scores.softmax(1).detach())"),
     {"the guess learns": Mistake(
         lambda warped, scores: soft_dice(warped, scores.softmax(1)),
-        ("The value is right, but the segmentation network would learn in the other network's turn.",
-         "Agreement can be reached from both sides: the guess would move towards the warped labels.",
+        ("The value is right, but a gradient reaches the segmentation network in the other network's turn.",
+         "Wherever both share an optimiser, the guess would move towards the warped labels: that is agreement, too.",
          ".detach() on the probabilities, or torch.no_grad() around the network")),
      "nobody learns": Mistake(
         lambda warped, scores: soft_dice(warped.detach(), scores.softmax(1)),
