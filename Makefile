@@ -21,9 +21,8 @@ experiment: .venv/run.stamp
 	$(BIN)/deepatlas run dataset=$(DATASET) $(ARGS)
 
 results: .venv/run.stamp
-	$(BIN)/deepatlas sweep tutorials_data/results/evidence.toml $(ARGS)
-	$(BIN)/deepatlas sweep tutorials_data/results/ablations.toml $(ARGS)
-	$(BIN)/deepatlas sweep tutorials_data/results/short.toml $(ARGS)
+	for file in evidence ablations short; do $(BIN)/deepatlas sweep tutorials_data/results/$$file.toml \
+		--results tutorials_data/results $(ARGS) || exit; done
 	$(BIN)/deepatlas gains
 
 tutorials: .venv/run.stamp

@@ -20,14 +20,19 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write(file)`` fill a file such that ``path`` is at any moment either the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")  # others may write the same file
-    write(temporary)
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     """What ``train`` saved; ValueError if the file is damaged."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, MemoryError, torch.OutOfMemoryError):  # nothing is wrong with the file
+        raise
     except Exception as error:  # whatever a damaged file makes of the reader
         raise ValueError(f"{path}: cannot be read ({type(error).__name__}), the file is damaged: remove it, "
                          "and this regime is trained again") from error

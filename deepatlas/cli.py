@@ -61,9 +61,10 @@ def run(parameters: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE,
 def sweep(file: Annotated[Path, typer.Argument(help="TOML with [[sweep]] tables; a list stands for all its values")],
           only: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE: leave out other experiments")] = None,
           root: Annotated[Path | None, typer.Option(help="where run folders are kept")] = None,
-          results: Annotated[Path, typer.Option(help="where the tables of results are kept")] = evidence.RESULTS
-          ) -> None:
+          results: Annotated[Path | None, typer.Option(help="where the tables of results are kept; by default the "
+                                                            "folder results, beside the run folders")] = None) -> None:
     """Run many experiments, one after the other, and collect their rows; finished ones are not repeated."""
+    results = results or (root or experiments.runs_folder()) / "results"
     todo = evidence.read_sweep(file, _assignments(only or []))
     if not todo:
         typer.echo(f"{file}: no experiment in it has {' '.join(only or [])}: nothing to do")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import tarfile
 import tempfile
 import tomllib
@@ -112,7 +113,7 @@ def find(name: str) -> Path:
 
 def cache_folder() -> Path:
     """Where downloads are kept: the environment variable ``DEEPATLAS_CACHE``, or the user's cache."""
-    return Path(os.environ.get("DEEPATLAS_CACHE") or pooch.os_cache("deepatlas"))
+    return Path(os.environ.get("DEEPATLAS_CACHE") or pooch.os_cache("deepatlas")).expanduser()
 
 
 def download(url: str, sha256: str, folder: Path) -> Path:
@@ -171,7 +172,7 @@ def _dataset(folder: Path) -> dict:
     if not isinstance(items, list) or not items:
         raise ValueError(f"{path}: a list 'training' of image and label files was wanted, and is missing or empty")
     for item in items:
-        if not isinstance(item, dict) or not {"image", "label"} <= item.keys():
+        if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("image", "label")):
             raise ValueError(f"{path}: each entry of 'training' must name its 'image' and its 'label', got {item!r}")
     return dataset
 
@@ -202,19 +203,27 @@ def _read_parts(entry: Mapping, folder: Path, lookup: Mapping[int, int], draw: t
     """Train, validation and test scans as they are in their files; only those of the split are read."""
     size, seed = draw
     dataset = _dataset(folder)
-    twins = {twin: group[0] for group in dataset.get("same_person_twice", []) for twin in group}
+    listed = [item for item in dataset["training"] if not Path(item["image"]).name.startswith("._")]
+    items = {re.sub(r"\.nii(\.gz)?$", "", Path(item["image"]).name): item for item in listed}
+    if len(items) < len(listed):
+        raise ValueError(f"{folder / 'dataset.json'}: {len(listed)} images have only {len(items)} different names: "
+                         "name each by its scan")
+    persons = {name.split("_")[-1]: name.split("_")[-1] for name in items}
+    for group in dataset.get("same_person_twice", []):
+        if not isinstance(group, list) or not {*map(str, group)} <= persons.keys():
+            raise ValueError(f"{folder / 'dataset.json'}: 'same_person_twice' must list the numbers of scans, as they "
+                             f"end their names, in lists such as [\"003\", \"017\"], got {group!r}")
+        persons |= dict.fromkeys(map(str, group), str(group[0]))
 
-    def stub(item: Mapping) -> Scan:  # a scan without its voxels: splitting needs only the names
-        name = Path(item["image"]).name.split(".")[0]
-        number = name.split("_")[-1]
-        return Scan(name, twins.get(number, number), torch.zeros(1, 1, 1), torch.eye(4))
+    def stub(name: str) -> Scan:  # a scan without its voxels: splitting needs only the names
+        return Scan(name, persons[name.split("_")[-1]], torch.zeros(1, 1, 1), torch.eye(4))
 
-    items = {stub(item).id: item for item in dataset["training"] if not Path(item["image"]).name.startswith("._")}
     if "published" in entry["split"]:
-        group = {kind: [stub(i) for i in items.values() if i.get("group") == kind] for kind in ("train", "test")}
+        group = {kind: [stub(name) for name, item in items.items() if item.get("group") == kind]
+                 for kind in ("train", "test")}
         parts = (*split_by_subject(group["train"], entry["split"]["published"][:2], seed), tuple(group["test"]))
     else:
-        parts = split_by_subject([stub(item) for item in items.values()], entry["split"][size], seed)
+        parts = split_by_subject([stub(name) for name in items], entry["split"][size], seed)
     for part in parts:
         yield tuple(load_scan(folder / items[s.id]["image"], folder / items[s.id]["label"], id=s.id, subject=s.subject,
                               structures=lookup) for s in part)

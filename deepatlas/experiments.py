@@ -36,7 +36,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 def runs_folder() -> Path:
     """Where runs are kept: the environment variable ``DEEPATLAS_RUNS``, or ``runs`` in the project."""
-    return Path(os.environ.get("DEEPATLAS_RUNS") or PROJECT / "runs")
+    return Path(os.environ.get("DEEPATLAS_RUNS") or PROJECT / "runs").expanduser()
 
 
 def run(experiment: Experiment, root: Path | None = None) -> Path:
@@ -45,7 +45,8 @@ def run(experiment: Experiment, root: Path | None = None) -> Path:
     if (folder / "run.json").is_file() and read_record(folder)["finished"]:
         print(f"finished before: {folder}")
         return folder
-    record, cohort = _begin(experiment, folder)
+    record, cohort = _begin(experiment, folder, experiment.table)
+    evaluation.registration_pairs(cohort.test)  # raises now, not after the training, if there are none to score
     nets = _train(experiment, experiment.table, cohort, folder, record)
     write_csv(pd.concat(_score_all(nets, cohort, experiment)), folder / "scores.csv")
     examples = _examples(nets, cohort)
@@ -58,21 +59,30 @@ def run(experiment: Experiment, root: Path | None = None) -> Path:
 def train_or_load(experiment: Experiment, *keys: str, root: Path | None = None) -> dict[str, dict[str, nn.Module]]:
     """The networks of the regimes ``keys``, and of those that they start from: {regime: {"seg": ..., "reg": ...}}.
 
-    What the experiment's run folder holds is loaded, what it lacks is trained there; it is printed which. The folder's
-    name has the hash of the parameters and of the code, its record that of the data, so that nothing old is found.
+    They are ready to use on the CPU, wherever they were trained. What the experiment's run folder holds is loaded, what
+    it lacks is trained there; it is printed which. The folder's name has the hash of the parameters and of the code,
+    its record that of the data, so that nothing old is found.
     """
     folder = Path(root or runs_folder()) / experiment.name
-    record, cohort = _begin(experiment, folder)
-    return _train(experiment, needed(experiment.table, *keys), cohort, folder, record)
+    table = needed(experiment.table, *keys)
+    record, cohort = _begin(experiment, folder, table)
+    trained = _train(experiment, table, cohort, folder, record)
+    return {key: {name: net.cpu() for name, net in nets.items()} for key, nets in trained.items()}
 
 
-def _begin(experiment: Experiment, folder: Path) -> tuple[dict, Cohort]:
-    """The record of a run, begun or gone on with, and its cohort on its device."""
+def _begin(experiment: Experiment, folder: Path, table: Mapping[str, Regime]) -> tuple[dict, Cohort]:
+    """The record of a run of the regimes of ``table``, begun or gone on with, and its cohort on its device."""
     path = folder / "run.json"
     record = read_record(folder) if path.is_file() else None
     cohort = datasets.load_cohort(experiment.dataset, size=experiment.profile, dims=experiment.dims,
                                   seed=experiment.seed)
-    device = torch.device(machine.pick_device(record["device"] if record else experiment.device))
+    device = record["device"] if record else machine.pick_device(experiment.device)
+    if record and (problem := machine.step_problem(device)):
+        if not table.keys() <= record["steps"].keys():
+            raise ValueError(f"{folder}: this run was begun on the device {device!r}, which cannot train here "
+                             f"({problem}): go on there, or name another folder of runs by DEEPATLAS_RUNS")
+        device = "cpu"  # nothing is left but to load what was trained
+    device = torch.device(device)
     if record is None:
         record = _new_record(experiment, cohort, device)
         _write_json(record, path)
@@ -137,7 +147,8 @@ def load_networks(folder: Path, regime: str) -> dict[str, nn.Module]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such regime in this run: choose from {', '.join(record['steps'])}")
     state = read_checkpoint(path)["best"]
-    nets = new_networks(parse(record["experiment"]), len(record["structures"]))
+    with torch.random.fork_rng(devices=[]):  # whoever loads networks keeps his random numbers
+        nets = new_networks(parse(record["experiment"]), len(record["structures"]))
     for name, weights in state.items():
         nets[name].load_state_dict(weights)
     return {name: nets[name].eval() for name in state}

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from . import evaluation, plots
 from .data import Scan
+from .terms import SIMILARITIES
 from .viewers import SCRIPT, SliceViewer, check, colours, grey, pack, registration_state, sixty_fourths
 from .warp import Deformation
 
@@ -163,7 +164,7 @@ class _LossExplorer(ipywidgets.VBox):
         wide = {"continuous_update": False, "style": {"description_width": "80px"}}
         self.lambda_r = ipywidgets.FloatLogSlider(0.2, min=-3, max=2, step=0.1, description="lambda_r", **wide)
         self.lambda_a = ipywidgets.FloatSlider(0, min=0, max=10, step=0.5, description="lambda_a", **wide)
-        self.similarity = ipywidgets.Dropdown(options=["lncc", "ncc", "mse"], description="similarity")
+        self.similarity = ipywidgets.Dropdown(options=list(SIMILARITIES), value="lncc", description="similarity")
         self.verdict = ipywidgets.Label()
         self.viewer: SliceViewer | None = None
         self.waiting: asyncio.TimerHandle | None = None

@@ -100,7 +100,8 @@ def doctor() -> Iterator[str]:
     memory, disk = psutil.virtual_memory().available / 2**30, shutil.disk_usage(Path.cwd()).free / 2**30
     yield f"free: {memory:.1f} GiB of memory, {disk:.1f} GiB of disk here"
     home = os.environ.get("DEEPATLAS_DATA")
-    yield f"data: DEEPATLAS_DATA is {home or 'not set'}{'' if not home or Path(home).is_dir() else ', no such folder'}"
+    missing = home and not Path(home).expanduser().is_dir()
+    yield f"data: DEEPATLAS_DATA is {home or 'not set'}{', no such folder' if missing else ''}"
     for name, entry in datasets.manifest().items():
         yield f"  {name}: {_where(name, entry)}"
     yield f"advice: {_advice(device, memory, disk)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from . import datasets
 from .data import check_sides
 from .regimes import Regime, regimes
+from .terms import SIMILARITIES
 
 # What the profile and the number of dimensions decide where the parameters say nothing.
 _DECIDED = ("seg_steps", "reg_steps", "joint_steps", "batch_size", "seg_rate", "reg_rate")
@@ -56,7 +58,7 @@ class Experiment(BaseModel):
     lambda_a: float = Field(None, ge=0, validate_default=False)  # weight of the anatomy term
     lambda_weak: float = Field(None, ge=0, validate_default=False)  # of baselines, by fully labelled pairs alone
     lambda_sp: float = Field(None, ge=0, validate_default=False)  # weight of the supervised term
-    similarity: Literal["ncc", "lncc", "mse"] = Field(None, validate_default=False)  # of images
+    similarity: Literal[*SIMILARITIES] = Field(None, validate_default=False)  # of images: ``terms.SIMILARITIES``
     teacher: float = Field(None, ge=0, lt=1, validate_default=False)  # decay of the average that is consulted, 0: none
     sampled_warps: bool = Field(None, validate_default=False)  # does seg_net see the labelled scan warped, too?
     fourth_case: bool = False  # do two guesses teach seg_net to agree? (it collapses)
@@ -82,7 +84,7 @@ class Experiment(BaseModel):
             given["dims"] = int(given["dims"])
         if given.get("networks") == "paper":
             given.setdefault("velocity", False)  # the paper's network predicts displacements
-        decided = PROFILES.get(f"{given['profile']}-{given['dims']}d", {}) | RECIPES.get(given["recipe"], {})
+        decided = PROFILES.get(f"{given['profile']}-{given['dims']}d", {}) | RECIPES.get(str(given["recipe"]), {})
         return decided | given
 
     @field_validator("*", mode="before")
@@ -160,6 +162,7 @@ def from_notebook(namespace: dict) -> Experiment:
     return parse({name: namespace[name] for name in names})
 
 
+@cache
 def _source_hash() -> str:
     """Of the code and the manifest that decide a result, so that editing a loss never finds an old network."""
     names = ("data", "warp", "networks", "losses", "phantom", "registration", "datasets", "pairs", "regimes",

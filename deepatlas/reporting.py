@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from . import evaluation, experiments
+from .checkpoints import write_atomically
 from .regimes import REGIMES, spent
 
 if TYPE_CHECKING:
@@ -123,14 +124,14 @@ def report(folder: Path) -> Path:
     except ValueError as error:
         raise ValueError(f"{error}; the scores are safe, and the same command tries the notebook again") from error
     body, _ = nbconvert.HTMLExporter(exclude_input=True, **OFFLINE).from_filename(str(executed))
-    (folder / "report.html").write_text(body, encoding="utf-8")
+    write_atomically(folder / "report.html", lambda file: file.write_text(body, encoding="utf-8"))
     return folder / "report.html"
 
 
 def execute(path: Path, parameters: Mapping[str, object], to: Path | None = None, **environment: str) -> NotebookNode:
     """The notebook with its outputs, run with ``parameters`` in a kernel with these environment variables.
 
-    As far as it gets it is kept in the file ``to``. Raises ValueError naming the file and the cell if a cell stops.
+    As far as it gets it is kept in the file ``to``. Raises ValueError naming the file, and the cell if a cell stops.
     """
     import papermill  # here: a machine that only trains lacks it
 
@@ -140,6 +141,8 @@ def execute(path: Path, parameters: Mapping[str, object], to: Path | None = None
         except papermill.PapermillExecutionError as error:
             at = f"{to or path}: cell {error.cell_index}"
             raise ValueError(f"{at} stopped ({error.ename}: {error.evalue})") from error
+        except (RuntimeError, KeyError) as error:  # nbclient's DeadKernelError, jupyter_client's NoSuchKernel
+            raise ValueError(f"{to or path}: no kernel ran it to its end ({error})") from error
 
 
 @contextmanager

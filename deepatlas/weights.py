@@ -37,9 +37,12 @@ def load(path: str | Path) -> tuple[dict[str, nn.Module], Experiment]:
     try:
         kept = torch.load(path, weights_only=True)
         experiment = parse(kept["experiment"])
-        nets = experiments.new_networks(experiment, len(kept["structures"]))
+        with torch.random.fork_rng(devices=[]):
+            nets = experiments.new_networks(experiment, len(kept["structures"]))
         for name, weights in kept["networks"].items():
             nets[name].load_state_dict(weights)
+    except (OSError, MemoryError):  # nothing is wrong with the file
+        raise
     except Exception as error:  # whatever a damaged file makes of the reader
         raise ValueError(f"{path}: damaged, or not written by this version of the kit ({error}): make them again "
                          "with `deepatlas weights`") from error

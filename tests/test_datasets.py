@@ -243,6 +243,25 @@ def test_a_person_scanned_twice_is_one_subject_and_never_split(hippocampus):
                 assert subjects[one] == subjects[other] and sides[one] == sides[other]
 
 
+@pytest.mark.parametrize("twins", [[["000", "009"]], [["0", "8"]], ["000"], [3]])
+def test_a_person_scanned_twice_who_is_nobody_is_refused(hippocampus, twins):
+    rewrite(hippocampus, lambda dataset: dataset.update(same_person_twice=twins))
+    with pytest.raises(ValueError, match=r"dataset.json: 'same_person_twice' must list the numbers of scans"):
+        load()
+
+
+def test_a_dot_in_a_name_belongs_to_the_name_and_two_scans_of_one_name_are_refused(hippocampus):
+    for i in range(9):
+        for part in ("imagesTr", "labelsTr"):
+            (hippocampus / part / f"hippocampus_00{i}.nii.gz").rename(hippocampus / part / f"s.{i}.nii.gz")
+    text = (hippocampus / "dataset.json").read_text().replace("hippocampus_00", "s.")
+    (hippocampus / "dataset.json").write_text(text)
+    assert set(ids(load().scans)) == {f"s.{i}" for i in range(9)}
+    rewrite(hippocampus, lambda dataset: dataset["training"].append(dataset["training"][0]))
+    with pytest.raises(ValueError, match=r"dataset.json: 10 images have only 9 different names"):
+        load()
+
+
 def test_resource_forks_of_macos_are_ignored(hippocampus):
     (hippocampus / "imagesTr" / "._hippocampus_000.nii.gz").write_bytes(b"\0\5\26\7")
     fork = {"image": "./imagesTr/._hippocampus_000.nii.gz", "label": "./labelsTr/._hippocampus_000.nii.gz"}
@@ -312,7 +331,7 @@ def test_a_folder_that_is_missing_and_has_no_address_says_where_it_was_looked_fo
     ("{", "not valid JSON"), ("\xff", "not valid JSON"), ("[]", "a list 'training'"), ("{}", "a list 'training'"),
     ('{"training": []}', "a list 'training'"), ('{"training": ["a.nii.gz"]}', "must name its 'image' and its 'label'"),
     ('{"training": [{"image": "a.nii.gz"}]}', "must name its 'image' and its 'label'"),
-    ('{"training": 3}', "a list 'training'"),
+    ('{"training": 3}', "a list 'training'"), ('{"training": [{"image": 3, "label": 4}]}', "must name its 'image'"),
 ])
 def test_a_broken_dataset_json_is_named(hippocampus, text, wanted):
     (hippocampus / "dataset.json").write_bytes(text.encode("latin-1"))

@@ -97,6 +97,8 @@ def test_an_unknown_filter_says_what_may_have_been_meant(sweep):
 def test_the_command_runs_collects_and_goes_on(sweep, tmp_path):
     results = tmp_path / "results"
     arguments = ["sweep", str(sweep), "labelled=2", "--root", str(tmp_path / "runs"), "--results", str(results)]
+    assert CliRunner().invoke(app, [*arguments[:-2], "seed=0"]).exit_code == 0
+    assert (tmp_path / "runs" / "results" / "arms.csv").is_file()  # by default beside the runs, not in the project
     for only in ("seed=0", "seed=1"):
         done = CliRunner().invoke(app, [*arguments, only])
         assert done.exit_code == 0, done.output

@@ -1,6 +1,7 @@
 """Exercises: solutions pass, stubs are told how to begin, every classic mistake gets its own hints, nothing is lost."""
 
 import json
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -99,6 +100,19 @@ def test_answers_survive_in_any_letters(answers):
     asking.store("prediction 01.x", solved=True, answer="φ(x) ≤ 1")
     assert exercises.read_answers()["prediction 01.x"]["answer"] == "φ(x) ≤ 1"
     assert json.loads(answers.read_bytes().decode("utf-8"))
+
+
+def test_where_answers_cannot_be_kept_the_verdict_is_said_all_the_same(answers, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("DEEPATLAS_ANSWERS", str(tmp_path / "file" / "answers.json"))
+    exercises.check("01.dice", exercises.find("01.dice").right)
+    shown = capsys.readouterr().out
+    assert "✓ Dice of every structure: right" in shown and "Let DEEPATLAS_ANSWERS name a file" in shown
+
+
+def test_a_home_in_the_name_of_the_file_is_found(monkeypatch):
+    monkeypatch.setenv("DEEPATLAS_ANSWERS", "~/answers.json")
+    assert exercises.answers_file() == Path.home() / "answers.json"
 
 
 def test_damaged_answers_are_not_overwritten(answers):

@@ -60,6 +60,7 @@ def finished(tmp_path_factory):
     ({"dataset": "oasis35", "labelled": 13}, "labelled must be at most 12, the training scans of oasis35"),
     ({"labelled": 20, "unlabelled": 5}, "unlabelled must be at most 4, what 20 labelled scans leave of 24, got 5"),
     ({"recipe": "worst"}, "parameter 'recipe' = 'worst': input should be 'paper' or 'best'"),
+    ({"recipe": ["best"]}, "parameter 'recipe' = ['best']: input should be 'paper' or 'best'"),
     ({"teacher": 1}, "parameter 'teacher' = 1: input should be less than 1"),
     ({"seg_steps": 0}, "parameter 'seg_steps' = 0: input should be greater than or equal to 1"),
 ])
@@ -262,6 +263,44 @@ def test_loading_what_is_not_there(finished, tmp_path):
         reporting.load_record(tmp_path)
 
 
+def begun_on_a_gpu(finished, tmp_path, **more):
+    """A copy of the finished run whose record speaks of a device that is nowhere."""
+    folder = tmp_path / finished.name
+    shutil.copytree(finished, folder)
+    record = json.loads((folder / "run.json").read_text()) | {"device": "cuda:99", "finished": False}
+    (folder / "run.json").write_text(json.dumps(record | more))
+    return parse(record["experiment"])
+
+
+def test_what_a_gpu_has_trained_is_found_where_there_is_none(finished, tmp_path, monkeypatch):
+    experiment = begun_on_a_gpu(finished, tmp_path)
+    moved = []
+    monkeypatch.setattr(torch.nn.Module, "cpu", lambda net: moved.append(net) or net)
+    found = experiments.train_or_load(experiment, "deepatlas", root=tmp_path)
+    assert {id(net) for nets in found.values() for net in nets.values()} == {id(net) for net in moved}
+
+
+def test_what_a_gpu_has_begun_goes_on_there_only(finished, tmp_path):
+    experiment = begun_on_a_gpu(finished, tmp_path, steps={})
+    with pytest.raises(ValueError, match=r"begun on the device 'cuda:99', which cannot train here .*DEEPATLAS_RUNS"):
+        experiments.run(experiment, tmp_path)
+
+
+def test_a_cohort_without_pairs_is_refused_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(datasets.describe("phantom-brain")["split"], "smoke", [4, 2, 1])
+    with pytest.raises(ValueError, match="no moving scan"):
+        experiments.run(parse(SMOKE), tmp_path)
+    assert not list(tmp_path.glob("*/*/checkpoint.pt"))
+
+
+def test_who_loads_networks_keeps_his_random_numbers(finished):
+    torch.manual_seed(3)
+    wanted = torch.rand(2)
+    torch.manual_seed(3)
+    experiments.load_networks(finished, "deepatlas")
+    assert torch.equal(torch.rand(2), wanted)
+
+
 def test_a_run_on_changed_data_is_refused(finished, tmp_path):
     folder = tmp_path / finished.name
     shutil.copytree(finished, folder)
@@ -359,7 +398,7 @@ def test_the_command_runs_an_interrupted_experiment_to_its_end_with_a_notebook(t
 
 def test_the_command_lists_and_checks_data():
     assert "CC BY-SA 4.0" in command("data").stdout
-    assert "10 x" not in (shown := command("data", "phantom-knee", "--size", "smoke", "--dims", "2").stdout)
+    shown = command("data", "phantom-knee", "--size", "smoke", "--dims", "2").stdout
     assert "femoral cartilage" in shown and "4 training, 2 validation and 3 test scans of 32 x 32 voxels" in shown
 
 

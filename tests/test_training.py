@@ -740,9 +740,18 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
         patch.setattr(torch, "save", half_a_file)
         checkpoints.write_atomically(path, lambda file: torch.save({"step": 2}, file))
     assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
     checkpoints.write_atomically(path, lambda file: torch.save({"step": 3}, file))
     assert torch.load(path, weights_only=True) == {"step": 3}
-    assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), MemoryError()])
+def test_a_checkpoint_that_cannot_be_read_here_is_not_called_damaged(tmp_path, monkeypatch, error):
+    def unable(*_, **__):
+        raise error
+    monkeypatch.setattr(torch, "load", unable)
+    with pytest.raises(type(error)):
+        checkpoints.read_checkpoint(tmp_path / "checkpoint.pt")
 
 
 def test_two_processes_that_save_at_once_do_not_mix(tmp_path, monkeypatch):

@@ -205,7 +205,7 @@ def _brief(value: object) -> str:
 
 def answers_file() -> Path:
     """Where answers are kept: the environment variable ``DEEPATLAS_ANSWERS``, or ``answers.json`` in the project."""
-    return Path(os.environ.get("DEEPATLAS_ANSWERS") or HERE.parent.parent / "answers.json")
+    return Path(os.environ.get("DEEPATLAS_ANSWERS") or HERE.parent.parent / "answers.json").expanduser()
 
 
 def read_answers(path: Path | None = None) -> dict[str, dict]:
@@ -228,7 +228,10 @@ def store(name: str, **what: object) -> dict:
     entry = answers[name] = answers.get(name, {"solved": False, "tries": 0}) | what
     entry["when"] = time.strftime("%Y-%m-%d %H:%M:%S")
     text = json.dumps(answers, indent=1, ensure_ascii=False)
-    write_atomically(answers_file(), lambda file: file.write_text(text, encoding="utf-8"))
+    try:
+        write_atomically(answers_file(), lambda file: file.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        print(f"(not kept: {error}. Let DEEPATLAS_ANSWERS name a file that can be written.)")
     return entry
 
 
