@@ -21,8 +21,9 @@ experiment: .venv/run.stamp
 	$(BIN)/deepatlas run dataset=$(DATASET) $(ARGS)
 
 results: .venv/run.stamp
-	for file in evidence ablations short; do $(BIN)/deepatlas sweep tutorials_data/results/$$file.toml \
-		--results tutorials_data/results $(ARGS) || exit; done
+	$(BIN)/deepatlas sweep tutorials_data/results/evidence.toml $(ARGS) --results tutorials_data/results
+	$(BIN)/deepatlas sweep tutorials_data/results/ablations.toml $(ARGS) --results tutorials_data/results
+	$(BIN)/deepatlas sweep tutorials_data/results/short.toml $(ARGS) --results tutorials_data/results
 	$(BIN)/deepatlas gains
 
 tutorials: .venv/run.stamp

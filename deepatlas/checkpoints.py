@@ -28,14 +28,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
-    """What ``train`` saved; ValueError if the file is damaged."""
+    """What ``train`` saved; ValueError if the file is damaged (or memory too short for it: PyTorch tells no more)."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, MemoryError, torch.OutOfMemoryError):  # nothing is wrong with the file
+    except (OSError, torch.OutOfMemoryError):  # nothing is wrong with the file
         raise
     except Exception as error:  # whatever a damaged file makes of the reader
-        raise ValueError(f"{path}: cannot be read ({type(error).__name__}), the file is damaged: remove it, "
-                         "and this regime is trained again") from error
+        raise ValueError(f"{path}: cannot be read ({str(error).partition(chr(10))[0] or type(error).__name__}); unless "
+                         "memory is short the file is damaged: remove it, and this regime is trained again") from error
     if not isinstance(state, dict) or not {"networks", "best", "of"} <= state.keys():
         raise ValueError(f"{path}: is not a checkpoint of this kit: remove it, and this regime is trained again")
     return state

@@ -95,8 +95,12 @@ def gains(results: Annotated[Path, typer.Argument(help="where the tables of resu
     rows = evidence.load_results(results)
     typer.echo(evidence.gains(rows).to_string(index=False, float_format="{:.1f}".format))
     shown = {key: title for key, title in reporting.TITLES.items() if not key.startswith("semi") and key != "identity"}
-    figure = plots.curves_figure(evidence.curves(rows), shown)
-    figure.savefig(results / "dice_against_n.png", dpi=110)
+    try:
+        curves = evidence.curves(rows)
+    except ValueError as error:
+        typer.echo(f"no figure: {error}")
+    else:
+        plots.curves_figure(curves, shown).savefig(results / "dice_against_n.png", dpi=110)
     if results.resolve() == evidence.RESULTS:
         for page in evidence.PAGES:
             filled = evidence.fill_tables(page.read_text(encoding="utf-8"))

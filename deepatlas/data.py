@@ -25,7 +25,7 @@ class Source:
     path: str
     shape: tuple[int, ...]
     affine: Tensor  # (4, 4) float64, the file's voxel index -> world millimetres, RAS+
-    digest: str = ""  # of the voxels of the image and of its labels, as they were read
+    digest: str = ""  # of the affine and the voxels of the image, and of its labels, as they were read
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ class Cohort:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what the scans were made from: their ids, the grid, and the voxels in their files.
+        """A hash of what the scans were made from: their ids, the grid, and what is in their files.
 
         Not of their own voxels: after an alignment, these differ in the last bits between machines.
         """
@@ -212,7 +212,7 @@ def load_scan(image: str | Path, labels: str | Path | None, *, id: str, subject:
     background.
     """
     array, affine, source = read_nifti(image)
-    index, digest = None, hashlib.sha256(array.tobytes())
+    index, digest = None, hashlib.sha256(affine.tobytes() + array.tobytes())
     if labels is not None:
         numbers, label_affine, _ = read_nifti(labels)
         if numbers.shape != array.shape:

@@ -209,8 +209,9 @@ def _read_parts(entry: Mapping, folder: Path, lookup: Mapping[int, int], draw: t
         raise ValueError(f"{folder / 'dataset.json'}: {len(listed)} images have only {len(items)} different names: "
                          "name each by its scan")
     persons = {name.split("_")[-1]: name.split("_")[-1] for name in items}
-    for group in dataset.get("same_person_twice", []):
-        if not isinstance(group, list) or not {*map(str, group)} <= persons.keys():
+    twins = dataset.get("same_person_twice", [])
+    for group in twins if isinstance(twins, list) else [twins]:
+        if not isinstance(group, list) or not group or not {*map(str, group)} <= persons.keys():
             raise ValueError(f"{folder / 'dataset.json'}: 'same_person_twice' must list the numbers of scans, as they "
                              f"end their names, in lists such as [\"003\", \"017\"], got {group!r}")
         persons |= dict.fromkeys(map(str, group), str(group[0]))

@@ -119,7 +119,8 @@ def load_results(results: Path = RESULTS) -> pd.DataFrame:
     """One row per subject of an arm, with the parameters of its run; FileNotFoundError if there are none."""
     arms, subjects = _read(results / "arms.csv"), _read(results / "subjects.csv")
     if arms is None or subjects is None:
-        raise FileNotFoundError(f"{results}: no arms.csv and subjects.csv in it: run `deepatlas sweep` first")
+        raise FileNotFoundError(f"{results}: no arms.csv and subjects.csv in it, the tables that `deepatlas sweep` "
+                                "keeps")
     parameters = arms.drop_duplicates("run")[["run", *PARAMETERS, "changed"]]
     return subjects.merge(parameters, on="run")
 
@@ -169,7 +170,7 @@ def curves(rows: pd.DataFrame) -> pd.DataFrame:
     whole = (usual["changed"] == "").groupby([usual[key] for key in ("dataset", "dims", "labelled")]).transform("any")
     usual = usual[(usual["changed"] == "") | ~whole]
     if usual.empty:
-        raise ValueError("no run by the recipe best at class size among the results: run `deepatlas sweep` first")
+        raise ValueError("no run by the recipe best at class size, with nothing changed, among the results")
     keys, found = ["dataset", "dims", "task", "regime", "labelled"], []
     for values, some in usual.groupby(keys, sort=False):
         mean, resampled, runs = _over_runs(some.set_index("run")[["dice"]])

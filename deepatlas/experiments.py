@@ -78,7 +78,7 @@ def _begin(experiment: Experiment, folder: Path, table: Mapping[str, Regime]) ->
                                   seed=experiment.seed)
     device = record["device"] if record else machine.pick_device(experiment.device)
     if record and (problem := machine.step_problem(device)):
-        if not table.keys() <= record["steps"].keys():
+        if not all(_found(record, folder, key) for key in table):
             raise ValueError(f"{folder}: this run was begun on the device {device!r}, which cannot train here "
                              f"({problem}): go on there, or name another folder of runs by DEEPATLAS_RUNS")
         device = "cpu"  # nothing is left but to load what was trained
@@ -167,7 +167,7 @@ def _train(experiment: Experiment, table: Mapping[str, Regime], cohort: Cohort, 
     some, own = _some_labelled(cohort, experiment), own_steps(experiment)
     trained: dict[str, dict[str, nn.Module]] = {}
     for i, (key, regime) in enumerate(table.items(), 1):
-        found = key in record["steps"] and (folder / key / "checkpoint.pt").is_file()
+        found = _found(record, folder, key)
         print(f"[{i}/{len(table)}] {regime.title}: {' and '.join(regime.trains)}, {sum(own[key].values())} steps"
               + (f", found in {folder}" if found else ""))
         nets = {name: net.to(cohort.train[0].image.device)
@@ -183,6 +183,11 @@ def _train(experiment: Experiment, table: Mapping[str, Regime], cohort: Cohort, 
             record["steps"][key], record["seconds"][key] = own[key], round(history[-1]["seconds"], 1)
             _write_json(record, folder / "run.json")
     return trained
+
+
+def _found(record: Mapping, folder: Path, key: str) -> bool:
+    """Has the run in ``folder`` trained the regime ``key``?"""
+    return key in record["steps"] and (folder / key / "checkpoint.pt").is_file()
 
 
 def _keep_history(rows: pd.DataFrame, path: Path) -> None:

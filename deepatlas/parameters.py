@@ -5,16 +5,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from . import datasets
+from . import datasets, terms
 from .data import check_sides
 from .regimes import Regime, regimes
-from .terms import SIMILARITIES
 
 # What the profile and the number of dimensions decide where the parameters say nothing.
 _DECIDED = ("seg_steps", "reg_steps", "joint_steps", "batch_size", "seg_rate", "reg_rate")
@@ -58,7 +56,7 @@ class Experiment(BaseModel):
     lambda_a: float = Field(None, ge=0, validate_default=False)  # weight of the anatomy term
     lambda_weak: float = Field(None, ge=0, validate_default=False)  # of baselines, by fully labelled pairs alone
     lambda_sp: float = Field(None, ge=0, validate_default=False)  # weight of the supervised term
-    similarity: Literal[*SIMILARITIES] = Field(None, validate_default=False)  # of images: ``terms.SIMILARITIES``
+    similarity: str = Field(None, validate_default=False)  # of images: a name in ``terms.SIMILARITIES``
     teacher: float = Field(None, ge=0, lt=1, validate_default=False)  # decay of the average that is consulted, 0: none
     sampled_warps: bool = Field(None, validate_default=False)  # does seg_net see the labelled scan warped, too?
     fourth_case: bool = False  # do two guesses teach seg_net to agree? (it collapses)
@@ -92,6 +90,13 @@ class Experiment(BaseModel):
     def _no_yes_for_a_number(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
             raise ValueError("a number or a word was wanted, not true or false")
+        return value
+
+    @field_validator("similarity")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in terms.SIMILARITIES:
+            raise ValueError(f"choose from {', '.join(terms.SIMILARITIES)}")
         return value
 
     @model_validator(mode="after")
@@ -162,7 +167,6 @@ def from_notebook(namespace: dict) -> Experiment:
     return parse({name: namespace[name] for name in names})
 
 
-@cache
 def _source_hash() -> str:
     """Of the code and the manifest that decide a result, so that editing a loss never finds an old network."""
     names = ("data", "warp", "networks", "losses", "phantom", "registration", "datasets", "pairs", "regimes",

@@ -170,9 +170,10 @@ def check(scan: Scan, role: str, display: str, structures: Sequence[str] = ()) -
         raise ValueError(f"{role} {scan.id}: the image holds NaN or infinity: rescale its intensities to [0, 1]")
     if scan.labels is not None:
         least, most = int(scan.labels.min()), int(scan.labels.max())
-        if least < 0 or most >= (len(structures) or 256):
-            raise ValueError(f"scan {scan.id}: labels from {least} to {most}, but there are names for "
-                             f"{len(structures) or 256}: pass structures=cohort.structures")
+        names = min(len(structures) or 256, 256)  # a label travels as a byte
+        if least < 0 or most >= names:
+            raise ValueError(f"scan {scan.id}: labels from {least} to {most}, but there are names for {names}: pass "
+                             "structures=cohort.structures, at most 256")
     return replace(scan, image=scan.image.detach().cpu().float(), labels=None if scan.labels is None
                    else scan.labels.cpu())
 

@@ -41,7 +41,7 @@ def load(path: str | Path) -> tuple[dict[str, nn.Module], Experiment]:
             nets = experiments.new_networks(experiment, len(kept["structures"]))
         for name, weights in kept["networks"].items():
             nets[name].load_state_dict(weights)
-    except (OSError, MemoryError):  # nothing is wrong with the file
+    except OSError:  # nothing is wrong with the file
         raise
     except Exception as error:  # whatever a damaged file makes of the reader
         raise ValueError(f"{path}: damaged, or not written by this version of the kit ({error}): make them again "

@@ -224,7 +224,11 @@ def test_the_fingerprint_is_that_of_the_files_not_of_what_an_alignment_made_of_t
     path = hippocampus / "labelsTr" / f"{name}.nii.gz"
     write_nifti(path, 3 - np.clip(nib.load(path).get_fdata(), 1, 2).astype(np.uint8))
     prints.add(load().fingerprint)
-    assert len(prints) == 5
+    for part in ("imagesTr", "labelsTr"):
+        path = hippocampus / part / f"{name}.nii.gz"
+        write_nifti(path, np.asarray(nib.load(path).dataobj), spacing=1.6)  # the same voxels, larger
+    prints.add(load().fingerprint)
+    assert len(prints) == 6
 
 
 def test_a_person_scanned_twice_is_one_subject_and_never_split(hippocampus):
@@ -243,7 +247,7 @@ def test_a_person_scanned_twice_is_one_subject_and_never_split(hippocampus):
                 assert subjects[one] == subjects[other] and sides[one] == sides[other]
 
 
-@pytest.mark.parametrize("twins", [[["000", "009"]], [["0", "8"]], ["000"], [3]])
+@pytest.mark.parametrize("twins", [[["000", "009"]], [["0", "8"]], ["000"], [3], [[]], None, 3])
 def test_a_person_scanned_twice_who_is_nobody_is_refused(hippocampus, twins):
     rewrite(hippocampus, lambda dataset: dataset.update(same_person_twice=twins))
     with pytest.raises(ValueError, match=r"dataset.json: 'same_person_twice' must list the numbers of scans"):

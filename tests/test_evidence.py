@@ -116,7 +116,7 @@ def test_the_command_runs_collects_and_goes_on(sweep, tmp_path):
 
 
 def test_without_results_it_says_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run `deepatlas sweep` first"):
+    with pytest.raises(FileNotFoundError, match="the tables that `deepatlas sweep` keeps"):
         evidence.load_results(tmp_path)
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -49,7 +50,7 @@ def finished(tmp_path_factory):
     ({"lambda_r": -1}, "parameter 'lambda_r' = -1: input should be greater than or equal to 0"),
     ({"lambda_a": float("inf")}, "parameter 'lambda_a' = inf: input should be a finite number"),
     ({"velocity": "perhaps"}, "parameter 'velocity' = 'perhaps': input should be a valid boolean"),
-    ({"similarity": "mi"}, "parameter 'similarity' = 'mi': input should be 'ncc', 'lncc' or 'mse'"),
+    ({"similarity": "mi"}, "parameter 'similarity' = 'mi': choose from ncc, lncc, mse"),
     ({"networks": "paper"}, "networks='paper' is 3D"),
     ({"networks": "paper", "dims": 3, "velocity": True}, "networks='paper' is 3D and predicts displacements"),
     ({"networks": "paper", "dims": 3, "profile": "smoke"}, "every side must be divisible by 16"),
@@ -109,10 +110,17 @@ def test_the_name_changes_with_every_parameter():
     assert len({parse(values).name for values in [{}, *others]}) == 1 + len(others)
 
 
-def test_the_name_changes_with_the_code(monkeypatch):
+def test_the_name_changes_with_the_code_while_it_is_edited(tmp_path, monkeypatch):
+    package = shutil.copytree(Path(parameters.__file__).parent, tmp_path / "deepatlas")
+    monkeypatch.setattr(parameters, "__file__", str(package / "parameters.py"))
     before = Experiment().name
-    monkeypatch.setattr(parameters, "_source_hash", lambda: "edited")
+    (package / "losses.py").write_text((package / "losses.py").read_text() + "\n")
     assert Experiment().name != before
+
+
+def test_an_own_similarity_is_one_more_word(monkeypatch):
+    monkeypatch.setitem(terms.SIMILARITIES, "edges", terms.SIMILARITIES["ncc"])
+    assert parse({"similarity": "edges"}).similarity == "edges"
 
 
 # --- budgets -------------------------------------------------------------------------------------------------------
@@ -314,7 +322,7 @@ def test_a_run_on_changed_data_is_refused(finished, tmp_path):
 
 @pytest.mark.parametrize("name, text", [
     ("run.json", "run.json: damaged, or written by another version"),
-    ("deepatlas/checkpoint.pt", "checkpoint.pt: cannot be read .*, the file is damaged: remove it"),
+    ("deepatlas/checkpoint.pt", "checkpoint.pt: cannot be read .* the file is damaged: remove it"),
 ])
 @pytest.mark.parametrize("content", [b"", b"half a fi", b"{}"])
 def test_a_damaged_file_is_named(finished, tmp_path, name, text, content):

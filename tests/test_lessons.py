@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from deepatlas import lessons
+from deepatlas import lessons, reporting
 from deepatlas.cli import app
 
 ROWS = {row["lesson"]: row for row in pd.read_csv(lessons.COSTS).to_dict("records")}
@@ -49,6 +49,15 @@ def test_a_header_is_written_in_its_place(tmp_path):
     path.write_text(re.sub("Time:", "Duration:", path.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(ValueError, match="was wanted, found 0"):
         lessons.write_header(path, ROW)
+
+
+@pytest.mark.parametrize("code, kernel", [("import os; os._exit(1)", "python3"), ("1 + 1", "no-such-kernel")])
+def test_a_kernel_that_dies_or_is_not_there_is_one_sentence(tmp_path, code, kernel):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata={
+        "kernelspec": {"name": kernel, "display_name": kernel, "language": "python"}})
+    nbformat.write(notebook, tmp_path / "short.ipynb")
+    with pytest.raises(ValueError, match=r"short\.ipynb: no kernel ran it to its end"):
+        reporting.execute(tmp_path / "short.ipynb", {})
 
 
 def test_a_lesson_is_measured_from_an_empty_folder_and_again(tmp_path, monkeypatch):

@@ -745,7 +745,7 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
     assert torch.load(path, weights_only=True) == {"step": 3}
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), MemoryError()])
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), torch.OutOfMemoryError("CUDA")])
 def test_a_checkpoint_that_cannot_be_read_here_is_not_called_damaged(tmp_path, monkeypatch, error):
     def unable(*_, **__):
         raise error

@@ -32,6 +32,14 @@ def test_what_is_not_there_or_damaged_is_named(tmp_path):
         weights.load(tmp_path / "half.pt")
 
 
+def test_a_file_that_may_not_be_read_is_not_called_damaged(monkeypatch):
+    def forbidden(*_, **__):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(torch, "load", forbidden)
+    with pytest.raises(PermissionError):
+        weights.load("phantom-brain")
+
+
 def test_other_parameters_do_not_replace_the_projects_weights():
     done = CliRunner().invoke(app, ["weights", *SMOKE])
     assert "name another file with --to" in str(done.exception)
