@@ -818,6 +818,7 @@ class TrainingView {
 class SweepView {
   constructor(model, el) {
     Object.assign(this, { model, meta: model.get("meta") });
+    this.ends = [0, 1].map((axis) => [Math.min, Math.max].map((end) => end(...this.meta.points.map((p) => p[axis]))));
     this.canvas = element("canvas", { tabindex: "0", role: "slider", "aria-label": this.meta.title,
       "aria-valuemin": 1, "aria-valuemax": this.meta.points.length,
       style: "width:420px;height:280px", width: 840, height: 560 });
@@ -845,10 +846,9 @@ class SweepView {
   }
 
   /** Where a point lies on the canvas, 840 x 560. */
-  place([x, y]) {
-    const [xs, ys] = [0, 1].map((axis) => this.meta.points.map((point) => point[axis]));
-    const share = (v, all) => (v - Math.min(...all)) / Math.max(Math.max(...all) - Math.min(...all), 1e-9);
-    return [90 + 700 * share(x, xs), 480 - 430 * share(y, ys)];
+  place(point) {
+    const [x, y] = this.ends.map(([low, high], axis) => (point[axis] - low) / (high - low || 1));
+    return [120 + 670 * x, 470 - 410 * y];
   }
 
   nearest(event) {
@@ -864,22 +864,22 @@ class SweepView {
     pen.clearRect(0, 0, 840, 560);
     pen.fillStyle = pen.strokeStyle = getComputedStyle(this.canvas).color;
     pen.font = "24px system-ui";
-    pen.strokeRect(60, 30, 760, 470);
-    pen.fillText(this.meta.axes[0], 380, 552);
-    pen.save();
-    pen.translate(30, 340);
-    pen.rotate(-Math.PI / 2);
+    pen.textAlign = "center";
+    pen.strokeRect(90, 30, 730, 470);
+    pen.fillText(this.meta.axes[0], 455, 548);
+    pen.setTransform(0, -1, 1, 0, 30, 265); // upwards
     pen.fillText(this.meta.axes[1], 0, 0);
-    pen.restore();
+    pen.resetTransform();
     pen.font = "20px system-ui";
-    for (const point of this.meta.points) { // each point's numbers, on both axes
-      const [x, y] = this.place(point);
-      pen.fillText(point[0].toFixed(2), x - 20, 524);
-      pen.fillText(point[1].toFixed(0), 62, y + 7);
-    }
+    this.ends[0].forEach((x, n) => pen.fillText(x.toFixed(2), 120 + 670 * n, 526));
+    this.ends[1].forEach((y, n) => pen.fillText(y.toFixed(1), 60, 477 - 410 * n));
     this.meta.points.forEach((point, n) => {
+      const [x, y] = this.place(point);
+      pen.textAlign = x < 455 ? "left" : "right"; // so that a name stays in the frame
+      pen.fillStyle = getComputedStyle(this.canvas).color;
+      pen.fillText(point[2], x + (x < 455 ? 16 : -16), y - 10);
       pen.beginPath();
-      pen.arc(...this.place(point), n === chosen ? 13 : 9, 0, 7);
+      pen.arc(x, y, n === chosen ? 13 : 9, 0, 7);
       pen.fillStyle = n === chosen ? "#D55E00" : "#0072B2";
       pen.fill();
     });

@@ -128,7 +128,7 @@ def test_a_click_on_a_finished_run_shows_its_warp(running):
     assert page.get_by_text("the warp of stiff").count() == 1
     scatter = page.locator("canvas[role=slider]")
     box = scatter.bounding_box()
-    scatter.click(position={"x": 265 / 840 * box["width"], "y": 50 / 560 * box["height"]})  # 0.5 % folds, 75 % Dice
+    scatter.click(position={"x": 287 / 840 * box["width"], "y": 60 / 560 * box["height"]})  # 0.5 % folds, 75 % Dice
     page.get_by_text("the warp of good").wait_for()
     page.keyboard.press("ArrowRight")
     page.get_by_text("the warp of loose").wait_for()
