@@ -46,11 +46,17 @@ def test_every_classic_mistake_gets_its_own_hints(name, mistake):
         other.hints for key, other in exercise.mistakes.items() if key != mistake]
 
 
+def unwrapped(capsys):
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 100
+    return " ".join(out.split())
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("stub", [lambda *_: None, lambda *_: ...], ids=["None", "..."])
 def test_a_stub_is_told_how_to_begin(name, stub, capsys, answers):
     exercises.check(name, stub)
-    out = capsys.readouterr().out
+    out = unwrapped(capsys)
     assert "not written yet" in out and exercises.find(name).hints[0] in out
     assert not answers.exists()
 
@@ -66,7 +72,7 @@ def test_hints_come_one_by_one(capsys):
     wrong, hints = exercises.find(name).mistakes[mistake].made, exercises.find(name).mistakes[mistake].hints
     for shown in (1, 2, 3, 3):
         exercises.check(name, wrong)
-        out = capsys.readouterr().out
+        out = unwrapped(capsys)
         assert [hint in out for hint in hints] == [n < shown for n in range(3)]
         assert ("one more hint" in out) == (shown < 3)
 
@@ -254,11 +260,12 @@ def test_a_quiz_has_five_questions_with_reasons(lesson):
         assert len(item["options"]) >= 3 and all(len(option["why"]) > 20 for option in item["options"])
 
 
-def test_without_widgets_questions_are_text_without_answers(capsys, answers):
+def test_static_questions_are_text_without_answers(capsys, answers):
     asking.quiz("01", display="static")
-    asking.predict("01.x", "How much?", ["a", "b"], "It is b.", display="html")
+    asking.predict("01.x", "How much?", ["a", "b"], "It is b.", display="static")
     out = capsys.readouterr().out
     assert "How much?" in out and "( ) b" in out and "It is b." not in out and not answers.exists()
+    assert not any(option["why"] in out for item in asking.read_quiz("01") for option in item["options"])
 
 
 @pytest.fixture
@@ -266,6 +273,16 @@ def widgets(monkeypatch):
     made = []
     monkeypatch.setattr(asking.shown, "display", made.append)
     return made
+
+
+def test_in_pages_answers_are_folded_away(widgets, answers):
+    asking.predict("01.x", "a < b?", ["yes", "no"], "It is b.", display="html")
+    assert "<b>a &lt; b?</b><ul><li>yes</li><li>no</li></ul>" in widgets[0].data
+    assert widgets[0].data.endswith("<details><summary>Reveal</summary>It is b.</details>")
+    asking.quiz("01", display="html")
+    for page, item in zip(widgets[1:], asking.read_quiz("01"), strict=True):
+        assert page.data.count("<details><summary>") == len(item["options"]) and page.data.count("✓ Right.") == 1
+    assert not answers.exists()
 
 
 def test_a_prediction_is_stored_before_the_answer_is_shown(widgets, answers):

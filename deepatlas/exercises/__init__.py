@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -84,14 +85,19 @@ def check(name: str, function: Callable, *, record: bool = True) -> None:
     if verdict.passed:
         print(f"✓ {exercise.title}: right{', in 2D and 3D' if len(exercise.dims) > 1 else ''}.")
     elif verdict.unfinished:
-        print(f"… {exercise.title}: not written yet. To begin with: {exercise.hints[0]}")
+        _say(f"… {exercise.title}: not written yet. To begin with: {exercise.hints[0]}")
     else:
-        print(f"✗ {exercise.title}: {verdict.problem}.")
+        _say(f"✗ {exercise.title}: {verdict.problem}.")
         levels = LEVELS if verdict.mistake else ("to begin with", *LEVELS[1:])
         for level, hint in list(zip(levels, verdict.hints, strict=True))[:max(tries, 1)]:
-            print(f"  {level}: {hint}")
+            _say(f"  {level}: {hint}")
         if tries < len(LEVELS):
             print("  Change it and check again: there is one more hint at the next try.")
+
+
+def _say(text: str) -> None:
+    """Print, broken between words: a page would break a long line anywhere."""
+    print(textwrap.fill(text, 100, subsequent_indent="    ", break_long_words=False))
 
 
 @dataclass(frozen=True)

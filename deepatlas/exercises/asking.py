@@ -1,12 +1,13 @@
 """Questions in a notebook: a prediction that is stored before the answer is shown, and a quiz that says why.
 
-Widgets exist only in ``display="live"``; elsewhere the questions stand as text, without their answers.
+Widgets exist only in ``display="live"``. In pages without a kernel ("html") the answers are folded away; "static" has
+the questions alone.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ipywidgets
 import yaml
@@ -23,7 +24,7 @@ def predict(name: str, question: str, options: Sequence[str], answer: str, *, di
     ``name`` is "<lesson>.<what>"; running the notebook stores and reveals nothing.
     """
     if display != "live":
-        _as_text(question, options)
+        _without_widgets(question, options, {"Reveal": answer}, display)
         return
     choice, line = _choice(options), ipywidgets.HTML()
     keep = ipywidgets.Button(description="Store my prediction", disabled=True, layout=WIDE)
@@ -52,7 +53,8 @@ def quiz(lesson: str, *, display: str = "live") -> None:
         if display == "live":
             _ask(f"quiz {lesson}.{number}", question, item["options"])
         else:
-            _as_text(question, options)
+            verdicts = {option["answer"]: _verdict(option) for option in item["options"]}
+            _without_widgets(question, options, verdicts, display)
 
 
 def read_quiz(lesson: str) -> list[dict]:
@@ -72,9 +74,8 @@ def _ask(name: str, question: str, options: Sequence[dict]) -> None:
 
     def checked(_: object) -> None:
         option = options[choice.index]
-        right = option.get("right", False)
-        count_try(name, right, answer=choice.value)
-        line.value = f"<b>{'✓ Right.' if right else '✗ Not quite.'}</b> {html.escape(option['why'])}"
+        count_try(name, option.get("right", False), answer=choice.value)
+        line.value = _verdict(option)
 
     choice.observe(chosen, "value")
     button.on_click(checked)
@@ -89,5 +90,15 @@ def _text(question: str) -> ipywidgets.HTML:
     return ipywidgets.HTML(f"<b>{html.escape(question)}</b>")
 
 
-def _as_text(question: str, options: Sequence[str]) -> None:
-    print(question, *(f"  ( ) {option}" for option in options), "  (Answers are given in JupyterLab.)", sep="\n")
+def _verdict(option: Mapping) -> str:
+    return f"<b>{'✓ Right.' if option.get('right') else '✗ Not quite.'}</b> {html.escape(option['why'])}"
+
+
+def _without_widgets(question: str, options: Sequence[str], folded: Mapping[str, str], display: str) -> None:
+    """The question as text; in a page, what is ``folded`` opens by a click on its name."""
+    if display == "static":
+        print(question, *(f"  ( ) {option}" for option in options), "  (Answers are given in JupyterLab.)", sep="\n")
+        return
+    choices = "".join(f"<li>{html.escape(option)}</li>" for option in options if option not in folded)
+    folds = "".join(f"<details><summary>{html.escape(name)}</summary>{text}</details>" for name, text in folded.items())
+    shown.display(shown.HTML(f"<b>{html.escape(question)}</b>{choices and f'<ul>{choices}</ul>'}{folds}"))

@@ -185,7 +185,7 @@ def split_that_leaks(subjects: list[str], order: list[str], wanted: int) -> dict
 
 SPLIT = Exercise(
     "A split that does not leak", _rescans, _split,
-    ("List the people on each side: is somebody on both? And is the test side larger than it need be?",
+    ("List the people on each side: is somebody on both? Is the test side larger than it need be? Do indices ascend?",
      "Whole people are dealt out, in the given order, until the test side has at least the wanted number of scans.",
      "Collect people, not scans; then a scan goes where its person is."),
     {"by scan": Mistake(
