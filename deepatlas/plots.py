@@ -223,7 +223,7 @@ def dice_boxes(scores: pd.DataFrame, task: str, titles: Mapping[str, str]) -> Fi
 def cases_figure(turn: str) -> Figure:
     """What a turn of "seg" or "reg" compares in each of the four cases, and where its gradient goes.
 
-    Blue: an expert's labels. Orange: what learns. Grey: what is only consulted, with no gradient.
+    Blue: an expert's labels. Orange: what learns. Grey: what gets no gradient.
     """
     blue, orange, grey = "#0072B2", "#D55E00", "#777777"
     learns = {"seg": orange if turn == "seg" else grey, "phi": orange if turn == "reg" else grey}
@@ -233,23 +233,24 @@ def cases_figure(turn: str) -> Figure:
         why = "counts" if counts else "0: no $F_S$ in it" if moving else "0: two guesses agree"
         names = ("labelled" if moving else "unlabelled", "labelled" if fixed else "unlabelled")
         axes.set_title(f"moving {names[0]}, fixed {names[1]}", fontsize=10)
-        sides = [(0.14, "m", moving), (0.86, "f", fixed)]
-        for x, letter, known in sides:
+        guess = learns["seg"] if counts else grey
+        for x, letter, known in ((0.14, "m", moving), (0.86, "f", fixed)):
             _box(axes, x, 0.85, f"$I_{letter}$", "black")
             _box(axes, x, 0.45, f"$S_{letter}$, expert" if known else f"$F_S(I_{letter})$, guess",
-                 blue if known else learns["seg"])
+                 blue if known else guess)
             axes.annotate("", (x, 0.54), (x, 0.76), arrowprops={"arrowstyle": "->", "color": grey})
         _box(axes, 0.5, 0.85, "$\\varphi = F_R(I_m, I_f)$", learns["phi"])
         axes.annotate("", (0.66, 0.45), (0.34, 0.45),
                       arrowprops={"arrowstyle": "<->", "color": "black", "linestyle": "-" if counts else ":"})
         axes.text(0.5, 0.53, "$\\circ\\,\\varphi$, then $L_a$", ha="center", fontsize=9)
         axes.text(0.5, 0.34, why, ha="center", fontsize=9, style="italic")
-        if turn == "reg":
-            extra = "also $L_i(I_m \\circ \\varphi, I_f)$ and $L_r(\\varphi)$"
-        else:
-            letter = "m" if moving else "f" if fixed else None
-            extra = f"also $L_{{sp}}(F_S(I_{letter}), S_{letter})$" if letter else "no expert: nothing is learnt"
-        axes.text(0.5, 0.1, extra, ha="center", fontsize=9)
+        extra, colour = "also $L_i(I_m \\circ \\varphi, I_f)$ and $L_r(\\varphi)$", "black"
+        if turn == "seg":
+            letter, colour = ("m" if moving else "f"), orange
+            extra = f"also $L_{{sp}}(F_S(I_{letter}), S_{letter})$"
+        if turn == "seg" and not (moving or fixed):
+            extra, colour = "no expert: nothing is learnt", grey
+        axes.text(0.5, 0.1, extra, ha="center", fontsize=9, color=colour)
         axes.set(xlim=(0, 1), ylim=(0, 1))
         axes.set_axis_off()
     return figure
