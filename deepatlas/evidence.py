@@ -192,6 +192,23 @@ def gap_closed(rows: pd.DataFrame, baseline: str, joint: str, full: str) -> dict
             "runs": runs}
 
 
+def settings(dataset: str, labelled: int = 1, results: Path = RESULTS) -> pd.DataFrame:
+    """One thing changed at a time: what joint training reaches in each setting, on slices, at class size, with seed 0.
+
+    A row for what was changed, as in "lambda_r=1.0", and "" for the recipe "best" itself; the columns are the mean Dice
+    in percent of "segmentation" and "registration", and "folds %". ValueError if there is no such run.
+    """
+    arms = _read(results / "arms.csv")
+    usual = {"dataset": dataset, "labelled": labelled, "dims": 2, "profile": "class", "recipe": "best", "seed": 0,
+             "label_seed": 0, "regime": "deepatlas"}
+    arms = arms[(arms[list(usual)] == pd.Series(usual)).all(axis=1)].assign(changed=_setting)
+    if arms.empty:
+        raise ValueError(f"{results}: no run of slices of {dataset} at class size with labelled={labelled} and seed=0")
+    arms = arms.drop_duplicates(["changed", "task"]).set_index("changed")
+    table = arms.pivot(columns="task", values="Dice %")
+    return table.assign(**{"folds %": arms.loc[arms["task"] == "registration", "folds %"]})
+
+
 # --- pages -----------------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +239,11 @@ def fill_tables(page: str, results: Path = RESULTS) -> str:
         raise ValueError(f"a table begins with <!-- dice|gains|joint NAME=VALUE ... --> and ends with <!-- end -->; of "
                          f"{marks} marks {count} could be read")
     return filled
+
+
+def _setting(arms: pd.DataFrame) -> pd.Series:
+    """What a run changes of the method; that it trains fewer arms changes none of them."""
+    return arms["changed"].str.replace("arms=joint", "").str.strip()
 
 
 def _cohort(rows: pd.DataFrame) -> pd.Series:
@@ -262,7 +284,7 @@ def _joint_table(arms: pd.DataFrame) -> Iterator[list[str]]:
     yield from (["cohort", "N", "recipe", "changed", "Dice, segmentation: baseline", "Semi", "DeepAtlas",
                  "registration: baseline", "Semi", "DeepAtlas", "folds %", "runs"], ["---"] * 12)
     drawn = np.where(arms["label_seed"] == arms["seed"], "", " label_seed=" + arms["label_seed"].astype(str))
-    changed = (arms["changed"].str.replace("arms=joint", "") + drawn).str.strip()
+    changed = (_setting(arms) + drawn).str.strip()
     arms = arms.sort_values("changed").assign(cohort=_cohort, changed=changed)  # first the runs of all arms
     arms = arms.drop_duplicates([*PARAMETERS, "changed", "task", "regime"])
     for (cohort, labelled, recipe, setting), runs in arms.groupby(["cohort", "labelled", "recipe", "changed"]):

@@ -46,7 +46,6 @@ KEPT = {
     "cli.main": "the command: pyproject.toml names it",
     "warp.sample": "the one convention of grid_sample, which lesson and tests look at",
     "losses.diffusion": "the regularity of VoxelMorph, to compare bending energy with",
-    "explorers.explore_sweep": "for lessons and readers: Dice against folds of finished runs",
 }
 
 

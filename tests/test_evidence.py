@@ -239,6 +239,21 @@ def test_the_joint_table_counts_no_seed_twice():
     assert row[9] == "70.0" and row[-1] == "2"
 
 
+def test_settings_are_runs_that_differ_in_what_was_changed(tmp_path):
+    usual = {"dataset": "d", "profile": "class", "dims": 2, "labelled": 1, "recipe": "best", "seed": 0, "label_seed": 0,
+             "regime": "deepatlas", "changed": "", "folds %": 0.5, "Dice %": 60.0}
+    others = ({"seed": 1}, {"label_seed": 1}, {"dims": 3}, {"recipe": "paper"}, {"regime": "semi_seg"})
+    rows = [usual, usual | {"changed": "arms=joint"}, usual | {"changed": "arms=joint velocity=False", "Dice %": 70.0},
+            *(usual | other | {"Dice %": 0.0} for other in others)]
+    arms = pd.DataFrame([row | {"task": task} for row in rows for task in ("registration", "segmentation")])
+    arms.to_csv(tmp_path / "arms.csv", index=False)
+    table = evidence.settings("d", results=tmp_path)
+    assert table["registration"].to_dict() == {"": 60.0, "velocity=False": 70.0}
+    assert (table["segmentation"] == table["registration"]).all() and (table["folds %"] == 0.5).all()
+    with pytest.raises(ValueError, match="no run of slices of d at class size with labelled=7"):
+        evidence.settings("d", 7, tmp_path)
+
+
 @pytest.mark.parametrize("page", evidence.PAGES, ids=lambda page: page.parent.name)
 def test_the_projects_pages_show_the_committed_rows(page):
     text = page.read_text(encoding="utf-8")
