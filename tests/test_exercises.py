@@ -277,7 +277,7 @@ def widgets(monkeypatch):
 
 def test_in_pages_answers_are_folded_away(widgets, answers):
     asking.predict("01.x", "a < b?", ["yes", "no"], "It is b.", display="html")
-    assert "<b>a &lt; b?</b><ul><li>yes</li><li>no</li></ul>" in widgets[0].data
+    assert "<p><b>a &lt; b?</b></p><ul><li>yes</li><li>no</li></ul>" in widgets[0].data
     assert widgets[0].data.endswith("<details><summary>Reveal</summary>It is b.</details>")
     asking.quiz("01", display="html")
     for page, item in zip(widgets[1:], asking.read_quiz("01"), strict=True):

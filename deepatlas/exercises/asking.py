@@ -101,4 +101,4 @@ def _without_widgets(question: str, options: Sequence[str], folded: Mapping[str,
         return
     choices = "".join(f"<li>{html.escape(option)}</li>" for option in options if option not in folded)
     folds = "".join(f"<details><summary>{html.escape(name)}</summary>{text}</details>" for name, text in folded.items())
-    shown.display(shown.HTML(f"<b>{html.escape(question)}</b>{choices and f'<ul>{choices}</ul>'}{folds}"))
+    shown.display(shown.HTML(f"<p><b>{html.escape(question)}</b></p>{choices and f'<ul>{choices}</ul>'}{folds}"))
