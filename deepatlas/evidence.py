@@ -278,20 +278,31 @@ def _gains_table(rows: pd.DataFrame) -> Iterator[list[str]]:
 
 
 def _joint_table(arms: pd.DataFrame) -> Iterator[list[str]]:
-    """A line for each setting, a mean over its runs."""
+    """A line for each setting, a mean over its runs; and by how much joint training differs from what the recipe "best"
+    makes of the same seeds, which decide the scans and the draws."""
     tasks = [(task, regime) for task, short in reporting.NETWORK.items()
              for regime in (f"{short}_baseline", f"semi_{short}", "deepatlas")]
     yield from (["cohort", "N", "recipe", "changed", "Dice, segmentation: baseline", "Semi", "DeepAtlas",
-                 "registration: baseline", "Semi", "DeepAtlas", "folds %", "runs"], ["---"] * 12)
+                 "registration: baseline", "Semi", "DeepAtlas", "folds %", "DeepAtlas minus the recipe's, same seeds: "
+                 "segmentation", "registration", "runs"], ["---"] * 14)
     drawn = np.where(arms["label_seed"] == arms["seed"], "", " label_seed=" + arms["label_seed"].astype(str))
     changed = (_setting(arms) + drawn).str.strip()
     arms = arms.sort_values("changed").assign(cohort=_cohort, changed=changed)  # first the runs of all arms
     arms = arms.drop_duplicates([*PARAMETERS, "changed", "task", "regime"])
+    same = ["cohort", "labelled", "seed", "label_seed", "task", "regime"]
+    usual = arms[(arms["recipe"] == "best") & (arms["changed"] == "")].set_index(same)["Dice %"]
+    arms = arms.join(usual.rename("usual"), on=same)
+    arms["minus"] = (arms["Dice %"] - arms["usual"]).where((arms["recipe"] != "best") | (arms["changed"] != ""))
     for (cohort, labelled, recipe, setting), runs in arms.groupby(["cohort", "labelled", "recipe", "changed"]):
-        means = runs.groupby(["task", "regime"])[["Dice %", "folds %"]].mean()
-        yield [cohort, str(labelled), recipe, setting or " ",
-               *(f"{means.loc[arm, 'Dice %']:.1f}" if arm in means.index else " " for arm in tasks),
-               f"{means.loc[('registration', 'deepatlas'), 'folds %']:.2f}", str(runs["run"].nunique())]
+        means = runs.groupby(["task", "regime"])[["Dice %", "folds %", "minus"]].mean()
+        joint = means.xs("deepatlas", level="regime").loc[list(reporting.NETWORK)]
+        yield [cohort, str(labelled), recipe, setting or " ", *_cells(means["Dice %"].reindex(tasks), ".1f"),
+               *_cells(joint.loc[["registration"], "folds %"], ".2f"), *_cells(joint["minus"], "+.1f"),
+               str(runs["run"].nunique())]
+
+
+def _cells(values: Iterable[float], form: str) -> list[str]:
+    return [" " if math.isnan(value) else f"{value:{form}}" for value in values]
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------

@@ -228,15 +228,19 @@ def test_curves_count_no_run_twice():
         evidence.curves(rows.assign(recipe="paper"))
 
 
-def test_the_joint_table_counts_no_seed_twice():
-    """A run of all arms and one of joint training alone are the same training."""
+def test_the_joint_table_counts_no_seed_twice_and_compares_like_with_like():
+    """A run of all arms and one of joint training alone are the same training; seed 1 has nothing changed in it."""
     usual = {"dataset": "d", "profile": "class", "dims": 2, "labelled": 1, "recipe": "best", "folds %": 0.0,
-             "regime": "deepatlas", "task": "registration"}
-    arms = pd.DataFrame([usual | {"run": run, "changed": changed, "seed": seed, "label_seed": seed, "Dice %": dice}
-                         for run, changed, seed, dice in (("b", "arms=joint", 0, 50.0), ("a", "", 0, 60.0),
-                                                          ("c", "arms=joint", 1, 80.0))])
-    row = list(evidence._joint_table(arms))[2]
-    assert row[9] == "70.0" and row[-1] == "2"
+             "regime": "deepatlas"}
+    arms = pd.DataFrame([usual | {"run": run, "changed": changed, "seed": seed, "label_seed": seed, "Dice %": dice,
+                                  "task": task}
+                         for run, changed, seed, dice in (
+                             ("b", "arms=joint", 0, 50.0), ("a", "", 0, 60.0), ("c", "arms=joint", 1, 80.0),
+                             ("e", "arms=joint passes=2", 0, 57.5))
+                         for task in ("segmentation", "registration")])
+    recipe, passes = list(evidence._joint_table(arms))[2:]
+    assert recipe[9:] == ["70.0", "0.00", " ", " ", "2"]
+    assert passes[3] == "passes=2" and passes[9:] == ["57.5", "0.00", "-2.5", "-2.5", "1"]
 
 
 def test_settings_are_runs_that_differ_in_what_was_changed(tmp_path):
