@@ -162,16 +162,21 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 def curves(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean Dice of each arm against N, with the interval of ``gain``: what ``plots.curves_figure`` draws.
 
-    Of the runs by the recipe "best" at class size whose labelled scans were drawn by the seed; where an N has no run of
-    all arms, of those of joint training alone. ValueError if there is none.
+    Of the runs by the recipe "best" at class size whose labelled scans were drawn by the seed, with the seeds that every
+    N of a cohort has, for another seed is another cohort; where an N has no run of all arms, of those of joint training
+    alone. ValueError if there is none.
     """
     usual = rows[(rows["recipe"] == "best") & (rows["profile"] == "class") & (rows["label_seed"] == rows["seed"])
                  & rows["changed"].isin(("", "arms=joint"))]
-    whole = (usual["changed"] == "").groupby([usual[key] for key in ("dataset", "dims", "labelled")]).transform("any")
+    cohort = ["dataset", "dims"]
+    whole = (usual["changed"] == "").groupby([usual[key] for key in (*cohort, "labelled")]).transform("any")
     usual = usual[(usual["changed"] == "") | ~whole]
+    of_cohort, of_seed = (usual.groupby(keys)["labelled"].transform("nunique") for keys in (cohort, [*cohort, "seed"]))
+    usual = usual[of_seed == of_cohort]
     if usual.empty:
-        raise ValueError("no run by the recipe best at class size, with nothing changed, among the results")
-    keys, found = ["dataset", "dims", "task", "regime", "labelled"], []
+        raise ValueError("no run by the recipe best at class size, with nothing changed and a seed that every N has, "
+                         "among the results")
+    keys, found = [*cohort, "task", "regime", "labelled"], []
     for values, some in usual.groupby(keys, sort=False):
         mean, resampled, runs = _over_runs(some.set_index("run")[["dice"]])
         found.append({**dict(zip(keys, values, strict=True)), "mean": mean[0], **_interval(resampled[:, 0]),

@@ -215,15 +215,19 @@ def test_a_mark_that_cannot_be_read_is_an_error(page, text):
 
 
 def test_curves_count_no_run_twice():
-    """An N with runs of all arms is drawn from these, another from runs of joint training; other draws from none."""
+    """An N with runs of all arms is drawn from these, another from runs of joint training; other draws from none, and
+    seeds that not every N has neither."""
     usual = {"dataset": "d", "dims": 2, "profile": "class", "recipe": "best", "task": "segmentation",
              "regime": "deepatlas", "subject": "p0", "seed": 0, "label_seed": 0, "dice": 50.0}
     rows = pd.DataFrame([usual | {"run": run, "labelled": labelled, "changed": changed, "label_seed": label_seed}
                          for run, labelled, changed, label_seed in (
                              ("a", 1, "", 0), ("b", 1, "arms=joint", 0), ("c", 2, "arms=joint", 0),
                              ("d", 1, "arms=joint", 3))])
+    easier = [usual | {"run": "e", "labelled": 1, "changed": "", "seed": 1, "label_seed": 1, "dice": 90.0}]
+    rows = pd.concat([rows, pd.DataFrame(easier)])  # a seed without a run at N = 2
     table = evidence.curves(rows)
-    assert table[["dataset", "labelled", "runs"]].to_numpy().tolist() == [["d, 2D", 1, 1], ["d, 2D", 2, 1]]
+    assert table[["dataset", "labelled", "runs", "mean"]].to_numpy().tolist() == [["d, 2D", 1, 1, 50.0],
+                                                                                  ["d, 2D", 2, 1, 50.0]]
     with pytest.raises(ValueError, match="no run by the recipe best at class size"):
         evidence.curves(rows.assign(recipe="paper"))
 
