@@ -162,9 +162,9 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 def curves(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean Dice of each arm against N, with the interval of ``gain``: what ``plots.curves_figure`` draws.
 
-    Of the runs by the recipe "best" at class size whose labelled scans were drawn by the seed, with the seeds that every
-    N of a cohort has, for another seed is another cohort; where an N has no run of all arms, of those of joint training
-    alone. ValueError if there is none.
+    Of the runs by the recipe "best" at class size whose labelled scans were drawn by the seed, with those seeds that
+    every N of a cohort has, for another seed is another cohort; where an N has no run of all arms, of those of joint
+    training alone. ValueError if there is none.
     """
     usual = rows[(rows["recipe"] == "best") & (rows["profile"] == "class") & (rows["label_seed"] == rows["seed"])
                  & rows["changed"].isin(("", "arms=joint"))]
