@@ -100,6 +100,12 @@ def _read(path: Path) -> pd.DataFrame | None:
     return pd.read_csv(path, dtype={"subject": str}).fillna({"changed": ""}) if path.is_file() else None
 
 
+def _table(results: Path, name: str) -> pd.DataFrame:
+    if (table := _read(results / f"{name}.csv")) is None:
+        raise FileNotFoundError(f"{results}: no {name}.csv in it, of the tables that `deepatlas sweep` keeps")
+    return table
+
+
 def _keep_record(folder: Path, place: Path) -> str:
     """Copy run.json; returns its hash."""
     place.mkdir(parents=True, exist_ok=True)
@@ -117,10 +123,7 @@ def _per_subject(scores: pd.DataFrame) -> pd.DataFrame:
 
 def load_results(results: Path = RESULTS) -> pd.DataFrame:
     """One row per subject of an arm, with the parameters of its run; FileNotFoundError if there are none."""
-    arms, subjects = _read(results / "arms.csv"), _read(results / "subjects.csv")
-    if arms is None or subjects is None:
-        raise FileNotFoundError(f"{results}: no arms.csv and subjects.csv in it, the tables that `deepatlas sweep` "
-                                "keeps")
+    arms, subjects = _table(results, "arms"), _table(results, "subjects")
     parameters = arms.drop_duplicates("run")[["run", *PARAMETERS, "changed"]]
     return subjects.merge(parameters, on="run")
 
@@ -203,7 +206,7 @@ def settings(dataset: str, labelled: int = 1, results: Path = RESULTS) -> pd.Dat
     A row for what was changed, as in "lambda_r=1.0", and "" for the recipe "best" itself; the columns are the mean Dice
     in percent of "segmentation" and "registration", and "folds %". ValueError if there is no such run.
     """
-    arms = _read(results / "arms.csv")
+    arms = _table(results, "arms")
     usual = {"dataset": dataset, "labelled": labelled, "dims": 2, "profile": "class", "recipe": "best", "seed": 0,
              "label_seed": 0, "regime": "deepatlas"}
     arms = arms[(arms[list(usual)] == pd.Series(usual)).all(axis=1)].assign(changed=_setting)
@@ -224,7 +227,7 @@ def fill_tables(page: str, results: Path = RESULTS) -> str:
     "gains" (of joint training, with intervals) or "joint" (a line for each setting); what follows selects rows. Raises
     ValueError for a mark that cannot be read.
     """
-    both = load_results(results), _read(results / "arms.csv")
+    both = load_results(results), _table(results, "arms")
     kinds = {"dice": (_dice_table, both[1]), "gains": (_gains_table, both[0]), "joint": (_joint_table, both[1])}
 
     def table(mark: re.Match) -> str:

@@ -260,6 +260,8 @@ def test_settings_are_runs_that_differ_in_what_was_changed(tmp_path):
     assert (table["segmentation"] == table["registration"]).all() and (table["folds %"] == 0.5).all()
     with pytest.raises(ValueError, match="no run of slices of d at class size with labelled=7"):
         evidence.settings("d", 7, tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no arms\.csv in it, of the tables that `deepatlas sweep` keeps"):
+        evidence.settings("d", results=tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize("page", evidence.PAGES, ids=lambda page: page.parent.name)
