@@ -96,6 +96,11 @@ def changed(values: Mapping[str, object]) -> str:
     return " ".join(f"{name}={value}" for name, value in values.items() if value != usual[name])
 
 
+def _setting(arms: pd.DataFrame) -> pd.Series:
+    """What a run changes of the method; that it trains fewer arms changes none of them."""
+    return arms["changed"].str.replace("arms=joint", "").str.strip()
+
+
 def _read(path: Path) -> pd.DataFrame | None:
     return pd.read_csv(path, dtype={"subject": str}).fillna({"changed": ""}) if path.is_file() else None
 
@@ -247,11 +252,6 @@ def fill_tables(page: str, results: Path = RESULTS) -> str:
         raise ValueError(f"a table begins with <!-- dice|gains|joint NAME=VALUE ... --> and ends with <!-- end -->; of "
                          f"{marks} marks {count} could be read")
     return filled
-
-
-def _setting(arms: pd.DataFrame) -> pd.Series:
-    """What a run changes of the method; that it trains fewer arms changes none of them."""
-    return arms["changed"].str.replace("arms=joint", "").str.strip()
 
 
 def _cohort(rows: pd.DataFrame) -> pd.Series:

@@ -244,11 +244,12 @@ def cases_figure(turn: str) -> Figure:
                       arrowprops={"arrowstyle": "<->", "color": "black", "linestyle": "-" if counts else ":"})
         axes.text(0.5, 0.53, "$\\circ\\,\\varphi$, then $L_a$", ha="center", fontsize=9)
         axes.text(0.5, 0.34, why, ha="center", fontsize=9, style="italic")
-        extra, colour = "also $L_i(I_m \\circ \\varphi, I_f)$ and $L_r(\\varphi)$", "black"
-        if turn == "seg":
-            letter, colour = ("m" if moving else "f"), orange
-            extra = f"also $L_{{sp}}(F_S(I_{letter}), S_{letter})$"
-        if turn == "seg" and not (moving or fixed):
+        if turn == "reg":
+            extra, colour = "also $L_i(I_m \\circ \\varphi, I_f)$ and $L_r(\\varphi)$", "black"
+        elif moving or fixed:
+            letter = "m" if moving else "f"
+            extra, colour = f"also $L_{{sp}}(F_S(I_{letter}), S_{letter})$", orange
+        else:
             extra, colour = "no expert: nothing is learnt", grey
         axes.text(0.5, 0.1, extra, ha="center", fontsize=9, color=colour)
         axes.set(xlim=(0, 1), ylim=(0, 1))

@@ -876,7 +876,7 @@ class SweepView {
     this.meta.points.forEach((point, n) => {
       const [x, y] = this.place(point);
       pen.textAlign = x < 455 ? "left" : "right"; // so that a name stays in the frame
-      pen.fillStyle = getComputedStyle(this.canvas).color;
+      pen.fillStyle = pen.strokeStyle;
       pen.fillText(point[2], x + (x < 455 ? 16 : -16), y - 10);
       pen.beginPath();
       pen.arc(x, y, n === chosen ? 13 : 9, 0, 7);
