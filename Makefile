@@ -37,14 +37,15 @@ test: .venv/test.stamp
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check deepatlas tests benchmarks
 
 lab: .venv/run.stamp
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 bench: .venv/test.stamp
 	$(BIN)/python -m pip install --quiet --editable ".[peers]"
-	$(BIN)/python tests/benchmarks/speed.py
-	$(BIN)/python tests/benchmarks/viewing.py
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/viewing.py
 
 .venv/pip.stamp:
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11, 4), 'Python 3.11.4 or newer is needed, this is ' + sys.version.split()[0] + ': name another one, as in make PYTHON=python3.12 ...'"

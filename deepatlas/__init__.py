@@ -1,6 +1,8 @@
-"""DeepAtlas: a network that registers 3D medical images and one that segments them, trained jointly.
+"""DeepAtlas: a network that registers 3D medical images and one that segments them, trained
+jointly.
 
-Reading order (each file is one subject; imports go down only, so a file needs only those of lower floors):
+Reading order (each file is one subject; imports go down only, so a file needs only those of lower
+floors):
 
 ====== ================== ==================================================================================
 floor  file               subject
@@ -34,19 +36,20 @@ floor  file               subject
 ====== ================== ==================================================================================
 
 Conventions
-    Axes: ``B`` batch, ``C`` structures or channels, ``I J K`` voxel axes (2D: ``I J``), ``D`` = 2 or 3 of them.
-    A deformation ``phi(x) = x + u(x)`` maps voxels of the *fixed* image to voxels of the *moving* image, and warping
-    pulls: ``warped(x) = moving(phi(x))``. The displacement ``u`` is ``(B, D, I, J, K)`` in voxels; channel c moves
-    tensor axis c. Millimetres appear only in evaluation and in files.
-    ``(phi @ psi)(x) = phi(psi(x))``, hence ``(phi @ psi).warp(m) == psi.warp(phi.warp(m))``.
-    Integer labels are never interpolated: train on warped one-hot labels, score nearest-warped labels.
+    Axes: ``B`` batch, ``C`` structures or channels, ``I J K`` voxel axes (2D: ``I J``), ``D`` = 2
+    or 3 of them. A deformation ``phi(x) = x + u(x)`` maps voxels of the *fixed* image to voxels of
+    the *moving* image, and warping pulls: ``warped(x) = moving(phi(x))``. The displacement ``u`` is
+    ``(B, D, I, J, K)`` in voxels; channel c moves tensor axis c. Millimetres appear only in
+    evaluation and in files. ``(phi @ psi)(x) = phi(psi(x))``, hence ``(phi @ psi).warp(m) ==
+    psi.warp(phi.warp(m))``. Integer labels are never interpolated: train on warped one-hot labels,
+    score nearest-warped labels.
 
 Glossary
-    *labels*: integers, one per voxel; 0 is background. *one_hot*: the same as 0/1 channels, known truth.
-    *probabilities*: a network's guess. *structure*: one labelled anatomical region. *scan*: one image of one subject.
-    *cohort*: scans on one grid, split into train, validation and test. *N*: labelled training scans.
-    *regime*: what is trained, from which start, seeing which labels. *turn*: a step of one network while the other
-    is only consulted.
+    *labels*: integers, one per voxel; 0 is background. *one_hot*: the same as 0/1 channels, known
+    truth. *probabilities*: a network's guess. *structure*: one labelled anatomical region. *scan*:
+    one image of one subject. *cohort*: scans on one grid, split into train, validation and test.
+    *N*: labelled training scans. *regime*: what is trained, from which start, seeing which labels.
+    *turn*: a step of one network while the other is only consulted.
 """
 
 import os as _os

@@ -1,7 +1,8 @@
-"""Scans and cohorts: from NIfTI files to tensors on one common grid, splits by subject, and hidden labels.
+"""Scans and cohorts: from NIfTI files to tensors on one common grid, splits by subject, and hidden
+labels.
 
-A scan keeps the affine from its voxels to the world of its source file, through every resampling and alignment, so
-that a result on the common grid can be carried back to the file it came from.
+A scan keeps the affine from its voxels to the world of its source file, through every resampling
+and alignment, so that a result on the common grid can be carried back to the file it came from.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Source:
     path: str
     shape: tuple[int, ...]
     affine: Tensor  # (4, 4) float64, the file's voxel index -> world millimetres, RAS+
-    digest: str = ""  # of the affine and the voxels of the image, and of its labels, as they were read
+    # of the affine and the voxels of the image, and of its labels, as they were read
+    digest: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,17 +37,23 @@ class Scan:
     id: str
     subject: str  # scans of one person never fall on two sides of a split
     image: Tensor  # (1, I, J, K) float32, intensities in [0, 1]; 2D: (1, I, J)
-    affine: Tensor  # (4, 4) float64, voxel index -> world millimetres, RAS+; a 2D scan is the plane k = 0
-    labels: Tensor | None = None  # (I, J, K) integer, index into Cohort.structures; None: unlabelled
+    # (4, 4) float64, voxel index -> world millimetres, RAS+; a 2D scan is the plane k = 0
+    affine: Tensor
+    # (I, J, K) integer, index into Cohort.structures; None: unlabelled
+    labels: Tensor | None = None
     source: Source | None = None
 
     def __post_init__(self) -> None:
         if self.image.ndim not in (3, 4) or self.image.shape[0] != 1:
-            raise ValueError(f"scan {self.id}: the image must be (1, I, J) or (1, I, J, K), "
-                             f"got {tuple(self.image.shape)}")
+            raise ValueError(
+                f"scan {self.id}: the image must be (1, I, J) or (1, I, J, K), "
+                f"got {tuple(self.image.shape)}"
+            )
         if self.labels is not None and self.labels.shape != self.image.shape[1:]:
-            raise ValueError(f"scan {self.id}: image {tuple(self.image.shape[1:])} and labels "
-                             f"{tuple(self.labels.shape)} must have the same voxels")
+            raise ValueError(
+                f"scan {self.id}: image {tuple(self.image.shape[1:])} and labels "
+                f"{tuple(self.labels.shape)} must have the same voxels"
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,7 +79,8 @@ class Cohort:
     validation: tuple[Scan, ...]
     test: tuple[Scan, ...]
     licence: str = ""
-    truth: Callable | None = None  # (moving, fixed) -> the true Deformation: known for phantoms only
+    # (moving, fixed) -> the true Deformation: known for phantoms only
+    truth: Callable | None = None
 
     def __post_init__(self) -> None:
         scans = self.scans
@@ -79,19 +88,29 @@ class Cohort:
             raise ValueError(f"cohort {self.name}: there is no training scan")
         shapes = {scan.shape for scan in scans}
         if len(shapes) > 1:
-            raise ValueError(f"cohort {self.name}: all scans must share one grid, got {sorted(shapes)}: resample them")
+            raise ValueError(
+                f"cohort {self.name}: all scans must share one grid, got {sorted(shapes)}: resample them"
+            )
         ids = [scan.id for scan in scans]
         if twice := {name for name in ids if ids.count(name) > 1}:
-            raise ValueError(f"cohort {self.name}: scan ids must be unique, twice: {', '.join(sorted(twice))}")
-        parts = [{scan.subject for scan in part} for part in (self.train, self.validation, self.test)]
+            raise ValueError(
+                f"cohort {self.name}: scan ids must be unique, twice: {', '.join(sorted(twice))}"
+            )
+        parts = [
+            {scan.subject for scan in part} for part in (self.train, self.validation, self.test)
+        ]
         if leaked := (parts[0] & parts[1]) | (parts[0] & parts[2]) | (parts[1] & parts[2]):
-            raise ValueError(f"cohort {self.name}: subjects on two sides of the split: {', '.join(sorted(leaked))}")
+            raise ValueError(
+                f"cohort {self.name}: subjects on two sides of the split: {', '.join(sorted(leaked))}"
+            )
         for scan in scans:
             if scan.labels is not None:
                 low, high = int(scan.labels.min()), int(scan.labels.max())
                 if low < 0 or high >= len(self.structures):
-                    raise ValueError(f"scan {scan.id}: labels from {low} to {high}, but the cohort has only "
-                                     f"{len(self.structures)} structures with background")
+                    raise ValueError(
+                        f"scan {scan.id}: labels from {low} to {high}, but the cohort has only "
+                        f"{len(self.structures)} structures with background"
+                    )
 
     @property
     def scans(self) -> tuple[Scan, ...]:
@@ -114,29 +133,46 @@ class Cohort:
 
         Not of their own voxels: after an alignment, these differ in the last bits between machines.
         """
-        made_from = [(scan.id, scan.shape, scan.source and scan.source.digest) for scan in self.scans]
+        made_from = [
+            (scan.id, scan.shape, scan.source and scan.source.digest) for scan in self.scans
+        ]
         return hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
 
     def hide_labels(self, keep: int, seed: int = 0) -> Cohort:
-        """The same cohort in which ``keep`` training scans, drawn by ``seed``, keep their labels: N = ``keep``.
+        """The same cohort in which ``keep`` training scans, drawn by ``seed``, keep their labels: N
+        = ``keep``.
 
-        Nested: with one seed, the scans of a smaller ``keep`` are among those of a larger one. Validation and test
-        scans are not touched.
+        Nested: with one seed, the scans of a smaller ``keep`` are among those of a larger one.
+        Validation and test scans are not touched.
         """
         if not 0 <= keep <= len(self.labelled):
-            raise ValueError(f"keep must be from 0 to {len(self.labelled)}, the labelled training scans of "
-                             f"{self.name}, got {keep}")
+            raise ValueError(
+                f"keep must be from 0 to {len(self.labelled)}, the labelled training scans of "
+                f"{self.name}, got {keep}"
+            )
         order = torch.randperm(len(self.labelled), generator=torch.Generator().manual_seed(seed))
         kept = {self.labelled[i].id for i in order[:keep].tolist()}
-        train = tuple(scan if scan.id in kept else replace(scan, labels=None) for scan in self.train)
+        train = tuple(
+            scan if scan.id in kept else replace(scan, labels=None) for scan in self.train
+        )
         return replace(self, train=train)
 
     def to(self, device: torch.device | str) -> Cohort:
         """The same cohort with images and labels on ``device``."""
+
         def move(scans: Iterable[Scan]) -> tuple[Scan, ...]:
-            return tuple(replace(scan, image=scan.image.to(device),
-                                 labels=None if scan.labels is None else scan.labels.to(device)) for scan in scans)
-        return replace(self, train=move(self.train), validation=move(self.validation), test=move(self.test))
+            return tuple(
+                replace(
+                    scan,
+                    image=scan.image.to(device),
+                    labels=None if scan.labels is None else scan.labels.to(device),
+                )
+                for scan in scans
+            )
+
+        return replace(
+            self, train=move(self.train), validation=move(self.validation), test=move(self.test)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,29 +196,41 @@ class Batch:
         return cls(image, one_hot, known, tuple(scan.id for scan in scans))
 
 
-# --- files ---------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray, Source]:
-    """A 2D or 3D NIfTI file as (array, affine, source): float32, ``scl_slope`` applied, a volume's axes turned RAS+."""
+    """A 2D or 3D NIfTI file as (array, affine, source): float32, ``scl_slope`` applied, a volume's
+    axes turned RAS+.
+    """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; an image in NIfTI format (.nii or .nii.gz) was wanted")
+        raise FileNotFoundError(
+            f"{path}: no such file; an image in NIfTI format (.nii or .nii.gz) was wanted"
+        )
     try:
         image = nib.load(path)
         flat = image.slicer[..., 0] if image.ndim == 4 else image
         array = np.asarray(flat.dataobj, dtype=np.float32)
-    except Exception as error:  # a damaged file raises anything: nibabel's, gzip's, zlib's and NumPy's own errors
+    # a damaged file raises anything: nibabel's, gzip's, zlib's and NumPy's own errors
+    except Exception as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: cannot be read as NIfTI ({reason}); is the file complete?") from error
+        raise ValueError(
+            f"{path}: cannot be read as NIfTI ({reason}); is the file complete?"
+        ) from error
     shape, affine = tuple(image.shape), image.affine.astype(np.float64)
     if array.ndim not in (2, 3) or min(array.shape) == 0 or shape[3:] not in ((), (1,)):
-        raise ValueError(f"{path}: a 2D or 3D image was wanted, got shape {shape}: store one volume per file")
+        raise ValueError(
+            f"{path}: a 2D or 3D image was wanted, got shape {shape}: store one volume per file"
+        )
     if not np.isfinite(affine).all() or not np.linalg.cond(affine[:3, :3]) < 1e6:
-        raise ValueError(f"{path}: the affine in the header is not invertible: set the voxel size and orientation")
+        raise ValueError(
+            f"{path}: the affine in the header is not invertible: set the voxel size and orientation"
+        )
     source = Source(str(path), shape, torch.from_numpy(affine))
     if array.ndim == 3:
-        turned = nib.as_closest_canonical(nib.Nifti1Image(array, affine))  # turns and flips axes: no interpolation
+        # turns and flips axes: no interpolation
+        turned = nib.as_closest_canonical(nib.Nifti1Image(array, affine))
         array, affine = np.asarray(turned.dataobj), turned.affine
     return array, affine, source
 
@@ -190,72 +238,99 @@ def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray, Source]:
 def rescale_intensities(array: np.ndarray, name: str) -> np.ndarray:
     """Intensities in [0, 1]: percentiles 1 and 99.5 of the voxels above the minimum become 0 and 1.
 
-    MRI intensities have no unit, and a few bright voxels must not decide the scale. ``name`` is for the errors.
+    MRI intensities have no unit, and a few bright voxels must not decide the scale. ``name`` is for
+    the errors.
     """
     if not np.isfinite(array).all():
-        raise ValueError(f"{name}: {np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite: "
-                         "repair the image")
+        raise ValueError(
+            f"{name}: {np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite: "
+            "repair the image"
+        )
     above = array[array > array.min()]
     if above.size == 0:
-        raise ValueError(f"{name}: every voxel has the value {array.flat[0]:g}: there is nothing to see")
+        raise ValueError(
+            f"{name}: every voxel has the value {array.flat[0]:g}: there is nothing to see"
+        )
     low, high = np.percentile(above, (1, 99.5))
     if high <= low:  # a binary image
         low = array.min()
     return np.clip((array - low) / (high - low), 0, 1).astype(np.float32)
 
 
-def load_scan(image: str | Path, labels: str | Path | None, *, id: str, subject: str,
-              structures: Mapping[int, int]) -> Scan:
+def load_scan(
+    image: str | Path,
+    labels: str | Path | None,
+    *,
+    id: str,
+    subject: str,
+    structures: Mapping[int, int],
+) -> Scan:
     """One scan from NIfTI files, on its own voxel grid, RAS+.
 
-    ``structures`` maps the file's label numbers to indices into ``Cohort.structures``; unlisted numbers become
-    background.
+    ``structures`` maps the file's label numbers to indices into ``Cohort.structures``; unlisted
+    numbers become background.
     """
     array, affine, source = read_nifti(image)
     index, digest = None, hashlib.sha256(affine.tobytes() + array.tobytes())
     if labels is not None:
         numbers, label_affine, _ = read_nifti(labels)
         if numbers.shape != array.shape:
-            raise ValueError(f"{labels}: the labels have {numbers.shape} voxels, "
-                             f"but the image {image} has {array.shape}")
+            raise ValueError(
+                f"{labels}: the labels have {numbers.shape} voxels, "
+                f"but the image {image} has {array.shape}"
+            )
         if not np.allclose(label_affine, affine, atol=1e-2):
-            raise ValueError(f"{labels}: the labels lie elsewhere in the world than the image {image}: "
-                             "their affines differ; resample one onto the other")
+            raise ValueError(
+                f"{labels}: the labels lie elsewhere in the world than the image {image}: "
+                "their affines differ; resample one onto the other"
+            )
         if not np.isfinite(numbers).all() or (numbers != np.round(numbers)).any():
-            raise ValueError(f"{labels}: labels must be whole numbers; this looks like an image or probabilities")
+            raise ValueError(
+                f"{labels}: labels must be whole numbers; this looks like an image or probabilities"
+            )
         index = np.zeros(numbers.shape, np.uint8)
         for number, structure in structures.items():
             index[numbers == number] = structure
         if not index.any():
             found = sorted({int(number) for number in np.unique(numbers)} - {0})[:10]
-            raise ValueError(f"{labels}: none of the wanted labels {sorted(structures)[:10]} occurs, found {found}")
+            raise ValueError(
+                f"{labels}: none of the wanted labels {sorted(structures)[:10]} occurs, found {found}"
+            )
         digest.update(index.tobytes())
-    return Scan(id, subject, torch.from_numpy(rescale_intensities(array, str(image)))[None],
-                torch.from_numpy(affine.astype(np.float64)),
-                None if index is None else torch.from_numpy(index), replace(source, digest=digest.hexdigest()))
+    return Scan(
+        id,
+        subject,
+        torch.from_numpy(rescale_intensities(array, str(image)))[None],
+        torch.from_numpy(affine.astype(np.float64)),
+        None if index is None else torch.from_numpy(index),
+        replace(source, digest=digest.hexdigest()),
+    )
 
 
-# --- one grid ------------------------------------------------------------------------------------------------------
+# --- one grid -------------------------------------------------------------------------------------
 
 
 def check_sides(shape: Sequence[int], multiple: int) -> None:
     """Refuse a grid that the networks cannot halve often enough."""
     if len(shape) not in (2, 3) or any(n < multiple or n % multiple for n in shape):
-        raise ValueError(f"every side must be divisible by {multiple}, and there must be 2 or 3, got {tuple(shape)}: "
-                         "pass another shape")
+        raise ValueError(
+            f"every side must be divisible by {multiple}, and there must be 2 or 3, got {tuple(shape)}: "
+            "pass another shape"
+        )
 
 
 def centred_affine(scan: Scan, shape: Sequence[int], spacing: float) -> Tensor:
     """(4, 4) of a grid of ``shape`` and ``spacing`` (mm) with RAS axes, centred where ``scan`` is.
 
-    A 2D grid on a 3D scan is the axial plane through that centre. Where source and target have the same spacing the
-    shift is a whole number of voxels, so that nothing is interpolated.
+    A 2D grid on a 3D scan is the axial plane through that centre. Where source and target have the
+    same spacing the shift is a whole number of voxels, so that nothing is interpolated.
     """
     if not spacing > 0:
         raise ValueError(f"spacing must be a positive number of millimetres, got {spacing}")
     own = torch.tensor((*scan.shape, 1)[:3], dtype=torch.float64)
     wanted = torch.tensor((*shape, 1)[:3], dtype=torch.float64)
-    middle = torch.div(own - wanted, 2, rounding_mode="floor") + (wanted - 1) / 2  # voxel of the source
+    # voxel of the source
+    middle = torch.div(own - wanted, 2, rounding_mode="floor") + (wanted - 1) / 2
     affine = torch.eye(4, dtype=torch.float64) * spacing
     affine[3, 3] = 1
     if not torch.allclose(scan.affine[:3, :3], affine[:3, :3], atol=1e-4):
@@ -266,41 +341,73 @@ def centred_affine(scan: Scan, shape: Sequence[int], spacing: float) -> Tensor:
 
 
 def resample(scan: Scan, affine: Tensor, shape: Sequence[int]) -> Scan:
-    """``scan`` on the grid of ``affine`` (its voxels -> the scan's world) and ``shape``, in one interpolation.
+    """``scan`` on the grid of ``affine`` (its voxels -> the scan's world) and ``shape``, in one
+    interpolation.
 
-    The image is smoothed first where the new voxels are larger, and continues its border outside. A new voxel's
-    label is the majority of the nearest labels at 2^D points inside it: integers are counted, never interpolated.
+    The image is smoothed first where the new voxels are larger, and continues its border outside. A
+    new voxel's label is the majority of the nearest labels at 2^D points inside it: integers are
+    counted, never interpolated.
     """
     matrix = (torch.linalg.inv(scan.affine) @ affine).numpy()  # new voxel -> old voxel
-    step = np.linalg.norm(matrix[:3, : len(shape)], axis=1)  # old voxels per new voxel, along each old axis
+    # old voxels per new voxel, along each old axis
+    step = np.linalg.norm(matrix[:3, : len(shape)], axis=1)
     volume = scan.image.numpy()[0].reshape((*scan.shape, 1)[:3])
     out_shape = (*shape, 1)[:3]
     smooth = ndimage.gaussian_filter(volume, np.maximum(step - 1, 0) / 2, mode="nearest")
-    image = ndimage.affine_transform(smooth, matrix[:3, :3], matrix[:3, 3], out_shape, order=1, mode="nearest")
+    image = ndimage.affine_transform(
+        smooth, matrix[:3, :3], matrix[:3, 3], out_shape, order=1, mode="nearest"
+    )
     labels = None
     if scan.labels is not None:
-        labels = torch.from_numpy(_vote(scan.labels.numpy().reshape(volume.shape), matrix, shape).reshape(shape))
-    return replace(scan, image=torch.from_numpy(image.reshape(1, *shape).clip(0, 1)), affine=affine, labels=labels)
+        labels = torch.from_numpy(
+            _vote(scan.labels.numpy().reshape(volume.shape), matrix, shape).reshape(shape)
+        )
+    return replace(
+        scan,
+        image=torch.from_numpy(image.reshape(1, *shape).clip(0, 1)),
+        affine=affine,
+        labels=labels,
+    )
 
 
 def _vote(labels: np.ndarray, matrix: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Majority of the nearest ``labels`` at the 2^D points a quarter voxel from each new voxel's centre.
+    """Majority of the nearest ``labels`` at the 2^D points a quarter voxel from each new voxel's
+    centre.
 
-    The label at the centre decides ties: the first corner's would move every structure a quarter voxel.
+    The label at the centre decides ties: the first corner's would move every structure a quarter
+    voxel.
     """
-    corners = np.array(np.meshgrid(*[(-0.25, 0.25)] * len(shape), *[(0,)] * (3 - len(shape)))).reshape(3, -1).T
-    votes = np.stack([ndimage.affine_transform(labels, matrix[:3, :3], matrix[:3, 3] + matrix[:3, :3] @ point,
-                                               (*shape, 1)[:3], order=0, mode="grid-constant")
-                      for point in (np.zeros(3), *corners)])
+    corners = (
+        np.array(np.meshgrid(*[(-0.25, 0.25)] * len(shape), *[(0,)] * (3 - len(shape))))
+        .reshape(3, -1)
+        .T
+    )
+    votes = np.stack(
+        [
+            ndimage.affine_transform(
+                labels,
+                matrix[:3, :3],
+                matrix[:3, 3] + matrix[:3, :3] @ point,
+                (*shape, 1)[:3],
+                order=0,
+                mode="grid-constant",
+            )
+            for point in (np.zeros(3), *corners)
+        ]
+    )
     agreeing = np.stack([(votes[1:] == vote).sum(0, dtype=np.uint8) for vote in votes])
     return np.take_along_axis(votes, agreeing.argmax(0)[None], 0)[0]
 
 
-# --- splits --------------------------------------------------------------------------------------------------------
+# --- splits ---------------------------------------------------------------------------------------
 
 
-def split_by_subject(scans: Sequence[Scan], sizes: Sequence[int], seed: int = 0) -> tuple[tuple[Scan, ...], ...]:
-    """Disjoint groups of at least ``sizes`` scans each, whole subjects at a time, in an order drawn by ``seed``."""
+def split_by_subject(
+    scans: Sequence[Scan], sizes: Sequence[int], seed: int = 0
+) -> tuple[tuple[Scan, ...], ...]:
+    """Disjoint groups of at least ``sizes`` scans each, whole subjects at a time, in an order drawn
+    by ``seed``.
+    """
     subjects = sorted({scan.subject for scan in scans})
     order = torch.randperm(len(subjects), generator=torch.Generator().manual_seed(seed)).tolist()
     queue = [[scan for scan in scans if scan.subject == subjects[i]] for i in order]
@@ -309,7 +416,9 @@ def split_by_subject(scans: Sequence[Scan], sizes: Sequence[int], seed: int = 0)
         group: list[Scan] = []
         while len(group) < size:
             if not queue:
-                raise ValueError(f"{len(scans)} scans of {len(subjects)} subjects do not fill groups of {tuple(sizes)}")
+                raise ValueError(
+                    f"{len(scans)} scans of {len(subjects)} subjects do not fill groups of {tuple(sizes)}"
+                )
             group += queue.pop(0)
         groups.append(tuple(group))
     return tuple(groups)

@@ -1,6 +1,7 @@
 """Views of what changes: a training as it goes, and what the weights of the loss do.
 
-Built on the viewers; they receive functions (``register``, ``segment``, ``load``) and know nothing of training.
+Built on the viewers; they receive functions (``register``, ``segment``, ``load``) and know nothing
+of training.
 """
 
 from __future__ import annotations
@@ -23,12 +24,23 @@ from torch import Tensor
 from . import evaluation, plots
 from .data import Scan
 from .terms import SIMILARITIES
-from .viewers import SCRIPT, SliceViewer, check, colours, grey, pack, registration_state, sixty_fourths
+from .viewers import (
+    SCRIPT,
+    SliceViewer,
+    check,
+    colours,
+    grey,
+    pack,
+    registration_state,
+    sixty_fourths,
+)
 from .warp import Deformation
 
 
 class TrainingViewer(anywidget.AnyWidget):
-    """The widget of ``view_training``: curves and one pair; it never needs an answer from the kernel."""
+    """The widget of ``view_training``: curves and one pair; it never needs an answer from the
+    kernel.
+    """
 
     _esm = SCRIPT
     meta = traitlets.Dict().tag(sync=True)
@@ -37,10 +49,11 @@ class TrainingViewer(anywidget.AnyWidget):
 
 
 class TrainingWatch:
-    """What ``training.Settings(watch=...)`` calls with each row of the history; display it before training starts.
+    """What ``training.Settings(watch=...)`` calls with each row of the history; display it before
+    training starts.
 
-    Shows a picture after each validation, and else at most one in ``PAUSE`` seconds, fewer if making one takes long:
-    watching costs about 2 % of the time.
+    Shows a picture after each validation, and else at most one in ``PAUSE`` seconds, fewer if
+    making one takes long: watching costs about 2 % of the time.
     """
 
     PAUSE, SHARE = 3.0, 0.02
@@ -71,19 +84,29 @@ class TrainingWatch:
         if self.widget is not None:
             show(self.widget)
         elif self.history:
-            plots.show(plots.training_figure(curves(self.history), self.look(), len(self.meta["colours"])),
-                       alt="Loss terms and validation Dice against the step, and one pair as the networks see it now.")
+            plots.show(
+                plots.training_figure(curves(self.history), self.look(), len(self.meta["colours"])),
+                alt="Loss terms and validation Dice against the step, and one pair as the networks see it now.",
+            )
         else:
             print("The figure of this training is drawn when this is shown again after it.")
 
 
-def view_training(moving: Scan, fixed: Scan, *, register: Callable | None = None, segment: Callable | None = None,
-                  structures: Sequence[str] = (), display: str = "live") -> TrainingWatch:
+def view_training(
+    moving: Scan,
+    fixed: Scan,
+    *,
+    register: Callable | None = None,
+    segment: Callable | None = None,
+    structures: Sequence[str] = (),
+    display: str = "live",
+) -> TrainingWatch:
     """A live view of a training: its loss terms, validation Dice, and the middle slice of one pair.
 
-    ``register(moving, fixed) -> Deformation`` and ``segment(scan) -> labels`` are asked for that pair:
-    ``terms.registrar(reg_net)`` and ``terms.segmenter(seg_net)`` are such functions. Without "live", the figure
-    is drawn when the returned object is shown after the training. Pass it on as ``training.Settings(watch=...)``.
+    ``register(moving, fixed) -> Deformation`` and ``segment(scan) -> labels`` are asked for that
+    pair: ``terms.registrar(reg_net)`` and ``terms.segmenter(seg_net)`` are such functions. Without
+    "live", the figure is drawn when the returned object is shown after the training. Pass it on as
+    ``training.Settings(watch=...)``.
     """
     check(moving, "moving", display)
     check(fixed, "fixed", display)
@@ -99,51 +122,94 @@ def view_training(moving: Scan, fixed: Scan, *, register: Callable | None = None
             slices |= {f"u{axis}": plots.middle_plane(u[axis]) for axis in (0, 1)}
         return slices
 
-    meta = {"kind": "training", "title": "the training so far", "colours": colours(len(structures) or 256)}
+    meta = {
+        "kind": "training",
+        "title": "the training so far",
+        "colours": colours(len(structures) or 256),
+    }
     return TrainingWatch(look, meta, display == "live")
 
 
 def curves(history: Sequence[dict], points: int = 200) -> dict[str, dict[str, list]]:
-    """Each loss term, averaged over at most ``points`` spans of steps, and validation Dice as it was measured."""
+    """Each loss term, averaged over at most ``points`` spans of steps, and validation Dice as it
+    was measured.
+    """
     found = {}
-    for turn, name in (("reg", "similarity"), ("reg", "regularity"), ("reg", "anatomy"), ("seg", "anatomy"),
-                       ("seg", "supervised")):
-        rows = [(row["step"], row[name]) for row in history if row["turn"] == turn and row.get(name)]  # 0: no such term
+    for turn, name in (
+        ("reg", "similarity"),
+        ("reg", "regularity"),
+        ("reg", "anatomy"),
+        ("seg", "anatomy"),
+        ("seg", "supervised"),
+    ):
+        # 0: no such term
+        rows = [
+            (row["step"], row[name]) for row in history if row["turn"] == turn and row.get(name)
+        ]
         if rows:
             spans = np.array_split(np.array(rows, float), min(points, len(rows)))
-            found[f"{name} ({turn})"] = {"x": [int(s[-1, 0]) for s in spans],
-                                         "y": [float(s[:, 1].mean()) for s in spans]}
+            found[f"{name} ({turn})"] = {
+                "x": [int(s[-1, 0]) for s in spans],
+                "y": [float(s[:, 1].mean()) for s in spans],
+            }
     for name in ("seg", "reg"):
-        rows = [(row["step"], row[f"validation_{name}"]) for row in history
-                if np.isfinite(row.get(f"validation_{name}", np.nan))]
+        rows = [
+            (row["step"], row[f"validation_{name}"])
+            for row in history
+            if np.isfinite(row.get(f"validation_{name}", np.nan))
+        ]
         if rows:
-            found[f"validation Dice ({name})"] = {"x": [x for x, _ in rows], "y": [float(y) for _, y in rows]}
+            found[f"validation Dice ({name})"] = {
+                "x": [x for x, _ in rows],
+                "y": [float(y) for _, y in rows],
+            }
     return found
 
 
-# --- the weights of the loss ---------------------------------------------------------------------------------------
+# --- the weights of the loss ----------------------------------------------------------------------
 
 
-def explore_losses(moving: Scan, fixed: Scan, register: Callable[..., Deformation], structures: Sequence[str] = (), *,
-                   display: str = "live") -> ipywidgets.VBox | HTML:
-    """What lambda_r, lambda_a and the similarity do to one registration, each time anew by the caller's function.
+def explore_losses(
+    moving: Scan,
+    fixed: Scan,
+    register: Callable[..., Deformation],
+    structures: Sequence[str] = (),
+    *,
+    display: str = "live",
+) -> ipywidgets.VBox | HTML:
+    """What lambda_r, lambda_a and the similarity do to one registration, each time anew by the
+    caller's function.
 
-    ``register(moving, fixed, lambda_r=..., lambda_a=..., similarity=...) -> Deformation``; about a second of work is
-    pleasant. Without "live": a grid of finished registrations, lambda_r across and lambda_a down.
+    ``register(moving, fixed, lambda_r=..., lambda_a=..., similarity=...) -> Deformation``; about a
+    second of work is pleasant. Without "live": a grid of finished registrations, lambda_r across
+    and lambda_a down.
     """
-    moving, fixed = check(moving, "moving", display, structures), check(fixed, "fixed", display, structures)
+    moving, fixed = (
+        check(moving, "moving", display, structures),
+        check(fixed, "fixed", display, structures),
+    )
     register = _on_cpu(register)
     if display == "live":
         return _LossExplorer(moving, fixed, register, structures)
-    found = [(r, a, register(moving, fixed, lambda_r=r, lambda_a=a, similarity="lncc"))
-             for a in (0.0, 3.0) for r in (0.01, 0.1, 1.0, 10.0)]
-    panels = [(f"lambda_r {r:g}, lambda_a {a:g}\n{_judge(moving, fixed, phi, structures)}", phi) for r, a, phi in found]
-    return plots.picture(plots.deformations_figure(moving, panels, columns=4),
-                         "Warped scans and grids: " + "; ".join(title.replace("\n", ": ") for title, _ in panels))
+    found = [
+        (r, a, register(moving, fixed, lambda_r=r, lambda_a=a, similarity="lncc"))
+        for a in (0.0, 3.0)
+        for r in (0.01, 0.1, 1.0, 10.0)
+    ]
+    panels = [
+        (f"lambda_r {r:g}, lambda_a {a:g}\n{_judge(moving, fixed, phi, structures)}", phi)
+        for r, a, phi in found
+    ]
+    return plots.picture(
+        plots.deformations_figure(moving, panels, columns=4),
+        "Warped scans and grids: " + "; ".join(title.replace("\n", ": ") for title, _ in panels),
+    )
 
 
 def _on_cpu(register: Callable[..., Deformation]) -> Callable[..., Deformation]:
-    return lambda *pair, **wish: Deformation(register(*pair, **wish).displacement.detach().cpu().float())
+    return lambda *pair, **wish: Deformation(
+        register(*pair, **wish).displacement.detach().cpu().float()
+    )
 
 
 def _judge(moving: Scan, fixed: Scan, phi: Deformation, structures: Sequence[str]) -> str:
@@ -151,20 +217,32 @@ def _judge(moving: Scan, fixed: Scan, phi: Deformation, structures: Sequence[str
     text = f"folds {evaluation.folding(phi)['folds_percent']:.2f} %"
     if moving.labels is None or fixed.labels is None:
         return text
-    names = structures or [str(n) for n in range(int(max(moving.labels.max(), fixed.labels.max())) + 1)]
+    names = structures or [
+        str(n) for n in range(int(max(moving.labels.max(), fixed.labels.max())) + 1)
+    ]
     rows = evaluation.score_labels(phi.warp_labels(moving.labels[None])[0], fixed.labels, names)
     return f"Dice {100 * np.nanmean([row['dice'] for row in rows]):.1f} %, {text}"
 
 
 class _LossExplorer(ipywidgets.VBox):
-    """Sliders above a viewer. While one registration is computed, only the latest wish is remembered."""
+    """Sliders above a viewer. While one registration is computed, only the latest wish is
+    remembered.
+    """
 
-    def __init__(self, moving: Scan, fixed: Scan, register: Callable, structures: Sequence[str]) -> None:
+    def __init__(
+        self, moving: Scan, fixed: Scan, register: Callable, structures: Sequence[str]
+    ) -> None:
         self.pair, self.register, self.structures = (moving, fixed), register, structures
         wide = {"continuous_update": False, "style": {"description_width": "80px"}}
-        self.lambda_r = ipywidgets.FloatLogSlider(0.2, min=-3, max=2, step=0.1, description="lambda_r", **wide)
-        self.lambda_a = ipywidgets.FloatSlider(0, min=0, max=10, step=0.5, description="lambda_a", **wide)
-        self.similarity = ipywidgets.Dropdown(options=list(SIMILARITIES), value="lncc", description="similarity")
+        self.lambda_r = ipywidgets.FloatLogSlider(
+            0.2, min=-3, max=2, step=0.1, description="lambda_r", **wide
+        )
+        self.lambda_a = ipywidgets.FloatSlider(
+            0, min=0, max=10, step=0.5, description="lambda_a", **wide
+        )
+        self.similarity = ipywidgets.Dropdown(
+            options=list(SIMILARITIES), value="lncc", description="similarity"
+        )
         self.verdict = ipywidgets.Label()
         self.viewer: SliceViewer | None = None
         self.waiting: asyncio.TimerHandle | None = None
@@ -183,7 +261,11 @@ class _LossExplorer(ipywidgets.VBox):
             self._compute()
 
     def _compute(self) -> None:
-        wish = {"lambda_r": self.lambda_r.value, "lambda_a": self.lambda_a.value, "similarity": self.similarity.value}
+        wish = {
+            "lambda_r": self.lambda_r.value,
+            "lambda_a": self.lambda_a.value,
+            "similarity": self.similarity.value,
+        }
         self.verdict.value = f"failed for {wish}"  # unless it is overwritten below
         phi = self.register(*self.pair, **wish)
         self.verdict.value = _judge(*self.pair, phi, self.structures)
@@ -194,7 +276,7 @@ class _LossExplorer(ipywidgets.VBox):
             self.viewer.meta, self.viewer.data = state["meta"], state["data"]
 
 
-# --- finished runs -------------------------------------------------------------------------------------------------
+# --- finished runs --------------------------------------------------------------------------------
 
 
 class _Sweep(anywidget.AnyWidget):
@@ -203,27 +285,39 @@ class _Sweep(anywidget.AnyWidget):
     chosen = traitlets.Int(0).tag(sync=True)
 
 
-def explore_sweep(table: pd.DataFrame, load: Callable[[str], ipywidgets.Widget], *, display: str = "live"
-                  ) -> ipywidgets.VBox | HTML:
-    """Dice against folds of finished runs, a point each; a click on a point shows what ``load(name)`` makes of it.
+def explore_sweep(
+    table: pd.DataFrame, load: Callable[[str], ipywidgets.Widget], *, display: str = "live"
+) -> ipywidgets.VBox | HTML:
+    """Dice against folds of finished runs, a point each; a click on a point shows what
+    ``load(name)`` makes of it.
 
-    ``table`` has the columns "folds %" and "Dice %", and the names of the runs as its index; ``load`` returns a
-    widget, such as ``view_registration`` of a pair registered by that run. Without "live": the scatter plot alone.
+    ``table`` has the columns "folds %" and "Dice %", and the names of the runs as its index;
+    ``load`` returns a widget, such as ``view_registration`` of a pair registered by that run.
+    Without "live": the scatter plot alone.
     """
     axes = ["folds %", "Dice %"]
     if not set(axes) <= set(table) or table[axes].dropna().empty:
-        raise ValueError(f"the table wants the columns {axes} and a row for each run, got {len(table)} rows of "
-                         f"{list(table)}")
+        raise ValueError(
+            f"the table wants the columns {axes} and a row for each run, got {len(table)} rows of "
+            f"{list(table)}"
+        )
     table = table.dropna(subset=axes)
     if display != "live":
-        names = "; ".join(f"{name} {row[axes[1]]:.1f} at {row[axes[0]]:.2f}" for name, row in table.iterrows())
+        names = "; ".join(
+            f"{name} {row[axes[1]]:.1f} at {row[axes[0]]:.2f}" for name, row in table.iterrows()
+        )
         return plots.picture(plots.sweep_figure(table), f"Dice % against folds %: {names}")
-    points = [[float(row[axes[0]]), float(row[axes[1]]), str(name)] for name, row in table.iterrows()]
-    scatter = _Sweep(meta={"kind": "sweep", "title": "Dice against folds", "axes": axes, "points": points})
+    points = [
+        [float(row[axes[0]]), float(row[axes[1]]), str(name)] for name, row in table.iterrows()
+    ]
+    scatter = _Sweep(
+        meta={"kind": "sweep", "title": "Dice against folds", "axes": axes, "points": points}
+    )
     load = functools.cache(load)  # going back to a run shows the widget it had
     shown = ipywidgets.VBox([load(points[0][2])])
 
     def choose(change: dict) -> None:
         shown.children = [load(points[change["new"]][2])]
+
     scatter.observe(choose, "chosen")
     return ipywidgets.VBox([scatter, shown])

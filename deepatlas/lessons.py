@@ -1,4 +1,6 @@
-"""The lessons as files: run from top to bottom, and what that costs, as it stands in the header of each."""
+"""The lessons as files: run from top to bottom, and what that costs, as it stands in the header of
+each.
+"""
 
 from __future__ import annotations
 
@@ -29,24 +31,39 @@ def paths() -> list[Path]:
 
 
 def execute(path: Path, parameters: Mapping[str, object], **environment: str) -> NotebookNode:
-    """The notebook with its outputs, run with ``parameters`` by somebody who has not answered anything before.
+    """The notebook with its outputs, run with ``parameters`` by somebody who has not answered
+    anything before.
 
     Raises ValueError naming the lesson and the cell if a cell stops.
     """
     with tempfile.TemporaryDirectory() as nobody:
-        return reporting.execute(path, parameters, DEEPATLAS_ANSWERS=f"{nobody}/answers.json", **environment)
+        return reporting.execute(
+            path, parameters, DEEPATLAS_ANSWERS=f"{nobody}/answers.json", **environment
+        )
 
 
 def measure(path: Path) -> dict[str, object]:
-    """What a lesson costs here: seconds from an empty folder of runs and again, and the most memory of its kernel."""
+    """What a lesson costs here: seconds from an empty folder of runs and again, and the most memory
+    of its kernel.
+    """
     with tempfile.TemporaryDirectory() as empty:
         asked = Path(empty) / path.name
         lesson = nbformat.read(path, 4)
-        lesson.cells.append(nbformat.v4.new_code_cell("from deepatlas import machine\nmachine.peak_memory_gib('cpu')"))
+        lesson.cells.append(
+            nbformat.v4.new_code_cell(
+                "from deepatlas import machine\nmachine.peak_memory_gib('cpu')"
+            )
+        )
         nbformat.write(lesson, asked)
         seconds, memory = zip(*(_timed(asked, empty) for _ in range(2)), strict=True)
-    return {"lesson": path.stem, "code": code_hash(path), "cores": torch.get_num_threads(),
-            "first_seconds": round(seconds[0], 1), "again_seconds": round(seconds[1], 1), "memory_gib": max(memory)}
+    return {
+        "lesson": path.stem,
+        "code": code_hash(path),
+        "cores": torch.get_num_threads(),
+        "first_seconds": round(seconds[0], 1),
+        "again_seconds": round(seconds[1], 1),
+        "memory_gib": max(memory),
+    }
 
 
 def _timed(path: Path, runs: str) -> tuple[float, float]:
@@ -57,7 +74,9 @@ def _timed(path: Path, runs: str) -> tuple[float, float]:
 
 def code_hash(path: Path) -> str:
     """Of the code of a lesson: when it changes, the lesson is to be measured again."""
-    code = "\0".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+    code = "\0".join(
+        cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"
+    )
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
@@ -72,12 +91,20 @@ def cost(row: Mapping[str, object]) -> str:
 
 def _duration(seconds: float) -> str:
     """In steps of five seconds, or of one minute, upwards."""
-    return f"{5 * math.ceil(seconds / 5)} seconds" if seconds <= 90 else f"{math.ceil(seconds / 60)} minutes"
+    return (
+        f"{5 * math.ceil(seconds / 5)} seconds"
+        if seconds <= 90
+        else f"{math.ceil(seconds / 60)} minutes"
+    )
 
 
 def write_header(path: Path, row: Mapping[str, object]) -> None:
     """Put what a lesson costs into its header; ValueError if it has none."""
-    text, count = HEADER.subn(lambda found: found[1] + cost(row) + found[3], path.read_text(encoding="utf-8"))
+    text, count = HEADER.subn(
+        lambda found: found[1] + cost(row) + found[3], path.read_text(encoding="utf-8")
+    )
     if count != 1:
-        raise ValueError(f"{path}: one sentence '**Time:** ... to read, ... of memory' was wanted, found {count}")
+        raise ValueError(
+            f"{path}: one sentence '**Time:** ... to read, ... of memory' was wanted, found {count}"
+        )
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))

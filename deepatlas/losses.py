@@ -1,7 +1,8 @@
-"""Losses: tensors in, one number out, smaller is better. Always computed in float32 (or float64), whatever comes in.
+"""Losses: tensors in, one number out, smaller is better. Always computed in float32 (or float64),
+whatever comes in.
 
-Half precision and TF32 make differences of large numbers, such as a variance, wrong or negative; nothing here
-multiplies matrices or convolves, and sums run on centred values.
+Half precision and TF32 make differences of large numbers, such as a variance, wrong or negative;
+nothing here multiplies matrices or convolves, and sums run on centred values.
 """
 
 from __future__ import annotations
@@ -19,23 +20,29 @@ def _exact(x: Tensor) -> Tensor:
 
 def _same_shape(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if a.shape != b.shape:
-        raise ValueError(f"two images of one shape were wanted, got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(
+            f"two images of one shape were wanted, got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
     return _exact(a), _exact(b)
 
 
-# --- similarity of images ------------------------------------------------------------------------------------------
+# --- similarity of images -------------------------------------------------------------------------
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:
-    """Mean of (a - b)^2 over all voxels of two (B, C, I, J, K): blames every difference of contrast."""
+    """Mean of (a - b)^2 over all voxels of two (B, C, I, J, K): blames every difference of
+    contrast.
+    """
     a, b = _same_shape(a, b)
     return (a - b).square().mean()
 
 
 def ncc(a: Tensor, b: Tensor) -> Tensor:
-    """1 - NCC, the normalised cross-correlation over each whole image (Pearson's r), in [0, 2]: L_i of the paper.
+    """1 - NCC, the normalised cross-correlation over each whole image (Pearson's r), in [0, 2]: L_i
+    of the paper.
 
-    NCC = sum (a - mean a)(b - mean b) / (|a - mean a| |b - mean b|), for (B, C, I, J, K), averaged over B and C.
+    NCC = sum (a - mean a)(b - mean b) / (|a - mean a| |b - mean b|), for (B, C, I, J, K), averaged
+    over B and C.
     """
     a, b = (x.flatten(2) for x in _same_shape(a, b))
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
@@ -44,10 +51,12 @@ def ncc(a: Tensor, b: Tensor) -> Tensor:
 
 
 def lncc(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
-    """1 - the mean of NCC^2 over windows of ``window`` voxels a side (odd), each centred on a voxel, in [0, 1].
+    """1 - the mean of NCC^2 over windows of ``window`` voxels a side (odd), each centred on a
+    voxel, in [0, 1].
 
-    At the border a window is what lies inside the image. Squared, so that inverted contrast counts as agreement, as
-    in VoxelMorph; computed by running sums, at a cost that does not depend on ``window``.
+    At the border a window is what lies inside the image. Squared, so that inverted contrast counts
+    as agreement, as in VoxelMorph; computed by running sums, at a cost that does not depend on
+    ``window``.
     """
     if window < 3 or window % 2 == 0:
         raise ValueError(f"window must be an odd number of at least 3 voxels, got {window}")
@@ -55,7 +64,9 @@ def lncc(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
     a = a - a.mean(tuple(range(2, a.ndim)), keepdim=True)
     b = b - b.mean(tuple(range(2, b.ndim)), keepdim=True)
     count = _window_sums(torch.ones_like(a[:1, :1]), window)
-    mean_a, mean_b, aa, bb, ab = (_window_sums(x, window) / count for x in (a, b, a * a, b * b, a * b))
+    mean_a, mean_b, aa, bb, ab = (
+        _window_sums(x, window) / count for x in (a, b, a * a, b * b, a * b)
+    )
     covariance = ab - mean_a * mean_b
     variances = (aa - mean_a**2).clamp(min=0) * (bb - mean_b**2).clamp(min=0)
     return 1 - (covariance**2 / (variances + EPSILON)).clamp(max=1).mean()
@@ -70,7 +81,9 @@ def _window_sums(x: Tensor, window: int) -> Tensor:
         upper = torch.arange(n, device=x.device).add(radius).clamp(max=n - 1)
         total = running.index_select(axis, upper)
         if n > radius + 1:
-            total = total - F.pad(running.narrow(axis, 0, n - radius - 1), _front(x.ndim, axis, radius + 1))
+            total = total - F.pad(
+                running.narrow(axis, 0, n - radius - 1), _front(x.ndim, axis, radius + 1)
+            )
         x = total
     return x
 
@@ -82,48 +95,65 @@ def _front(ndim: int, axis: int, amount: int) -> list[int]:
     return pads
 
 
-# --- regularity of deformations ------------------------------------------------------------------------------------
+# --- regularity of deformations -------------------------------------------------------------------
 
 
 def diffusion(u: Tensor) -> Tensor:
-    """Mean over voxels of |grad u|^2, squared differences of neighbours summed over axes and channels; no unit."""
+    """Mean over voxels of |grad u|^2, squared differences of neighbours summed over axes and
+    channels; no unit.
+    """
     u = _exact(u)
     return sum(u.diff(dim=axis).square().sum(1).mean() for axis in range(2, u.ndim))
 
 
 def bending_energy(u: Tensor) -> Tensor:
-    """Mean over voxels of |Hessian of u|^2 (squared Frobenius norm, summed over channels), in 1/voxel^2: L_r.
+    """Mean over voxels of |Hessian of u|^2 (squared Frobenius norm, summed over channels), in
+    1/voxel^2: L_r.
 
-    Compact stencils: u(x+1) - 2 u(x) + u(x-1), and mixed differences over one voxel's square, counted twice since
-    the Hessian is symmetric. Central differences over two voxels, taken twice, would be blind to checkerboards. Zero
-    for every affine deformation; for a quadratic u (B, D, I, J, K) D times MONAI's ``BendingEnergyLoss``, which
-    averages over the D channels. Doubling the resolution of the grid divides it by 4: lambda_r belongs to a grid.
+    Compact stencils: u(x+1) - 2 u(x) + u(x-1), and mixed differences over one voxel's square,
+    counted twice since the Hessian is symmetric. Central differences over two voxels, taken twice,
+    would be blind to checkerboards. Zero for every affine deformation; for a quadratic u (B, D, I,
+    J, K) D times MONAI's ``BendingEnergyLoss``, which averages over the D channels. Doubling the
+    resolution of the grid divides it by 4: lambda_r belongs to a grid.
     """
     u = _exact(u)
     axes = range(2, u.ndim)
     energy = sum(u.diff(n=2, dim=i).square().sum(1).mean() for i in axes)
-    return energy + sum(2 * u.diff(dim=i).diff(dim=j).square().sum(1).mean() for i in axes for j in axes if i < j)
+    return energy + sum(
+        2 * u.diff(dim=i).diff(dim=j).square().sum(1).mean() for i in axes for j in axes if i < j
+    )
 
 
-# --- overlap of structures -----------------------------------------------------------------------------------------
+# --- overlap of structures ------------------------------------------------------------------------
 
 
 def soft_dice(probabilities: Tensor, target: Tensor) -> Tensor:
-    """1 - Dice, Dice = 2 sum(p q) / (sum p + sum q) over voxels, averaged over structures and batch: L_a and L_sp.
+    """1 - Dice, Dice = 2 sum(p q) / (sum p + sum q) over voxels, averaged over structures and
+    batch: L_a and L_sp.
 
-    ``probabilities`` (B, C, I, J, K) against probabilities or one-hot labels of the same shape, or integer labels
-    (B, I, J, K). Background counts as a structure; one that is nowhere in both counts as agreement.
+    ``probabilities`` (B, C, I, J, K) against probabilities or one-hot labels of the same shape, or
+    integer labels (B, I, J, K). Background counts as a structure; one that is nowhere in both
+    counts as agreement.
     """
     p = _exact(probabilities).flatten(2)
     if target.shape == probabilities.shape:
         q = _exact(target).flatten(2)
         overlap, size = (p * q).sum(-1), q.sum(-1)
-    elif not target.is_floating_point() and target.shape == probabilities.shape[:1] + probabilities.shape[2:]:
-        index = target.flatten(1).long()  # gather the one probability that counts; no one-hot tensor is made
+    elif (
+        not target.is_floating_point()
+        and target.shape == probabilities.shape[:1] + probabilities.shape[2:]
+    ):
+        # gather the one probability that counts; no one-hot tensor is made
+        index = target.flatten(1).long()
         own = p.gather(1, index[:, None])[:, 0]
         zeros = p.new_zeros(p.shape[:2])
-        overlap, size = zeros.scatter_add(1, index, own), zeros.scatter_add(1, index, torch.ones_like(own))
+        overlap, size = (
+            zeros.scatter_add(1, index, own),
+            zeros.scatter_add(1, index, torch.ones_like(own)),
+        )
     else:
-        raise ValueError(f"probabilities {tuple(probabilities.shape)} want a target of that shape, or integer labels "
-                         f"without the axis of structures, got {tuple(target.shape)} of {target.dtype}")
+        raise ValueError(
+            f"probabilities {tuple(probabilities.shape)} want a target of that shape, or integer labels "
+            f"without the axis of structures, got {tuple(target.shape)} of {target.dtype}"
+        )
     return 1 - ((2 * overlap + EPSILON) / (p.sum(-1) + size + EPSILON)).mean()

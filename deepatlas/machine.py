@@ -19,10 +19,14 @@ from .warp import Deformation
 
 
 def pick_device(wanted: str = "auto") -> str:
-    """The device to train on: ``wanted`` if it can do a training step, or of "auto" the first of CUDA, MPS, CPU."""
+    """The device to train on: ``wanted`` if it can do a training step, or of "auto" the first of
+    CUDA, MPS, CPU.
+    """
     if wanted != "auto":
         if problem := step_problem(wanted):
-            raise ValueError(f"device {wanted!r} cannot train here ({problem}): choose 'auto' or 'cpu'")
+            raise ValueError(
+                f"device {wanted!r} cannot train here ({problem}): choose 'auto' or 'cpu'"
+            )
         return wanted
     found = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     return next((device for device in found if not step_problem(device)), "cpu")
@@ -43,14 +47,19 @@ def step_problem(device: str) -> str | None:
 
 
 def bfloat16_pays(device: torch.device | str, shape: tuple[int, ...] = (64, 64, 64)) -> bool:
-    """Are the networks clearly faster in bfloat16 on a grid of ``shape``? Asked of the device, or timed."""
+    """Are the networks clearly faster in bfloat16 on a grid of ``shape``? Asked of the device, or
+    timed.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if len(shape) == 3 and min(shape) < 24:  # at 2 voxels a side, an eighth, oneDNN's weight gradients are NaN
+    # at 2 voxels a side, an eighth, oneDNN's weight gradients are NaN
+    if len(shape) == 3 and min(shape) < 24:
         return False
-    return device.type == "cpu" and (_convolution_seconds(torch.float32, len(shape))
-                                     > 1.3 * _convolution_seconds(torch.bfloat16, len(shape)))
+    return device.type == "cpu" and (
+        _convolution_seconds(torch.float32, len(shape))
+        > 1.3 * _convolution_seconds(torch.bfloat16, len(shape))
+    )
 
 
 def _convolution_seconds(dtype: torch.dtype, dims: int) -> float:
@@ -69,7 +78,11 @@ def _convolution_seconds(dtype: torch.dtype, dims: int) -> float:
 def device_name(device: torch.device | str) -> str:
     """The name of the GPU or processor."""
     device = torch.device(device)
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
 
 
 def peak_memory_gib(device: torch.device | str) -> float:
@@ -82,22 +95,33 @@ def peak_memory_gib(device: torch.device | str) -> float:
     else:
         import resource
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
     return round(max(peak, info.rss) / 2**30, 2)
 
 
 def doctor() -> Iterator[str]:
     """Lines about this machine, the last of them advice."""
     yield f"deepatlas {version('deepatlas')}, Python {platform.python_version()}, {platform.platform()}"
-    yield ", ".join(f"{name} {_installed(name)}" for name in ("torch", "numpy", "nibabel", "papermill", "jupyterlab"))
+    yield ", ".join(
+        f"{name} {_installed(name)}"
+        for name in ("torch", "numpy", "nibabel", "papermill", "jupyterlab")
+    )
     device = pick_device()
-    for name, there in {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.items():
+    for name, there in {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }.items():
         problem = step_problem(name) if there else "not there"
         yield f"{name}: {problem or 'works, ' + device_name(name)}"
     fast = bfloat16_pays(device)
     yield f"cpu: {psutil.cpu_count(logical=False) or psutil.cpu_count()} cores, {torch.get_num_threads()} threads"
     yield f"bfloat16 on {device}: {'faster, used by default' if fast else 'not faster, float32 is used'}"
-    memory, disk = psutil.virtual_memory().available / 2**30, shutil.disk_usage(Path.cwd()).free / 2**30
+    memory, disk = (
+        psutil.virtual_memory().available / 2**30,
+        shutil.disk_usage(Path.cwd()).free / 2**30,
+    )
     yield f"free: {memory:.1f} GiB of memory, {disk:.1f} GiB of disk here"
     home = os.environ.get("DEEPATLAS_DATA")
     missing = home and not Path(home).expanduser().is_dir()
@@ -118,7 +142,13 @@ def _where(name: str, entry: dict) -> str:
     if "anatomy" in entry:
         return "made on the spot"
     found = datasets.local(name)
-    return str(found) if found else "can be downloaded" if "url" in entry else "not found; needs DEEPATLAS_DATA"
+    return (
+        str(found)
+        if found
+        else "can be downloaded"
+        if "url" in entry
+        else "not found; needs DEEPATLAS_DATA"
+    )
 
 
 def _advice(device: str, memory: float, disk: float) -> str:

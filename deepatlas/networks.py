@@ -1,7 +1,8 @@
-"""The two networks: ``SegmentationNet`` and ``RegistrationNet``, one U-Net, in 2D and 3D; and the paper's own two.
+"""The two networks: ``SegmentationNet`` and ``RegistrationNet``, one U-Net, in 2D and 3D; and the
+paper's own two.
 
-Any ``nn.Module`` of the same call works in their place: ``seg_net(image) -> scores`` (B, C, I, J, K), before the
-softmax, and ``reg_net(moving, fixed) -> displacement`` (B, D, I, J, K), in voxels.
+Any ``nn.Module`` of the same call works in their place: ``seg_net(image) -> scores`` (B, C, I, J,
+K), before the softmax, and ``reg_net(moving, fixed) -> displacement`` (B, D, I, J, K), in voxels.
 """
 
 from __future__ import annotations
@@ -23,29 +24,37 @@ def _conv(dims: int, inputs: int, outputs: int, **options: int) -> nn.Module:
 
 
 def _upsample(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="bilinear" if x.ndim == 4 else "trilinear", align_corners=False)
+    return F.interpolate(
+        x, scale_factor=2, mode="bilinear" if x.ndim == 4 else "trilinear", align_corners=False
+    )
 
 
 def _check_image(x: Tensor, dims: int, multiple: int) -> None:
     if x.ndim != dims + 2 or any(n % multiple for n in x.shape[2:]):
-        raise ValueError(f"a {dims}D network wants (B, C, {', '.join('IJK'[:dims])}) with every side divisible by "
-                         f"{multiple}, got {tuple(x.shape)}: resample the cohort to such a shape")
+        raise ValueError(
+            f"a {dims}D network wants (B, C, {', '.join('IJK'[:dims])}) with every side divisible by "
+            f"{multiple}, got {tuple(x.shape)}: resample the cohort to such a shape"
+        )
 
 
 def block(dims: int, inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """Convolution, instance normalisation, LeakyReLU; twice. ``stride`` 2 halves the resolution."""
     norm = nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d
     return nn.Sequential(
-        _conv(dims, inputs, outputs, stride=stride), norm(outputs, affine=True), nn.LeakyReLU(0.1),
-        _conv(dims, outputs, outputs), norm(outputs, affine=True), nn.LeakyReLU(0.1),
+        _conv(dims, inputs, outputs, stride=stride),
+        norm(outputs, affine=True),
+        nn.LeakyReLU(0.1),
+        _conv(dims, outputs, outputs),
+        norm(outputs, affine=True),
+        nn.LeakyReLU(0.1),
     )
 
 
 class UNet(nn.Module):
     """(B, inputs, I, J, K) -> features (B, widths[0], I, J, K): down by strides, up with skips.
 
-    With ``half`` the first block already halves the image, and so do the features: a quarter of the time in 2D, an
-    eighth in 3D, enough for something as smooth as a displacement.
+    With ``half`` the first block already halves the image, and so do the features: a quarter of the
+    time in 2D, an eighth in 3D, enough for something as smooth as a displacement.
     """
 
     def __init__(self, dims: int, inputs: int, widths: Sequence[int], half: bool = False) -> None:
@@ -72,7 +81,9 @@ class UNet(nn.Module):
 
 
 class SegmentationNet(nn.Module):
-    """F_S: image (B, 1, I, J, K) -> one score per structure (B, C, I, J, K); ``softmax`` makes them probabilities."""
+    """F_S: image (B, 1, I, J, K) -> one score per structure (B, C, I, J, K); ``softmax`` makes them
+    probabilities.
+    """
 
     def __init__(self, dims: int, structures: int, widths: Sequence[int] = SEG_WIDTHS) -> None:
         super().__init__()
@@ -86,14 +97,21 @@ class SegmentationNet(nn.Module):
 class RegistrationNet(nn.Module):
     """F_R: (moving, fixed), each (B, 1, I, J, K) -> displacement u (B, D, I, J, K), in voxels.
 
-    With ``velocity`` the output is meant as a stationary velocity v, and the deformation is exp(v), invertible by
-    construction; with more ``passes`` than one, the pair is looked at again as warped so far (``terms.register`` reads
-    both attributes). With ``half`` it is computed at half the resolution and interpolated. The head starts near zero,
-    so that training starts at the identity.
+    With ``velocity`` the output is meant as a stationary velocity v, and the deformation is exp(v),
+    invertible by construction; with more ``passes`` than one, the pair is looked at again as warped
+    so far (``terms.register`` reads both attributes). With ``half`` it is computed at half the
+    resolution and interpolated. The head starts near zero, so that training starts at the identity.
     """
 
-    def __init__(self, dims: int, widths: Sequence[int] = REG_WIDTHS, *,
-                 half: bool = True, velocity: bool = False, passes: int = 1) -> None:
+    def __init__(
+        self,
+        dims: int,
+        widths: Sequence[int] = REG_WIDTHS,
+        *,
+        half: bool = True,
+        velocity: bool = False,
+        passes: int = 1,
+    ) -> None:
         super().__init__()
         self.half, self.velocity, self.passes = half, velocity, passes
         self.features = UNet(dims, 2, widths, half=half)
@@ -111,22 +129,31 @@ def near_zero(head: nn.Module) -> nn.Module:
     return head
 
 
-# --- the paper's two networks, 3D -----------------------------------------------------------------------------------
+# --- the paper's two networks, 3D -----------------------------------------------------------------
 
 
 class PaperSegmentationNet(nn.Module):
-    """The segmentation network of Xu & Niethammer (2019): a light U-Net with batch normalisation, 3D.
+    """The segmentation network of Xu & Niethammer (2019): a light U-Net with batch normalisation,
+    3D.
 
-    Encoder stages (8, 16), (16, 16, 32), (32, 32, 64), (64, 64, 64) with max-pooling between; 874,864 parameters for
-    32 structures.
+    Encoder stages (8, 16), (16, 16, 32), (32, 32, 64), (64, 64, 64) with max-pooling between;
+    874,864 parameters for 32 structures.
     """
 
     def __init__(self, structures: int) -> None:
         super().__init__()
-        self.down = nn.ModuleList([self._stage(1, 8, 16), self._stage(16, 16, 32), self._stage(32, 32, 64),
-                                   self._stage(64, 64, 64)])
+        self.down = nn.ModuleList(
+            [
+                self._stage(1, 8, 16),
+                self._stage(16, 16, 32),
+                self._stage(32, 32, 64),
+                self._stage(64, 64, 64),
+            ]
+        )
         self.widen = nn.ModuleList([self._widen(64), self._widen(64), self._widen(32)])
-        self.up = nn.ModuleList([self._stage(128, 64, 64), self._stage(96, 32, 32), self._stage(48, 16, 16)])
+        self.up = nn.ModuleList(
+            [self._stage(128, 64, 64), self._stage(96, 32, 32), self._stage(48, 16, 16)]
+        )
         self.head = nn.Conv3d(16, structures, 1)
 
     @staticmethod
@@ -138,8 +165,11 @@ class PaperSegmentationNet(nn.Module):
 
     @staticmethod
     def _widen(channels: int) -> nn.Sequential:
-        return nn.Sequential(nn.ConvTranspose3d(channels, channels, 2, stride=2), nn.BatchNorm3d(channels),
-                             nn.LeakyReLU())
+        return nn.Sequential(
+            nn.ConvTranspose3d(channels, channels, 2, stride=2),
+            nn.BatchNorm3d(channels),
+            nn.LeakyReLU(),
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         _check_image(image, 3, 8)
@@ -154,16 +184,21 @@ class PaperSegmentationNet(nn.Module):
 
 
 class PaperRegistrationNet(nn.Module):
-    """The registration network of Xu & Niethammer (2019), VoxelMorph as of CVPR 2018, 3D: 253,627 parameters."""
+    """The registration network of Xu & Niethammer (2019), VoxelMorph as of CVPR 2018, 3D: 253,627
+    parameters.
+    """
 
     velocity = False
 
     def __init__(self) -> None:
         super().__init__()
         widths = (2, 16, 32, 32, 32, 32)
-        self.down = nn.ModuleList(_conv(3, a, b, stride=1 if i == 0 else 2)
-                                  for i, (a, b) in enumerate(pairwise(widths)))
-        self.up = nn.ModuleList([_conv(3, 32, 32), _conv(3, 64, 32), _conv(3, 64, 32), _conv(3, 64, 8)])
+        self.down = nn.ModuleList(
+            _conv(3, a, b, stride=1 if i == 0 else 2) for i, (a, b) in enumerate(pairwise(widths))
+        )
+        self.up = nn.ModuleList(
+            [_conv(3, 32, 32), _conv(3, 64, 32), _conv(3, 64, 32), _conv(3, 64, 8)]
+        )
         self.refine = _conv(3, 8, 8)
         self.head = near_zero(_conv(3, 24, 3))
 

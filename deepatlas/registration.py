@@ -1,4 +1,6 @@
-"""Registration without a network: affine alignment, one pair by gradient descent, and labels carried over by it."""
+"""Registration without a network: affine alignment, one pair by gradient descent, and labels
+carried over by it.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,24 @@ from .warp import Deformation
 
 
 @torch.enable_grad()
-def affine_matrices(moving: Tensor, fixed: Tensor, steps: Sequence[int] = (80, 40), rate: float = 0.02) -> Tensor:
-    """[[A, t], [0, 1]] (B, D + 1, D + 1), fixed voxels -> moving voxels, that align (B, 1, I, J, K) to (1, 1, I, J, K).
+def affine_matrices(
+    moving: Tensor, fixed: Tensor, steps: Sequence[int] = (80, 40), rate: float = 0.02
+) -> Tensor:
+    """[[A, t], [0, 1]] (B, D + 1, D + 1), fixed voxels -> moving voxels, that align (B, 1, I, J, K)
+    to (1, 1, I, J, K).
 
-    Minimises 1 - NCC of the images, never of labels, over the 12 numbers (2D: 6) by Adam, first at half resolution,
-    then at full (``steps`` each). Scale and shift share one learning ``rate`` since the coordinates are centred and
-    divided by the longest side.
+    Minimises 1 - NCC of the images, never of labels, over the 12 numbers (2D: 6) by Adam, first at
+    half resolution, then at full (``steps`` each). Scale and shift share one learning ``rate``
+    since the coordinates are centred and divided by the longest side.
     """
     if moving.shape[1:] != fixed.shape[1:]:
-        raise ValueError(f"moving and fixed must share one grid, got {tuple(moving.shape)} and {tuple(fixed.shape)}")
-    d, sides = moving.ndim - 2, torch.tensor(fixed.shape[2:], dtype=torch.float32, device=moving.device)
+        raise ValueError(
+            f"moving and fixed must share one grid, got {tuple(moving.shape)} and {tuple(fixed.shape)}"
+        )
+    d, sides = (
+        moving.ndim - 2,
+        torch.tensor(fixed.shape[2:], dtype=torch.float32, device=moving.device),
+    )
     scale = float(sides.max()) / 2
     to_unit = torch.eye(d + 1, device=moving.device) / scale
     to_unit[:d, d], to_unit[d, d] = -(sides - 1) / 2 / scale, 1
@@ -33,17 +43,28 @@ def affine_matrices(moving: Tensor, fixed: Tensor, steps: Sequence[int] = (80, 4
     optimiser = torch.optim.Adam([offset], lr=rate)
     for level, count in zip((2, 1), steps, strict=True):
         small_moving, small_fixed = (_smaller(x, level) for x in (moving, fixed))
-        shrink = torch.eye(d + 1, device=moving.device) * level  # voxel of the small grid -> voxel of the full one
+        # voxel of the small grid -> voxel of the full one
+        shrink = torch.eye(d + 1, device=moving.device) * level
         shrink[:d, d], shrink[d, d] = (level - 1) / 2, 1
         optimiser.param_groups[0]["lr"] = rate / level
         for _ in range(count):
-            matrix = to_unit.inverse() @ (torch.eye(d + 1, device=moving.device) + mask * offset) @ to_unit
-            phi = Deformation.affine(shrink.inverse() @ matrix @ shrink, tuple(small_fixed.shape[2:]))
-            loss = losses.ncc(phi.warp(small_moving), small_fixed.expand_as(small_moving)) * len(moving)
+            matrix = (
+                to_unit.inverse()
+                @ (torch.eye(d + 1, device=moving.device) + mask * offset)
+                @ to_unit
+            )
+            phi = Deformation.affine(
+                shrink.inverse() @ matrix @ shrink, tuple(small_fixed.shape[2:])
+            )
+            loss = losses.ncc(phi.warp(small_moving), small_fixed.expand_as(small_moving)) * len(
+                moving
+            )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-    return (to_unit.inverse() @ (torch.eye(d + 1, device=moving.device) + mask * offset) @ to_unit).detach()
+    return (
+        to_unit.inverse() @ (torch.eye(d + 1, device=moving.device) + mask * offset) @ to_unit
+    ).detach()
 
 
 def _smaller(x: Tensor, factor: int) -> Tensor:
@@ -51,52 +72,77 @@ def _smaller(x: Tensor, factor: int) -> Tensor:
     return x if factor == 1 else pool(x, factor)
 
 
-def align(scans: Sequence[Scan], originals: Sequence[Scan], reference: Scan, chunk: int = 8) -> list[Scan]:
+def align(
+    scans: Sequence[Scan], originals: Sequence[Scan], reference: Scan, chunk: int = 8
+) -> list[Scan]:
     """``scans`` aligned to the ``reference`` scan by affine maps of their images.
 
-    ``originals`` are the same scans as they were read: the result is resampled from these, once. The affine of each
-    aligned scan still leads from its voxels to the world of its own file.
+    ``originals`` are the same scans as they were read: the result is resampled from these, once.
+    The affine of each aligned scan still leads from its voxels to the world of its own file.
     """
     aligned = []
     for i in range(0, len(scans), chunk):
         some = scans[i : i + chunk]
         matrices = affine_matrices(torch.stack([s.image for s in some]), reference.image[None])
-        for scan, original, matrix in zip(some, originals[i : i + chunk], matrices.double(), strict=True):
+        for scan, original, matrix in zip(
+            some, originals[i : i + chunk], matrices.double(), strict=True
+        ):
             whole = torch.eye(4, dtype=torch.float64)  # a 2D alignment moves within the plane
             d = len(matrix) - 1
             whole[:d, :d], whole[:d, 3] = matrix[:d, :d], matrix[:d, d]
-            aligned.append(scan if scan is reference else resample(original, scan.affine @ whole, scan.shape))
+            aligned.append(
+                scan if scan is reference else resample(original, scan.affine @ whole, scan.shape)
+            )
     return aligned
 
 
 @torch.enable_grad()
-def optimise_pair(moving: Tensor, fixed: Tensor, *, similarity: Callable[[Tensor, Tensor], Tensor] = losses.ncc,
-                  regularity: float = 1.0, steps: int = 100, rate: float = 0.1) -> Deformation:
-    """The phi that minimises similarity + ``regularity`` * bending energy for one pair (B, 1, I, J, K), by Adam on u.
+def optimise_pair(
+    moving: Tensor,
+    fixed: Tensor,
+    *,
+    similarity: Callable[[Tensor, Tensor], Tensor] = losses.ncc,
+    regularity: float = 1.0,
+    steps: int = 100,
+    rate: float = 0.1,
+) -> Deformation:
+    """The phi that minimises similarity + ``regularity`` * bending energy for one pair (B, 1, I, J,
+    K), by Adam on u.
 
-    What a registration network is trained to guess in one step is found here in ``steps`` of them, each of at most
-    about ``rate`` voxels. u lives at half the resolution and is interpolated.
+    What a registration network is trained to guess in one step is found here in ``steps`` of them,
+    each of at most about ``rate`` voxels. u lives at half the resolution and is interpolated.
     """
     if moving.shape != fixed.shape:
-        raise ValueError(f"moving and fixed must share one grid, got {tuple(moving.shape)} and {tuple(fixed.shape)}")
+        raise ValueError(
+            f"moving and fixed must share one grid, got {tuple(moving.shape)} and {tuple(fixed.shape)}"
+        )
     d, shape = fixed.ndim - 2, fixed.shape[2:]
-    coarse = torch.zeros(len(fixed), d, *[-(-n // 2) for n in shape], device=fixed.device, requires_grad=True)
+    coarse = torch.zeros(
+        len(fixed), d, *[-(-n // 2) for n in shape], device=fixed.device, requires_grad=True
+    )
     optimiser = torch.optim.Adam([coarse], lr=rate)
 
     def phi() -> Deformation:
-        return Deformation(F.interpolate(coarse, size=shape, mode="bilinear" if d == 2 else "trilinear"))
+        return Deformation(
+            F.interpolate(coarse, size=shape, mode="bilinear" if d == 2 else "trilinear")
+        )
 
     for _ in range(steps):
         now = phi()
-        loss = similarity(now.warp(moving), fixed) + regularity * losses.bending_energy(now.displacement)
+        loss = similarity(now.warp(moving), fixed) + regularity * losses.bending_energy(
+            now.displacement
+        )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     return phi().detach()
 
 
-def propagate_labels(register: Callable[[Scan, Scan], Deformation], atlases: Sequence[Scan], scan: Scan) -> Tensor:
-    """Labels of ``scan`` (I, J, K) by majority vote of the ``atlases`` warped onto it: the oldest one-shot method.
+def propagate_labels(
+    register: Callable[[Scan, Scan], Deformation], atlases: Sequence[Scan], scan: Scan
+) -> Tensor:
+    """Labels of ``scan`` (I, J, K) by majority vote of the ``atlases`` warped onto it: the oldest
+    one-shot method.
 
     ``register(moving, fixed)`` is any registration. Ties go to the smaller label.
     """

@@ -1,4 +1,6 @@
-"""The lessons as pages that work from disk: executed, with viewers that need no kernel, and one deck of slides each."""
+"""The lessons as pages that work from disk: executed, with viewers that need no kernel, and one
+deck of slides each.
+"""
 
 from __future__ import annotations
 
@@ -26,39 +28,57 @@ MathJax.Hub.Config({"HTML-CSS": {availableFonts: [], imageFont: null, webFont: "
 """  # the fonts that come with MathJax; lines of output broken between words
 
 
-def build(folder: Path, parameters: Mapping[str, object], only: Sequence[str] = ()) -> Iterator[Path]:
-    """Execute the lessons (``only`` some of them) and write their pages and slides into ``folder``, one by one.
+def build(
+    folder: Path, parameters: Mapping[str, object], only: Sequence[str] = ()
+) -> Iterator[Path]:
+    """Execute the lessons (``only`` some of them) and write their pages and slides into ``folder``,
+    one by one.
 
-    ``parameters`` are those of the lessons' second cell; a lesson takes those that it has. The first lesson is the
-    front page, ``index.html``, too. Raises ValueError for a parameter or a lesson that there is not, and one naming the
-    lesson and the cell if a cell stops.
+    ``parameters`` are those of the lessons' second cell; a lesson takes those that it has. The
+    first lesson is the front page, ``index.html``, too. Raises ValueError for a parameter or a
+    lesson that there is not, and one naming the lesson and the cell if a cell stops.
     """
     paths = {path.stem: path for path in lessons.paths()}
     known = {stem: papermill.inspect_notebook(str(path)) for stem, path in paths.items()}
-    for wanted, there in ((only, set(paths)), (parameters, set().union(*known.values()) - {"display"})):
+    for wanted, there in (
+        (only, set(paths)),
+        (parameters, set().union(*known.values()) - {"display"}),
+    ):
         if unknown := set(wanted) - there:
-            raise ValueError(f"there is no {', '.join(sorted(unknown))}: choose from {', '.join(sorted(there))}")
+            raise ValueError(
+                f"there is no {', '.join(sorted(unknown))}: choose from {', '.join(sorted(there))}"
+            )
     stems = [stem for stem in paths if stem in only or not only]
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(files("jupyter_server_mathjax") / "static", folder / "mathjax", dirs_exist_ok=True)
+    shutil.copytree(
+        files("jupyter_server_mathjax") / "static", folder / "mathjax", dirs_exist_ok=True
+    )
     for stem in stems:
-        taken = {name: value for name, value in parameters.items() if name in known[stem]} | {"display": "html"}
+        taken = {name: value for name, value in parameters.items() if name in known[stem]} | {
+            "display": "html"
+        }
         notebook = _executed(paths[stem], taken)
         page = _html(_as_page(notebook, stems, _links(stem, stems)), stem)
         for name in [stem, "index"] if stem == stems[0] else [stem]:
             yield _write(folder / f"{name}.html", page)
-        slides = _html(_as_slides(notebook, stems), stem).replace("</body>", f"{SLIDES.read_text('utf-8')}</body>")
+        slides = _html(_as_slides(notebook, stems), stem).replace(
+            "</body>", f"{SLIDES.read_text('utf-8')}</body>"
+        )
         yield _write(folder / f"{stem}_slides.html", slides)
 
 
 def _executed(path: Path, parameters: Mapping[str, object]) -> NotebookNode:
-    """The notebook with its outputs, and with the parameters that it was run with in its second cell."""
+    """The notebook with its outputs, and with the parameters that it was run with in its second
+    cell.
+    """
     notebook = lessons.execute(path, parameters)
     notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in _tags(cell)]
     for cell in notebook.cells:
         if "parameters" in _tags(cell):
             for name, value in parameters.items():
-                cell.source = re.sub(rf"^({name}: \w+ = )[^ ]+", rf"\g<1>{value!r}", cell.source, flags=re.MULTILINE)
+                cell.source = re.sub(
+                    rf"^({name}: \w+ = )[^ ]+", rf"\g<1>{value!r}", cell.source, flags=re.MULTILINE
+                )
     return notebook
 
 
@@ -71,8 +91,11 @@ def _as_page(notebook: NotebookNode, stems: Sequence[str], links: str) -> Notebo
     cells = [nbformat.v4.new_markdown_cell(links)]
     for cell in notebook.cells:
         if "solution" in _tags(cell):
-            code = html.escape(cell.source).replace("\n", "&#10;")  # in Markdown a blank line would end the block
-            folded = f"<details><summary>A solution</summary><pre><code>{code}</code></pre></details>"
+            # in Markdown a blank line would end the block
+            code = html.escape(cell.source).replace("\n", "&#10;")
+            folded = (
+                f"<details><summary>A solution</summary><pre><code>{code}</code></pre></details>"
+            )
             cells.append(nbformat.v4.new_markdown_cell(folded))
         else:
             cells.append(_copied(cell, stems))
@@ -95,6 +118,7 @@ def _copied(cell: NotebookNode, stems: Sequence[str]) -> NotebookNode:
 
     def link(found: re.Match) -> str:
         return f"[{found[1]}]({found[2]}.html)" if found[2] in stems else found[1]
+
     return nbformat.v4.new_markdown_cell(re.sub(r"\[([^\]]+)\]\((\w+)\.ipynb\)", link, cell.source))
 
 
@@ -102,17 +126,24 @@ def _links(stem: str, stems: Sequence[str]) -> str:
     """What stands above a lesson: the front page, its neighbours, and its slides."""
     at = stems.index(stem)
     around = [("contents", "index")] if at else []
-    around += [(f"← {name}", name) for name in stems[max(at - 1, 0):at]]
-    around += [(f"{name} →", name) for name in stems[at + 1:at + 2]]
-    return " · ".join(f"[{text}]({target}.html)" for text, target in [*around, ("slides", f"{stem}_slides")])
+    around += [(f"← {name}", name) for name in stems[max(at - 1, 0) : at]]
+    around += [(f"{name} →", name) for name in stems[at + 1 : at + 2]]
+    return " · ".join(
+        f"[{text}]({target}.html)" for text, target in [*around, ("slides", f"{stem}_slides")]
+    )
 
 
 def _html(notebook: NotebookNode, title: str) -> str:
     """One page, which asks nobody for anything."""
-    exporter = nbconvert.HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True,
-                                      **reporting.OFFLINE | {"mathjax_url": MATHJAX})
+    exporter = nbconvert.HTMLExporter(
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        **reporting.OFFLINE | {"mathjax_url": MATHJAX},
+    )
     body, _ = exporter.from_notebook_node(notebook)
-    return body.replace("<!-- Load mathjax -->", HEAD).replace("<title>Notebook</title>", f"<title>{title}</title>")
+    return body.replace("<!-- Load mathjax -->", HEAD).replace(
+        "<title>Notebook</title>", f"<title>{title}</title>"
+    )
 
 
 def _write(path: Path, page: str) -> Path:

@@ -1,4 +1,6 @@
-"""The one loop that trains every regime: draw a pair, compute the terms of whose turn it is, step, validate, save."""
+"""The one loop that trains every regime: draw a pair, compute the terms of whose turn it is, step,
+validate, save.
+"""
 
 from __future__ import annotations
 
@@ -22,30 +24,43 @@ from .terms import SIMILARITIES, Weights, reg_terms, seg_terms
 
 @dataclass(frozen=True)
 class Settings:
-    """How a regime is trained; the regimes of one comparison differ in ``steps`` and in the weight of anatomy only."""
+    """How a regime is trained; the regimes of one comparison differ in ``steps`` and in the weight
+    of anatomy only.
+    """
 
     steps: Mapping[str, int]  # turns of each network that trains, e.g. {"seg": 100, "reg": 200}
     weights: Weights = field(default_factory=Weights)
     similarity: str = "ncc"  # of SIMILARITIES
-    learning_rates: Mapping[str, float] = field(default_factory=lambda: {"seg": 1e-3, "reg": 1e-3})  # of Adam, at most
+    # of Adam, at most
+    learning_rates: Mapping[str, float] = field(default_factory=lambda: {"seg": 1e-3, "reg": 1e-3})
     batch_size: int = 1  # pairs of scans in a turn
     augmentation: float = 1.0  # strength
     validations: int = 8  # how often, evenly spread, the last at the end
     mixed_precision: bool = False  # networks in bfloat16, losses in float32
-    teacher: float = 0.0  # a network is consulted as the average of its last 1 / (1 - teacher) turns; 0: as it is now
+    # a network is consulted as the average of its last 1 / (1 - teacher) turns; 0: as it is now
+    teacher: float = 0.0
     options: Mapping[str, bool] = field(default_factory=dict)  # of terms.seg_terms
     seed: int = 0
-    watch: Callable[[dict], None] | None = field(default=None, repr=False, compare=False)  # sees each row of history
+    # sees each row of history
+    watch: Callable[[dict], None] | None = field(default=None, repr=False, compare=False)
 
 
-def train(networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, settings: Settings, folder: Path,
-          validate: Callable[[], Mapping[str, float]] | None = None) -> list[dict]:
-    """Train ``networks`` {"seg": ..., "reg": ...} by ``regime`` in place; leave them at their best validation score.
+def train(
+    networks: Mapping[str, nn.Module],
+    cohort: Cohort,
+    regime: Regime,
+    settings: Settings,
+    folder: Path,
+    validate: Callable[[], Mapping[str, float]] | None = None,
+) -> list[dict]:
+    """Train ``networks`` {"seg": ..., "reg": ...} by ``regime`` in place; leave them at their best
+    validation score.
 
-    ``validate()`` scores the networks as they are, {"seg": ..., "reg": ...}, more is better; it decides, for every
-    regime by the same rule, which weights are kept. ``folder/checkpoint.pt`` makes the call resumable (on the CPU to
-    the bit) and repeatable (a finished regime is only loaded). Returns the history, one row per step. Raises
-    FloatingPointError at the first loss that is not finite, Interrupted after Ctrl-C or SIGTERM.
+    ``validate()`` scores the networks as they are, {"seg": ..., "reg": ...}, more is better; it
+    decides, for every regime by the same rule, which weights are kept. ``folder/checkpoint.pt``
+    makes the call resumable (on the CPU to the bit) and repeatable (a finished regime is only
+    loaded). Returns the history, one row per step. Raises FloatingPointError at the first loss that
+    is not finite, Interrupted after Ctrl-C or SIGTERM.
     """
     trainer = _Trainer(networks, cohort, regime, settings)
     path = Path(folder) / "checkpoint.pt"
@@ -54,14 +69,22 @@ def train(networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, set
     for row in trainer.history if settings.watch else ():
         settings.watch(row)  # what was trained before
     saved = time.monotonic()
-    bar = tqdm(total=trainer.total, initial=trainer.step, desc=regime.title, unit="step", disable=trainer.finished)
+    bar = tqdm(
+        total=trainer.total,
+        initial=trainer.step,
+        desc=regime.title,
+        unit="step",
+        disable=trainer.finished,
+    )
     with bar, stop_requests() as stopped:
         if trainer.step == 0 and regime.consults and validate is not None:
             trainer.keep_best(validate())  # where it starts: training on need not make it better
         while not trainer.finished:
             row = trainer.advance()
             bar.update()
-            bar.set_postfix({name: f"{row[name]:.3f}" for name in row if name in _TERMS}, refresh=False)
+            bar.set_postfix(
+                {name: f"{row[name]:.3f}" for name in row if name in _TERMS}, refresh=False
+            )
             if validated := trainer.validation_is_due():
                 trainer.keep_best({} if validate is None else validate())
             if settings.watch:
@@ -70,8 +93,10 @@ def train(networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, set
                 write_atomically(path, lambda file: torch.save(trainer.state(), file))
                 saved = time.monotonic()
             if stopped:
-                raise Interrupted(f"{regime.title} stopped at step {trainer.step} of {trainer.total}; saved in {path}, "
-                                  "and the same command goes on from there")
+                raise Interrupted(
+                    f"{regime.title} stopped at step {trainer.step} of {trainer.total}; saved in {path}, "
+                    "and the same command goes on from there"
+                )
     for name in regime.trains:
         networks[name].load_state_dict(trainer.best[name])
     return trainer.history
@@ -84,19 +109,30 @@ _TERMS = {"similarity", "regularity", "anatomy", "supervised"}
 class _Trainer:
     """Everything a step changes, so that it can be saved and restored as one."""
 
-    def __init__(self, networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, settings: Settings) -> None:
+    def __init__(
+        self, networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, settings: Settings
+    ) -> None:
         self.networks, self.structures = networks, len(cohort.structures)
         self.regime, self.settings = regime, settings
         self.device = cohort.train[0].image.device
         if min(settings.steps.get(name, 0) for name in regime.trains) < 1:
-            raise ValueError(f"{regime.title}: steps must be at least 1 for each of {', '.join(regime.trains)}, "
-                             f"got {dict(settings.steps)}")
+            raise ValueError(
+                f"{regime.title}: steps must be at least 1 for each of {', '.join(regime.trains)}, "
+                f"got {dict(settings.steps)}"
+            )
         self.total = sum(settings.steps[name] for name in regime.trains)
-        self.optimisers = {name: torch.optim.Adam(networks[name].parameters()) for name in regime.trains}
-        self.teachers = {name: AveragedModel(networks[name], multi_avg_fn=get_ema_multi_avg_fn(settings.teacher))
-                         for name in regime.trains if settings.teacher and len(regime.trains) > 1}
-        self.cases = {name: self._cases(cohort, regime, name, settings.options.get("fourth_case", False))
-                      for name in regime.trains}
+        self.optimisers = {
+            name: torch.optim.Adam(networks[name].parameters()) for name in regime.trains
+        }
+        self.teachers = {
+            name: AveragedModel(networks[name], multi_avg_fn=get_ema_multi_avg_fn(settings.teacher))
+            for name in regime.trains
+            if settings.teacher and len(regime.trains) > 1
+        }
+        self.cases = {
+            name: self._cases(cohort, regime, name, settings.options.get("fourth_case", False))
+            for name in regime.trains
+        }
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.turns = dict.fromkeys(regime.trains, 0)
         self.best: dict[str, dict[str, Tensor]] = {}
@@ -108,9 +144,11 @@ class _Trainer:
     def _cases(cohort: Cohort, regime: Regime, turn: str, fourth_case: bool) -> list:
         cases = pairs_by_case(cohort.train, turn, regime.consults, fourth_case)
         if not cases:
-            raise ValueError(f"{regime.title}: no pair among {len(cohort.train)} training scans, "
-                             f"{len(cohort.labelled)} of them labelled, can teach the network '{turn}': "
-                             "label more scans, or add some")
+            raise ValueError(
+                f"{regime.title}: no pair among {len(cohort.train)} training scans, "
+                f"{len(cohort.labelled)} of them labelled, can teach the network '{turn}': "
+                "label more scans, or add some"
+            )
         return cases
 
     @property
@@ -125,24 +163,32 @@ class _Trainer:
 
     def next_turn(self) -> str:
         """Whose turn it is: the network furthest behind its share of the steps."""
-        return min(self.turns, key=lambda name: (self.turns[name] + 0.5) / self.settings.steps[name])
+        return min(
+            self.turns, key=lambda name: (self.turns[name] + 0.5) / self.settings.steps[name]
+        )
 
     def advance(self) -> dict:
         """One turn: draw, compute the named terms, step, and return the row of the history."""
         start, turn = time.perf_counter(), self.next_turn()
         for name, network in self.networks.items():
             network.train(name == turn)  # batch norm of a consulted network must not go on learning
-        pairs = [draw_pair(self.cases[turn], self.generator) for _ in range(self.settings.batch_size)]
+        pairs = [
+            draw_pair(self.cases[turn], self.generator) for _ in range(self.settings.batch_size)
+        ]
         moving, fixed = (Batch.of(side, self.structures) for side in zip(*pairs, strict=True))
         moving, fixed = augment(moving, fixed, self.settings.augmentation, self.generator)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.mixed_precision):
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.settings.mixed_precision
+        ):
             terms = self._terms(turn, moving, fixed)
         values = {name: term.item() for name, term in terms.items()}
         self._check_finite({f"term {name}": value for name, value in values.items()}, turn, pairs)
         rate = self._update(turn, self.settings.weights.total(terms), pairs)
         self.turns[turn] += 1
         self.seconds += time.perf_counter() - start
-        self.history.append({"step": self.step, "turn": turn, "rate": rate, "seconds": self.seconds, **values})
+        self.history.append(
+            {"step": self.step, "turn": turn, "rate": rate, "seconds": self.seconds, **values}
+        )
         return self.history[-1]
 
     def _terms(self, turn: str, moving: Batch, fixed: Batch) -> dict[str, Tensor]:
@@ -151,8 +197,12 @@ class _Trainer:
         if other in self.teachers:
             consulted = self.teachers[other].module.eval()
         if turn == "seg":
-            return seg_terms(self.networks["seg"], consulted, moving, fixed, **self.settings.options)
-        return reg_terms(self.networks["reg"], consulted, moving, fixed, SIMILARITIES[self.settings.similarity])
+            return seg_terms(
+                self.networks["seg"], consulted, moving, fixed, **self.settings.options
+            )
+        return reg_terms(
+            self.networks["reg"], consulted, moving, fixed, SIMILARITIES[self.settings.similarity]
+        )
 
     def _update(self, turn: str, loss: Tensor, pairs: list) -> float:
         """One step of the optimiser of this turn's network; returns the learning rate."""
@@ -161,7 +211,9 @@ class _Trainer:
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         gradients = [p.grad for p in self.networks[turn].parameters() if p.grad is not None]
-        self._check_finite({"gradient": torch.nn.utils.get_total_norm(gradients).item()}, turn, pairs)
+        self._check_finite(
+            {"gradient": torch.nn.utils.get_total_norm(gradients).item()}, turn, pairs
+        )
         optimiser.step()
         if turn in self.teachers:
             self.teachers[turn].update_parameters(self.networks[turn])
@@ -170,15 +222,24 @@ class _Trainer:
     def _check_finite(self, values: Mapping[str, float], turn: str, pairs: list) -> None:
         if bad := [name for name, value in values.items() if not math.isfinite(value)]:
             scans = ", ".join(f"{moving.id} -> {fixed.id}" for moving, fixed in pairs)
-            raise FloatingPointError(f"{self.regime.title}, step {self.step + 1} (turn of {turn}): the "
-                                     f"{' and '.join(bad)} is {values[bad[0]]} for {scans}: look at these scans, "
-                                     "or lower the learning rate")
+            raise FloatingPointError(
+                f"{self.regime.title}, step {self.step + 1} (turn of {turn}): the "
+                f"{' and '.join(bad)} is {values[bad[0]]} for {scans}: look at these scans, "
+                "or lower the learning rate"
+            )
 
     def _rate(self, turn: str) -> float:
-        """Learning rate of this turn: a cosine to 0, after a linear warm-up over the first 5 % of the steps."""
+        """Learning rate of this turn: a cosine to 0, after a linear warm-up over the first 5 % of
+        the steps.
+        """
         steps = self.settings.steps[turn]
         warm = min(1.0, (self.turns[turn] + 1) / (0.05 * steps))
-        return self.settings.learning_rates[turn] * warm * (1 + math.cos(math.pi * self.turns[turn] / steps)) / 2
+        return (
+            self.settings.learning_rates[turn]
+            * warm
+            * (1 + math.cos(math.pi * self.turns[turn] / steps))
+            / 2
+        )
 
     def validation_is_due(self) -> bool:
         """True ``validations`` times, evenly spread, and always at the last step."""
@@ -186,12 +247,16 @@ class _Trainer:
         return self.step * often // self.total != (self.step - 1) * often // self.total
 
     def keep_best(self, scores: Mapping[str, float]) -> None:
-        """Remember each network that scored better than before; as long as there is no score, the latest."""
+        """Remember each network that scored better than before; as long as there is no score, the
+        latest.
+        """
         for name in self.regime.trains:
             score, best = scores.get(name, math.nan), self.best_score.get(name, math.nan)
             if math.isnan(best) or score > best:
                 state = self.networks[name].state_dict()
-                self.best[name] = {key: value.detach().cpu().clone() for key, value in state.items()}
+                self.best[name] = {
+                    key: value.detach().cpu().clone() for key, value in state.items()
+                }
                 self.best_score[name] = score
             if self.history:
                 self.history[-1][f"validation_{name}"] = score
@@ -201,9 +266,16 @@ class _Trainer:
         return {
             "networks": {name: self.networks[name].state_dict() for name in self.regime.trains},
             "teachers": {name: teacher.state_dict() for name, teacher in self.teachers.items()},
-            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
-            "generator": self.generator.get_state(), "dropout": torch.get_rng_state(), "turns": self.turns,
-            "best": self.best, "best_score": self.best_score, "history": self.history, "seconds": self.seconds,
+            "optimisers": {
+                name: optimiser.state_dict() for name, optimiser in self.optimisers.items()
+            },
+            "generator": self.generator.get_state(),
+            "dropout": torch.get_rng_state(),
+            "turns": self.turns,
+            "best": self.best,
+            "best_score": self.best_score,
+            "history": self.history,
+            "seconds": self.seconds,
             "of": self._identity(),
         }
 
@@ -213,8 +285,10 @@ class _Trainer:
     def load(self, state: Mapping, path: Path) -> None:
         """Go on from a checkpoint, if it is of the same regime and settings."""
         if state["of"] != self._identity():
-            raise ValueError(f"{path} is of another training ({state['of']}), not of {self._identity()}: "
-                             "choose another folder, or remove that file")
+            raise ValueError(
+                f"{path} is of another training ({state['of']}), not of {self._identity()}: "
+                "choose another folder, or remove that file"
+            )
         for name in self.regime.trains:
             self.networks[name].load_state_dict(state["networks"][name])
             self.optimisers[name].load_state_dict(state["optimisers"][name])

@@ -1,7 +1,9 @@
-"""Deformations of images: ``phi(x) = x + u(x)``, in voxels, in 2D and 3D. The only caller of ``grid_sample``.
+"""Deformations of images: ``phi(x) = x + u(x)``, in voxels, in 2D and 3D. The only caller of
+``grid_sample``.
 
 A deformation maps voxels of the *fixed* image to voxels of the *moving* image, so warping pulls:
-``warped(x) = moving(phi(x))``. To look up, not to push: every fixed voxel then has exactly one value.
+``warped(x) = moving(phi(x))``. To look up, not to push: every fixed voxel then has exactly one
+value.
 """
 
 from __future__ import annotations
@@ -14,33 +16,45 @@ from torch import Tensor
 
 
 def voxel_grid(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Every voxel's own coordinates: (D, I, J, K), in voxels, with the dtype and device of ``like``."""
+    """Every voxel's own coordinates: (D, I, J, K), in voxels, with the dtype and device of
+    ``like``.
+    """
     axes = [torch.arange(n, dtype=like.dtype, device=like.device) for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
-def sample(volume: Tensor, points: Tensor, mode: str = "bilinear", padding: str = "border") -> Tensor:
+def sample(
+    volume: Tensor, points: Tensor, mode: str = "bilinear", padding: str = "border"
+) -> Tensor:
     """``volume`` (B, C, I, J, K) looked up at ``points`` (B, D, ...), in voxels -> (B, C, ...).
 
-    ``mode`` is ``"bilinear"`` (linear in every dimension) or ``"nearest"``. Outside the volume the nearest border
-    voxel is seen, or 0 with ``padding="zeros"``.
+    ``mode`` is ``"bilinear"`` (linear in every dimension) or ``"nearest"``. Outside the volume the
+    nearest border voxel is seen, or 0 with ``padding="zeros"``.
     """
     if volume.ndim != points.shape[1] + 2:
-        raise ValueError(f"points of {points.shape[1]} coordinates need a volume of batch, channel and as many voxel "
-                         f"axes, got {tuple(volume.shape)}: is the batch or the channel axis missing?")
-    # grid_sample wants the last voxel axis first, and [-1, 1] from the first voxel's centre to the last one's.
+        raise ValueError(
+            f"points of {points.shape[1]} coordinates need a volume of batch, channel and as many voxel "
+            f"axes, got {tuple(volume.shape)}: is the batch or the channel axis missing?"
+        )
+    # grid_sample wants the last voxel axis first, and [-1, 1] from the first voxel's centre to the
+    # last one's.
     size = torch.tensor(volume.shape[2:], dtype=points.dtype, device=points.device)
     steps = (size - 1).clamp(min=1).view(1, -1, *[1] * (points.ndim - 2))
     normalised = (2 * points / steps - 1).flip(1).flatten(2).transpose(1, 2)
     normalised = normalised.view(points.shape[0], *[1] * (len(size) - 1), -1, len(size))
-    dtype = torch.promote_types(volume.dtype, points.dtype)  # never round the points to a volume's half precision
-    values = F.grid_sample(volume.to(dtype), normalised.to(dtype), mode, padding, align_corners=True)
+    # never round the points to a volume's half precision
+    dtype = torch.promote_types(volume.dtype, points.dtype)
+    values = F.grid_sample(
+        volume.to(dtype), normalised.to(dtype), mode, padding, align_corners=True
+    )
     return values.to(volume.dtype).view(*values.shape[:2], *points.shape[2:])
 
 
 @dataclass(frozen=True, eq=False)
 class Deformation:
-    """``phi(x) = x + u(x)``, sampled on the fixed image's voxel grid; beyond the border, ``u`` of the border."""
+    """``phi(x) = x + u(x)``, sampled on the fixed image's voxel grid; beyond the border, ``u`` of
+    the border.
+    """
 
     displacement: Tensor  # u: (B, D, I, J, K), in voxels
 
@@ -51,17 +65,22 @@ class Deformation:
                 "a displacement must be a floating-point tensor (B, 2, I, J) or (B, 3, I, J, K) in voxels, "
                 f"got {tuple(u.shape)} of {u.dtype}"
             )
-        if u.dtype in (torch.float16, torch.bfloat16):  # half precision cannot tell voxel 200.0 from 200.5
+        # half precision cannot tell voxel 200.0 from 200.5
+        if u.dtype in (torch.float16, torch.bfloat16):
             object.__setattr__(self, "displacement", u.float())
 
     @classmethod
-    def identity(cls, shape: tuple[int, ...], batch: int = 1, device: torch.device | str = "cpu") -> Deformation:
+    def identity(
+        cls, shape: tuple[int, ...], batch: int = 1, device: torch.device | str = "cpu"
+    ) -> Deformation:
         """``phi(x) = x`` on a grid of ``shape``."""
         return cls(torch.zeros(batch, len(shape), *shape, device=device))
 
     @classmethod
     def affine(cls, matrix: Tensor, shape: tuple[int, ...]) -> Deformation:
-        """``phi(x) = A x + t`` from ``matrix`` = [[A, t], [0, 1]] (B, D + 1, D + 1), voxels to voxels."""
+        """``phi(x) = A x + t`` from ``matrix`` = [[A, t], [0, 1]] (B, D + 1, D + 1), voxels to
+        voxels.
+        """
         grid = voxel_grid(shape, matrix)
         points = torch.einsum("bij,j...->bi...", matrix[:, :-1, :-1], grid)
         shift = matrix[:, :-1, -1].view(len(matrix), -1, *[1] * len(shape))
@@ -69,10 +88,12 @@ class Deformation:
 
     @classmethod
     def exp(cls, velocity: Tensor, squarings: int = 7) -> Deformation:
-        """``exp(v)``: one unit of time along the stationary velocity ``v`` (B, D, I, J, K), in voxels.
+        """``exp(v)``: one unit of time along the stationary velocity ``v`` (B, D, I, J, K), in
+        voxels.
 
-        Scaling and squaring: ``exp(v) = exp(v / 2^n)^(2^n)``, with ``exp(w) = x + w(x)`` for the tiny ``w = v / 2^n``
-        (Arsigny et al., MICCAI 2006). Invertible as long as a squaring step does not fold: ``exp(v) @ exp(-v) = id``.
+        Scaling and squaring: ``exp(v) = exp(v / 2^n)^(2^n)``, with ``exp(w) = x + w(x)`` for the
+        tiny ``w = v / 2^n`` (Arsigny et al., MICCAI 2006). Invertible as long as a squaring step
+        does not fold: ``exp(v) @ exp(-v) = id``.
         """
         phi = cls(velocity / 2**squarings)
         for _ in range(squarings):
@@ -98,22 +119,32 @@ class Deformation:
         return Deformation(first.displacement + sample(self.displacement, first.points))
 
     def warp(self, moving: Tensor) -> Tensor:
-        """``moving(phi(x))`` by linear interpolation: (B, C, I, J, K) floats -> the same on the fixed grid."""
+        """``moving(phi(x))`` by linear interpolation: (B, C, I, J, K) floats -> the same on the
+        fixed grid.
+        """
         if not moving.is_floating_point():
-            raise TypeError(f"warp interpolates, and labels must not be: use warp_labels for {moving.dtype}")
+            raise TypeError(
+                f"warp interpolates, and labels must not be: use warp_labels for {moving.dtype}"
+            )
         return sample(moving, self.points)
 
     def warp_labels(self, labels: Tensor) -> Tensor:
-        """``labels(phi(x))`` of the nearest voxel: (B, I, J, K) integers -> the same. It has no gradient."""
+        """``labels(phi(x))`` of the nearest voxel: (B, I, J, K) integers -> the same. It has no
+        gradient.
+        """
         if labels.is_floating_point():
-            raise TypeError(f"labels must be integers, got {labels.dtype}: use warp for images and probabilities")
+            raise TypeError(
+                f"labels must be integers, got {labels.dtype}: use warp for images and probabilities"
+            )
         nearest = sample(labels[:, None].to(self.displacement.dtype), self.points, mode="nearest")
         return nearest[:, 0].to(labels.dtype)
 
     def inverse(self, iterations: int = 30) -> Deformation:
-        """``psi`` with ``phi(psi(x)) = x``, by the fixed point ``w(x) = -u(x + w(x))`` (Chen et al., 2008).
+        """``psi`` with ``phi(psi(x)) = x``, by the fixed point ``w(x) = -u(x + w(x))`` (Chen et
+        al., 2008).
 
-        Converges where ``u`` changes by less than one voxel per voxel. ``-u`` alone is not the inverse.
+        Converges where ``u`` changes by less than one voxel per voxel. ``-u`` alone is not the
+        inverse.
         """
         inverse = Deformation(-self.displacement)
         for _ in range(iterations):
@@ -121,11 +152,15 @@ class Deformation:
         return inverse
 
     def jacobian_determinant(self) -> Tensor:
-        """``det(I + du/dx)`` (B, I, J, K): local volume change by central differences; <= 0 where phi folds."""
+        """``det(I + du/dx)`` (B, I, J, K): local volume change by central differences; <= 0 where
+        phi folds.
+        """
         axes = tuple(range(2, self.displacement.ndim))
         columns = torch.gradient(self.displacement, dim=axes)  # one-sided at the border
         jacobian = torch.stack(columns, dim=2).movedim((1, 2), (-2, -1))
-        return torch.linalg.det(jacobian + torch.eye(len(axes), dtype=jacobian.dtype, device=jacobian.device))
+        return torch.linalg.det(
+            jacobian + torch.eye(len(axes), dtype=jacobian.dtype, device=jacobian.device)
+        )
 
     def detach(self) -> Deformation:
         """The same deformation, through which no gradient flows back to the network that made it."""

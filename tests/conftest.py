@@ -1,4 +1,6 @@
-"""Set-up of every test: private folders, one thread-safe figure backend, and the real scans if they are there."""
+"""Set-up of every test: private folders, one thread-safe figure backend, and the real scans if they
+are there.
+"""
 
 import atexit
 import os
@@ -23,9 +25,15 @@ os.environ["MPLBACKEND"] = "Agg"
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of the real scans. Without it a test is skipped, or fails if DEEPATLAS_REQUIRE_REAL_DATA is 1."""
+    """The folder of the real scans. Without it a test is skipped, or fails if
+    DEEPATLAS_REQUIRE_REAL_DATA is 1.
+    """
     home = os.environ.get("DEEPATLAS_DATA", "")
-    missing = [name for name in ("hippocampus", "oasis35") if not (Path(home) / name / "dataset.json").is_file()]
+    missing = [
+        name
+        for name in ("hippocampus", "oasis35")
+        if not (Path(home) / name / "dataset.json").is_file()
+    ]
     if home and not missing:
         return Path(home)
     reason = f"DEEPATLAS_DATA is {home or 'not set'}: no {' and no '.join(missing)} there"
@@ -36,17 +44,27 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def browser():
-    """Chromium without a window. Where there is none a test is skipped, or fails if DEEPATLAS_REQUIRE_BROWSER is 1."""
+    """Chromium without a window. Where there is none a test is skipped, or fails if
+    DEEPATLAS_REQUIRE_BROWSER is 1.
+    """
     from playwright.sync_api import sync_playwright
 
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if path is None:
         reason = "no chromium here: install Debian's chromium, or Chrome"
         if os.environ.get("DEEPATLAS_REQUIRE_BROWSER") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-             "--disable-sync", "--no-first-run"]
+    quiet = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+    ]
     with sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=path, args=quiet)
         yield chromium

@@ -33,9 +33,16 @@ def scan(number, labelled=True, side=SIDE, subject=None):
     shift = side / 8 * (torch.rand(2, 2, generator=generator) - 0.5)
     centres = shift + side * torch.tensor([[0.3, 0.35], [0.7, 0.65]])
     labels = disk(centres[0], side / 5, side).long() + 2 * disk(centres[1], side / 6, side).long()
-    image = torch.tensor([0.5, 0.9, 0.1])[labels] + 0.03 * torch.randn(side, side, generator=generator)
-    return Scan(f"s{number}", subject or f"p{number}", image.clamp(0, 1)[None], torch.eye(4, dtype=torch.float64),
-                labels if labelled else None)
+    image = torch.tensor([0.5, 0.9, 0.1])[labels] + 0.03 * torch.randn(
+        side, side, generator=generator
+    )
+    return Scan(
+        f"s{number}",
+        subject or f"p{number}",
+        image.clamp(0, 1)[None],
+        torch.eye(4, dtype=torch.float64),
+        labels if labelled else None,
+    )
 
 
 def disks(labelled=3, unlabelled=3, side=SIDE):

@@ -13,25 +13,50 @@ import nbformat
 def write_notebook(path, cells):
     """Write a notebook of code ``cells`` for the Python that runs this."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     nbformat.write(notebook, path)
 
 
 @contextmanager
 def serve(folder):
-    """The address of a JupyterLab on ``folder``, private in its settings and quiet towards the network."""
-    options = ["--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root", "--IdentityProvider.token=",
-               f"--ServerApp.root_dir={folder}", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-               "--LabApp.news_url=None"]
-    places = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTERLAB_SETTINGS_DIR": "settings",
-              "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
-    environment = os.environ | {name: str(folder / place) for name, place in places.items()} | {"OMP_NUM_THREADS": "1"}
+    """The address of a JupyterLab on ``folder``, private in its settings and quiet towards the
+    network.
+    """
+    options = [
+        "--no-browser",
+        "--ip=127.0.0.1",
+        "--port=0",
+        "--allow-root",
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={folder}",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.news_url=None",
+    ]
+    places = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+    }
+    environment = (
+        os.environ
+        | {name: str(folder / place) for name, place in places.items()}
+        | {"OMP_NUM_THREADS": "1"}
+    )
     log = folder / "lab.log"
     with log.open("w") as file:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], stderr=file, env=environment)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *options], stderr=file, env=environment
+        )
     try:
         for _ in range(600):
-            if (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())) or server.poll() is not None:
+            if (
+                found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
+            ) or server.poll() is not None:
                 break
             time.sleep(0.1)
         assert found, f"JupyterLab did not start:\n{log.read_text()}"
@@ -43,7 +68,8 @@ def serve(folder):
 
 def open_notebook(page, address, name):
     """Open a notebook in ``page`` and wait for its kernel."""
-    page.goto(f"{address}/lab/workspaces/{name}/tree/{name}.ipynb")  # not where another notebook is open
+    # not where another notebook is open
+    page.goto(f"{address}/lab/workspaces/{name}/tree/{name}.ipynb")
     page.wait_for_selector(".jp-Notebook", timeout=60000)
     page.wait_for_selector(".jp-Toolbar-kernelName:has-text('Python 3')", timeout=60000)
 

@@ -1,4 +1,6 @@
-"""Scans and cohorts: NIfTI files written with nibabel must come back as the arrays, places and labels put in."""
+"""Scans and cohorts: NIfTI files written with nibabel must come back as the arrays, places and
+labels put in.
+"""
 
 import itertools
 import struct
@@ -24,7 +26,9 @@ from deepatlas.data import (
 )
 
 ORIENTATIONS = [
-    (axes, flips) for axes in itertools.permutations(range(3)) for flips in itertools.product((1, -1), repeat=3)
+    (axes, flips)
+    for axes in itertools.permutations(range(3))
+    for flips in itertools.product((1, -1), repeat=3)
 ]
 
 
@@ -77,13 +81,23 @@ def patched(path, offset, values):
     return path
 
 
-SLOPE, AFFINE = 112, 280  # where a NIfTI header keeps scl_slope (then scl_inter) and the three rows of the affine
+# where a NIfTI header keeps scl_slope (then scl_inter) and the three rows of the affine
+SLOPE, AFFINE = 112, 280
 
 
 def scan(image, affine=None, labels=None, name="a", subject=None):
-    affine = torch.eye(4, dtype=torch.float64) if affine is None else torch.as_tensor(affine, dtype=torch.float64)
-    return Scan(name, subject or name, torch.as_tensor(image)[None].float(), affine,
-                None if labels is None else torch.as_tensor(labels))
+    affine = (
+        torch.eye(4, dtype=torch.float64)
+        if affine is None
+        else torch.as_tensor(affine, dtype=torch.float64)
+    )
+    return Scan(
+        name,
+        subject or name,
+        torch.as_tensor(image)[None].float(),
+        affine,
+        None if labels is None else torch.as_tensor(labels),
+    )
 
 
 def scaled(spacing, origin=(0.0, 0.0, 0.0)):
@@ -101,8 +115,11 @@ def world(affine, shape):
 def people(count, scans_each=1, labelled=True, shape=(4, 4, 4)):
     labels = np.zeros(shape, np.uint8)
     labels[0] = 1
-    return tuple(scan(noise(*shape), labels=labels if labelled else None, name=f"{p}-{s}", subject=f"{p}")
-                 for p in range(count) for s in range(scans_each))
+    return tuple(
+        scan(noise(*shape), labels=labels if labelled else None, name=f"{p}-{s}", subject=f"{p}")
+        for p in range(count)
+        for s in range(scans_each)
+    )
 
 
 def labelled_everywhere(label):
@@ -115,7 +132,7 @@ def cohort(**changes):
     return Cohort("toy", ("background", "thing"), 1.0, **parts)
 
 
-# --- reading -------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("axes, flips", ORIENTATIONS, ids=str)
@@ -173,12 +190,14 @@ def test_label_numbers_become_indices(tmp_path):
     numbers = np.array([0, 17, 53, 999] * 6, np.int32).reshape(4, 3, 2)
     image, labels = write(tmp_path / "i.nii", noise(4, 3, 2)), write(tmp_path / "l.nii", numbers)
     loaded = load_scan(image, labels, id="a", subject="s", structures={17: 2, 53: 1})
-    np.testing.assert_array_equal(loaded.labels, np.select([numbers == 17, numbers == 53], [2, 1], 0))
+    np.testing.assert_array_equal(
+        loaded.labels, np.select([numbers == 17, numbers == 53], [2, 1], 0)
+    )
     assert (loaded.id, loaded.subject, loaded.labels.dtype) == ("a", "s", torch.uint8)
     assert load_scan(image, None, id="a", subject="s", structures={17: 2}).labels is None
 
 
-# --- intensities ---------------------------------------------------------------------------------------------------
+# --- intensities ----------------------------------------------------------------------------------
 
 
 def test_intensities_are_between_0_and_1_and_use_the_range():
@@ -190,7 +209,9 @@ def test_intensities_are_between_0_and_1_and_use_the_range():
 
 def test_intensities_do_not_depend_on_unit_and_offset():
     array = noise(12, 12, 12)
-    np.testing.assert_allclose(rescale_intensities(250 * array - 1000, "a"), rescale_intensities(array, "a"), atol=1e-4)
+    np.testing.assert_allclose(
+        rescale_intensities(250 * array - 1000, "a"), rescale_intensities(array, "a"), atol=1e-4
+    )
 
 
 def test_one_huge_voxel_does_not_darken_the_others():
@@ -212,14 +233,20 @@ def test_a_binary_image_stays_binary(bright):
     np.testing.assert_array_equal(rescale_intensities(array, "a"), expected)
 
 
-# --- one grid ------------------------------------------------------------------------------------------------------
+# --- one grid -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("axes, flips", [((0, 1, 2), (1, 1, 1)), ((2, 0, 1), (-1, 1, -1)), ((1, 0, 2), (1, -1, 1))])
+@pytest.mark.parametrize(
+    "axes, flips", [((0, 1, 2), (1, 1, 1)), ((2, 0, 1), (-1, 1, -1)), ((1, 0, 2), (1, -1, 1))]
+)
 def test_to_source_leads_back_to_the_files_voxel(tmp_path, axes, flips):
-    blob = np.exp(-sum((x - c) ** 2 for x, c in zip(np.indices((22, 18, 20)), (12, 8, 9), strict=True)) / 8)
+    blob = np.exp(
+        -sum((x - c) ** 2 for x, c in zip(np.indices((22, 18, 20)), (12, 8, 9), strict=True)) / 8
+    )
     stored, affine = reoriented(blob.astype(np.float32), oblique(), axes, flips)
-    loaded = load_scan(write(tmp_path / "a.nii", stored, affine), None, id="a", subject="a", structures={})
+    loaded = load_scan(
+        write(tmp_path / "a.nii", stored, affine), None, id="a", subject="a", structures={}
+    )
     target = resample(loaded, centred_affine(loaded, (24, 24, 24), 0.8), (24, 24, 24))
     weights = target.image[0].double()
     voxels = torch.from_numpy(np.indices(target.shape).astype(np.float64))
@@ -235,10 +262,14 @@ def test_to_source_of_a_scan_without_a_file():
 
 
 @pytest.mark.parametrize("spacing", [1.0, 0.7])
-@pytest.mark.parametrize("shape", [(9, 8, 7), (6, 10, 7), (12, 12, 12), (4, 5, 6), (3, 14, 8)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(9, 8, 7), (6, 10, 7), (12, 12, 12), (4, 5, 6), (3, 14, 8)], ids=str
+)
 def test_equal_spacing_is_a_shift_by_whole_voxels(shape, spacing):
     own = (9, 8, 7)
-    source = scan(noise(*own), scaled(spacing, (-31.3, 12.9, 5.1)), rng().integers(1, 5, own).astype(np.uint8))
+    source = scan(
+        noise(*own), scaled(spacing, (-31.3, 12.9, 5.1)), rng().integers(1, 5, own).astype(np.uint8)
+    )
     target = resample(source, centred_affine(source, shape, spacing), shape)
     indices = [np.arange(n) + (m - n) // 2 for n, m in zip(shape, own, strict=True)]
     clipped = np.ix_(*[index.clip(0, m - 1) for index, m in zip(indices, own, strict=True)])
@@ -246,10 +277,14 @@ def test_equal_spacing_is_a_shift_by_whole_voxels(shape, spacing):
     for place, m in zip(np.meshgrid(*indices, indexing="ij"), own, strict=True):
         inside &= (place >= 0) & (place < m)
     np.testing.assert_allclose(target.image[0], source.image[0].numpy()[clipped], atol=1e-6)
-    np.testing.assert_array_equal(target.labels, np.where(inside, source.labels.numpy()[clipped], 0))
+    np.testing.assert_array_equal(
+        target.labels, np.where(inside, source.labels.numpy()[clipped], 0)
+    )
     assert target.labels.dtype == torch.uint8
     first = np.array([index[0] for index in indices])
-    np.testing.assert_allclose(target.affine[:3, 3], source.affine[:3, 3].numpy() + spacing * first, atol=1e-9)
+    np.testing.assert_allclose(
+        target.affine[:3, 3], source.affine[:3, 3].numpy() + spacing * first, atol=1e-9
+    )
 
 
 def test_resampling_onto_its_own_grid_changes_nothing():
@@ -264,7 +299,9 @@ def test_the_grid_is_centred_where_the_scan_is():
     affine = centred_affine(source, (16, 8, 24), 1.5)
     np.testing.assert_allclose(affine[:3, :3], 1.5 * np.eye(3))
     centre = source.affine @ torch.tensor([4.0, 6.5, 5.0, 1.0], dtype=torch.float64)
-    np.testing.assert_allclose(affine @ torch.tensor([7.5, 3.5, 11.5, 1.0], dtype=torch.float64), centre)
+    np.testing.assert_allclose(
+        affine @ torch.tensor([7.5, 3.5, 11.5, 1.0], dtype=torch.float64), centre
+    )
 
 
 def test_halving_the_resolution_takes_the_majority_of_labels():
@@ -307,7 +344,11 @@ def test_a_ramp_stays_a_ramp(shape, spacing):
     own, affine = (40, 36, 38), oblique((0.7, 0.8, 0.75))
 
     def ramp(place):
-        return np.einsum("d,d...->...", (0.008, -0.006, 0.007), place - affine[:3, 3].reshape(3, *[1] * place[0].ndim))
+        return np.einsum(
+            "d,d...->...",
+            (0.008, -0.006, 0.007),
+            place - affine[:3, 3].reshape(3, *[1] * place[0].ndim),
+        )
 
     values = ramp(world(affine, own))
     low, height = values.min(), np.ptp(values)
@@ -315,15 +356,19 @@ def test_a_ramp_stays_a_ramp(shape, spacing):
     target = resample(source, centred_affine(source, shape, spacing), shape)
     place = world(target.affine, shape)
     expected = (ramp(place) - low) / height
-    voxels = np.einsum("ij,j...->i...", np.linalg.inv(affine), np.concatenate([place, np.ones((1, *shape))]))
-    far = np.stack([(v > 5) & (v < n - 6) for v, n in zip(voxels, own, strict=False)]).all(0)  # from the border
+    voxels = np.einsum(
+        "ij,j...->i...", np.linalg.inv(affine), np.concatenate([place, np.ones((1, *shape))])
+    )
+    # from the border
+    far = np.stack([(v > 5) & (v < n - 6) for v, n in zip(voxels, own, strict=False)]).all(0)
     assert far.mean() > 0.5
     np.testing.assert_allclose(target.image[0].numpy()[far], expected[far], atol=1e-5)
 
 
 def test_larger_voxels_are_smoothed_first():
     source = scan(noise(33, 33, 33))
-    target = resample(source, centred_affine(source, (11, 11, 11), 3.0), (11, 11, 11))  # meets every third voxel
+    # meets every third voxel
+    target = resample(source, centred_affine(source, (11, 11, 11), 3.0), (11, 11, 11))
     assert target.image.std() < 0.3 * source.image.std()  # averages are less noisy than samples
 
 
@@ -338,12 +383,16 @@ def test_a_plane_is_not_mixed_with_its_neighbours():
 
 
 def test_a_2d_scan_is_resampled_like_an_image():
-    source = scan((np.indices((21, 17)) * np.array([0.02, 0.03]).reshape(2, 1, 1)).sum(0), scaled(1.0, (5, 6, 7)),
-                  np.repeat(np.arange(21, dtype=np.uint8)[:, None] // 7, 17, 1))
+    source = scan(
+        (np.indices((21, 17)) * np.array([0.02, 0.03]).reshape(2, 1, 1)).sum(0),
+        scaled(1.0, (5, 6, 7)),
+        np.repeat(np.arange(21, dtype=np.uint8)[:, None] // 7, 17, 1),
+    )
     target = resample(source, centred_affine(source, (8, 8), 1.5), (8, 8))
     i, j = world(target.affine, (8, 8))[:2] - np.array([5, 6]).reshape(2, 1, 1)
     np.testing.assert_allclose(target.image[0], 0.02 * i + 0.03 * j, atol=1e-6)
-    np.testing.assert_array_equal(target.labels, np.round(i) // 7)  # where the votes tie, the centre decides
+    # where the votes tie, the centre decides
+    np.testing.assert_array_equal(target.labels, np.round(i) // 7)
     assert target.affine[2, 3] == 7
 
 
@@ -374,7 +423,7 @@ def test_divisible_sides_pass():
     check_sides((32, 8), 8)
 
 
-# --- splits and cohorts --------------------------------------------------------------------------------------------
+# --- splits and cohorts ---------------------------------------------------------------------------
 
 
 def ids(scans):
@@ -400,7 +449,9 @@ def test_splits_are_drawn_by_the_seed_alone():
 
 
 def test_splits_need_enough_subjects():
-    with pytest.raises(ValueError, match=r"6 scans of 3 subjects do not fill groups of \(4, 2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"6 scans of 3 subjects do not fill groups of \(4, 2, 2\)"
+    ):
         split_by_subject(people(3, scans_each=2), (4, 2, 2))
 
 
@@ -414,18 +465,39 @@ def test_a_cohort_knows_its_scans():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"test": (replace(people(1)[0], id="new"),)}, "cohort toy: subjects on two sides of the split: 0"),
+        (
+            {"test": (replace(people(1)[0], id="new"),)},
+            "cohort toy: subjects on two sides of the split: 0",
+        ),
         ({"validation": (replace(people(8)[7], id="new"),)}, "two sides of the split: 7"),
         ({"validation": (replace(people(1)[0], id="new"),)}, "two sides of the split: 0"),
-        ({"test": people(9, shape=(4, 4, 8))[8:]}, r"share one grid, got \[\(4, 4, 4\), \(4, 4, 8\)\]"),
+        (
+            {"test": people(9, shape=(4, 4, 8))[8:]},
+            r"share one grid, got \[\(4, 4, 4\), \(4, 4, 8\)\]",
+        ),
         ({"test": people(9, shape=(4, 4))[8:]}, "share one grid"),
         ({"train": (*people(2), people(1)[0])}, "scan ids must be unique, twice: 0-0"),
-        ({"test": (labelled_everywhere(2),)}, "scan x: labels from 2 to 2, but the cohort has only 2 structures"),
-        ({"test": (labelled_everywhere(-1),)}, "scan x: labels from -1 to -1, but the cohort has only 2 structures"),
+        (
+            {"test": (labelled_everywhere(2),)},
+            "scan x: labels from 2 to 2, but the cohort has only 2 structures",
+        ),
+        (
+            {"test": (labelled_everywhere(-1),)},
+            "scan x: labels from -1 to -1, but the cohort has only 2 structures",
+        ),
         ({"train": ()}, "cohort toy: there is no training scan"),
     ],
-    ids=["leak train test", "leak validation test", "leak train validation", "grids", "dimensions", "ids", "label",
-         "negative label", "no training"],
+    ids=[
+        "leak train test",
+        "leak validation test",
+        "leak train validation",
+        "grids",
+        "dimensions",
+        "ids",
+        "label",
+        "negative label",
+        "no training",
+    ],
 )
 def test_a_cohort_refuses(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -433,9 +505,14 @@ def test_a_cohort_refuses(changes, message):
 
 
 def test_a_scan_refuses_other_shapes():
-    with pytest.raises(ValueError, match=r"scan a: the image must be \(1, I, J\) or \(1, I, J, K\), got \(2, 4, 4\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"scan a: the image must be \(1, I, J\) or \(1, I, J, K\), got \(2, 4, 4\)",
+    ):
         Scan("a", "a", torch.zeros(2, 4, 4), torch.eye(4))
-    with pytest.raises(ValueError, match=r"scan a: image \(4, 4\) and labels \(4, 5\) must have the same voxels"):
+    with pytest.raises(
+        ValueError, match=r"scan a: image \(4, 4\) and labels \(4, 5\) must have the same voxels"
+    ):
         scan(noise(4, 4), labels=np.zeros((4, 5), int))
 
 
@@ -445,7 +522,9 @@ def test_hiding_keeps_exactly_n_labels(keep):
     hidden = toy.hide_labels(keep)
     assert len(hidden.labelled) == keep
     assert ids(hidden.train) == ids(toy.train)
-    assert all(before.image is after.image for before, after in zip(toy.train, hidden.train, strict=True))
+    assert all(
+        before.image is after.image for before, after in zip(toy.train, hidden.train, strict=True)
+    )
     assert all(one.labels is not None for one in (*hidden.validation, *hidden.test))
     assert len(toy.labelled) == 5  # the old cohort is as it was
 
@@ -456,13 +535,18 @@ def test_hiding_is_seeded_and_nested():
     assert drawn[0] == ids(toy.hide_labels(2, 0).labelled)
     assert len({tuple(names) for names in drawn.values()}) > 3
     for keep in range(5):
-        assert set(ids(toy.hide_labels(keep, 4).labelled)) < set(ids(toy.hide_labels(keep + 1, 4).labelled))
+        assert set(ids(toy.hide_labels(keep, 4).labelled)) < set(
+            ids(toy.hide_labels(keep + 1, 4).labelled)
+        )
 
 
 @pytest.mark.parametrize("keep", [-1, 3])
 def test_hiding_counts_labelled_scans_only(keep):
     toy = cohort(train=(*people(2), *people(4, labelled=False)[2:]))
-    with pytest.raises(ValueError, match=f"keep must be from 0 to 2, the labelled training scans of toy, got {keep}"):
+    with pytest.raises(
+        ValueError,
+        match=f"keep must be from 0 to 2, the labelled training scans of toy, got {keep}",
+    ):
         toy.hide_labels(keep)
 
 
@@ -476,7 +560,7 @@ def test_a_cohort_moves_to_a_device():
     assert ids(moved.scans) == ids(toy.scans)
 
 
-# --- batches -------------------------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 6)], ids=["2D", "3D"])
@@ -488,18 +572,26 @@ def test_a_batch_puts_labelled_and_unlabelled_side_by_side(shape):
     assert batch.known.tolist() == [False, True]
     assert torch.equal(batch.image, torch.stack([b.image, a.image]))
     assert batch.one_hot.shape == (2, 4, *shape)
-    assert torch.equal(batch.one_hot.sum(1), torch.tensor([0.0, 1.0]).view(2, *[1] * len(shape)).expand(2, *shape))
+    assert torch.equal(
+        batch.one_hot.sum(1), torch.tensor([0.0, 1.0]).view(2, *[1] * len(shape)).expand(2, *shape)
+    )
     np.testing.assert_array_equal(batch.one_hot[1].argmax(0), labels)
-    assert (batch.image.dtype, batch.one_hot.dtype, batch.known.dtype) == (torch.float32, torch.float32, torch.bool)
+    assert (batch.image.dtype, batch.one_hot.dtype, batch.known.dtype) == (
+        torch.float32,
+        torch.float32,
+        torch.bool,
+    )
 
 
 def test_a_batch_is_made_where_its_scans_are():
-    moved = [replace(one, image=one.image.to("meta"), labels=one.labels.to("meta")) for one in people(2)]
+    moved = [
+        replace(one, image=one.image.to("meta"), labels=one.labels.to("meta")) for one in people(2)
+    ]
     batch = Batch.of(moved, 2)
     assert {tensor.device.type for tensor in (batch.image, batch.one_hot, batch.known)} == {"meta"}
 
 
-# --- bad files -----------------------------------------------------------------------------------------------------
+# --- bad files ------------------------------------------------------------------------------------
 
 
 def text(path):
@@ -519,7 +611,8 @@ def only_a_header(path):
 def damaged(path):
     good = zlib.compressobj(wbits=31)  # gzip
     half = nib.Nifti1Image(noise(12, 12, 12), np.eye(4)).to_bytes()[:4000]
-    path.write_bytes(good.compress(half) + good.flush(zlib.Z_SYNC_FLUSH) + b"\xff" * 3000)  # no block starts so
+    # no block starts so
+    path.write_bytes(good.compress(half) + good.flush(zlib.Z_SYNC_FLUSH) + b"\xff" * 3000)
 
 
 def unknown_type(path):
@@ -556,15 +649,30 @@ BAD_IMAGES = {
     "damaged.nii.gz": (damaged, "cannot be read as NIfTI .* is the file complete"),
     "type.nii": (unknown_type, "cannot be read as NIfTI"),
     "colours.nii": (colours, "cannot be read as NIfTI"),
-    "series.nii": (lambda path: write(path, noise(4, 4, 4, 2)), r"got shape \(4, 4, 4, 2\): store one volume per file"),
+    "series.nii": (
+        lambda path: write(path, noise(4, 4, 4, 2)),
+        r"got shape \(4, 4, 4, 2\): store one volume per file",
+    ),
     "vectors.nii": (lambda path: write(path, noise(4, 4, 4, 1, 3)), r"got shape \(4, 4, 4, 1, 3\)"),
     "line.nii": (lambda path: write(path, noise(9)), "a 2D or 3D image was wanted, got shape"),
     "nan.nii": (with_one(np.nan), "1 voxels are NaN or infinite: repair the image"),
     "inf.nii": (with_one(np.inf), "1 voxels are NaN or infinite: repair the image"),
-    "constant.nii": (lambda path: write(path, np.full((4, 4, 4), 3.0)), "every voxel has the value 3"),
-    "zero.nii": (with_affine(*[0] * 12), "the affine in the header is not invertible: set the voxel size"),
-    "flat.nii": (with_affine(1, 0, 0, 5, 0, 1, 0, 5, 1, 0, 0, 5), "the affine in the header is not invertible"),
-    "stretched.nii": (with_affine(1e30, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0), "the affine in the header is not invertible"),
+    "constant.nii": (
+        lambda path: write(path, np.full((4, 4, 4), 3.0)),
+        "every voxel has the value 3",
+    ),
+    "zero.nii": (
+        with_affine(*[0] * 12),
+        "the affine in the header is not invertible: set the voxel size",
+    ),
+    "flat.nii": (
+        with_affine(1, 0, 0, 5, 0, 1, 0, 5, 1, 0, 0, 5),
+        "the affine in the header is not invertible",
+    ),
+    "stretched.nii": (
+        with_affine(1e30, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0),
+        "the affine in the header is not invertible",
+    ),
     "lost.nii": (with_affine(float("nan")), "the affine in the header is not invertible"),
 }
 
@@ -580,13 +688,17 @@ def test_a_bad_image_is_refused_by_name(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["absent.nii.gz", ""], ids=["absent", "a folder"])
 def test_a_missing_file_is_named(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=r"no such file; an image in NIfTI format \(.nii or .nii.gz\)") as error:
+    with pytest.raises(
+        FileNotFoundError, match=r"no such file; an image in NIfTI format \(.nii or .nii.gz\)"
+    ) as error:
         read_nifti(tmp_path / name)
     assert str(tmp_path / name) in str(error.value)
 
 
 def test_micrometre_voxels_are_not_a_singular_affine(tmp_path):
-    _, affine, _ = read_nifti(write(tmp_path / "a.nii", noise(4, 4, 4), np.diag([5e-4, 5e-4, 5e-4, 1])))
+    _, affine, _ = read_nifti(
+        write(tmp_path / "a.nii", noise(4, 4, 4), np.diag([5e-4, 5e-4, 5e-4, 1]))
+    )
     assert affine[0, 0] == pytest.approx(5e-4)
 
 
@@ -599,11 +711,23 @@ PEAKS = np.where(SOME == 1, np.inf, SOME).astype(np.float32)
 @pytest.mark.parametrize(
     "labels, affine, message",
     [
-        (SOME[:3], np.eye(4), r"the labels have \(3, 4, 4\) voxels, but the image .*image.nii has \(4, 4, 4\)"),
+        (
+            SOME[:3],
+            np.eye(4),
+            r"the labels have \(3, 4, 4\) voxels, but the image .*image.nii has \(4, 4, 4\)",
+        ),
         (SOME[..., 0], np.eye(4), r"the labels have \(4, 4\) voxels"),
-        (SOME, scaled(1, (0, 2, 0)).numpy(), "the labels lie elsewhere in the world than the image .*image.nii"),
+        (
+            SOME,
+            scaled(1, (0, 2, 0)).numpy(),
+            "the labels lie elsewhere in the world than the image .*image.nii",
+        ),
         (SOME, scaled(1.1).numpy(), "the labels lie elsewhere"),
-        (FRACTIONS, np.eye(4), "labels must be whole numbers; this looks like an image or probabilities"),
+        (
+            FRACTIONS,
+            np.eye(4),
+            "labels must be whole numbers; this looks like an image or probabilities",
+        ),
         (HOLES, np.eye(4), "labels must be whole numbers"),
         (PEAKS, np.eye(4), "labels must be whole numbers"),
         (SOME + 40, np.eye(4), r"none of the wanted labels \[1, 2\] occurs, found \[40, 41, 42\]"),
@@ -612,7 +736,10 @@ PEAKS = np.where(SOME == 1, np.inf, SOME).astype(np.float32)
     ids=["shape", "flat", "moved", "scaled", "fractions", "nan", "inf", "other numbers", "empty"],
 )
 def test_bad_labels_are_refused_by_name(tmp_path, labels, affine, message):
-    image, path = write(tmp_path / "image.nii", noise(4, 4, 4)), write(tmp_path / "labels.nii", labels, affine)
+    image, path = (
+        write(tmp_path / "image.nii", noise(4, 4, 4)),
+        write(tmp_path / "labels.nii", labels, affine),
+    )
     with pytest.raises(ValueError, match=message) as error:
         load_scan(image, path, id="a", subject="a", structures={1: 1, 2: 2})
     assert str(error.value).startswith(f"{path}: ")

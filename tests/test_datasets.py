@@ -1,4 +1,6 @@
-"""Cohorts by name: the manifest, phantoms, folders in the layout of the Decathlon, downloads, and the real scans."""
+"""Cohorts by name: the manifest, phantoms, folders in the layout of the Decathlon, downloads, and
+the real scans.
+"""
 
 import errno
 import hashlib
@@ -30,7 +32,9 @@ def write_nifti(path, array, spacing=1.0):
 
 
 def write_case(folder, name, seed, scale=1.0, spacing=1.0):
-    """A bright block whose lower half is structure 1 and upper half 2; ``scale`` as intensities of MRI vary."""
+    """A bright block whose lower half is structure 1 and upper half 2; ``scale`` as intensities of
+    MRI vary.
+    """
     labels = np.zeros(SHAPE, np.uint8)
     labels[3:9, 3:7, 3:9], labels[3:9, 7:11, 3:9] = 1, 2
     image = (labels > 0) + 0.2 * np.random.default_rng(seed).random(SHAPE, dtype=np.float32)
@@ -42,8 +46,13 @@ def write_case(folder, name, seed, scale=1.0, spacing=1.0):
 def write_dataset(folder, count=9, **more):
     """A folder in the layout of the Medical Segmentation Decathlon, as Task04 has it."""
     training = [write_case(folder, f"hippocampus_{i:03d}", i, scale=10.0**i) for i in range(count)]
-    dataset = {"name": "Hippocampus", "labels": {"0": "background", "1": "Anterior", "2": "Posterior"},
-               "training": training, "test": [], **more}
+    dataset = {
+        "name": "Hippocampus",
+        "labels": {"0": "background", "1": "Anterior", "2": "Posterior"},
+        "training": training,
+        "test": [],
+        **more,
+    }
     (folder / "dataset.json").write_text(json.dumps(dataset))
     return folder
 
@@ -65,7 +74,8 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hippocampus(home, monkeypatch):
-    monkeypatch.setitem(datasets.describe("hippocampus"), "align", False)  # blocks of noise cannot be aligned
+    # blocks of noise cannot be aligned
+    monkeypatch.setitem(datasets.describe("hippocampus"), "align", False)
     return write_dataset(home / "hippocampus")
 
 
@@ -77,7 +87,7 @@ def ids(scans):
     return [scan.id for scan in scans]
 
 
-# --- the manifest --------------------------------------------------------------------------------------------------
+# --- the manifest ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,7 +112,9 @@ def test_a_flat_grid_lies_within_the_volume_it_is_a_plane_of(name):
         flat, volume = grids[f"{size}-2d"], grids[f"{size}-3d"]
         for n_flat, n in zip(flat["shape"], volume["shape"], strict=False):
             ratio = n_flat * flat["spacing"] / (n * volume["spacing"])
-            assert 0.7 < ratio < 1.5, f"{size}: {n_flat} x {flat['spacing']} mm against {n} x {volume['spacing']} mm"
+            assert 0.7 < ratio < 1.5, (
+                f"{size}: {n_flat} x {flat['spacing']} mm against {n} x {volume['spacing']} mm"
+            )
 
 
 def test_a_public_address_comes_with_a_sha256_and_what_has_none_says_whose_it_is():
@@ -121,7 +133,9 @@ def test_an_entry_like_another_takes_what_it_does_not_say_itself():
     assert cortex["title"] != whole["title"]
 
 
-@pytest.mark.parametrize("wrong, close", [("hipocampus", "hippocampus"), ("oasis", "oasis35"), ("brain", None)])
+@pytest.mark.parametrize(
+    "wrong, close", [("hipocampus", "hippocampus"), ("oasis", "oasis35"), ("brain", None)]
+)
 def test_an_unknown_name_gets_a_suggestion_and_the_list(wrong, close):
     with pytest.raises(ValueError, match="choose from phantom-brain, phantom-knee") as caught:
         datasets.describe(wrong)
@@ -131,7 +145,9 @@ def test_an_unknown_name_gets_a_suggestion_and_the_list(wrong, close):
 
 @pytest.mark.parametrize("options", [{"size": "tiny"}, {"dims": 4}, {"dims": 1}])
 def test_a_wrong_size_or_dimension_is_refused_before_anything_is_read(options):
-    with pytest.raises(ValueError, match=r"size must be one of smoke, class, full and dims 2 or 3, got"):
+    with pytest.raises(
+        ValueError, match=r"size must be one of smoke, class, full and dims 2 or 3, got"
+    ):
         load("phantom-brain", **options)
 
 
@@ -139,7 +155,7 @@ def test_numbers_and_ranges_of_labels_are_expanded():
     assert list(datasets._expand([44, "49-52", 45])) == [44, 49, 50, 51, 52, 45]
 
 
-# --- phantoms ------------------------------------------------------------------------------------------------------
+# --- phantoms -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -149,7 +165,9 @@ def test_a_phantom_cohort_has_its_grid_its_split_and_its_truth(name, dims, capsy
     grid = entry["grids"][f"smoke-{dims}d"]
     assert entry["licence"] in capsys.readouterr().out
     assert cohort.shape == tuple(grid["shape"]) and cohort.spacing == grid["spacing"]
-    assert [len(part) for part in (cohort.train, cohort.validation, cohort.test)] == entry["split"]["smoke"]
+    assert [len(part) for part in (cohort.train, cohort.validation, cohort.test)] == entry["split"][
+        "smoke"
+    ]
     assert len({scan.subject for scan in cohort.scans}) == len(cohort.scans)
     assert all(scan.labels is not None for scan in cohort.scans)
     truth = cohort.truth(cohort.train[0], cohort.test[0])
@@ -162,7 +180,7 @@ def test_the_seed_draws_other_phantoms_and_the_same_seed_the_same():
     assert not torch.equal(one.train[0].image, other.train[0].image)
 
 
-# --- a folder in the Decathlon's layout ----------------------------------------------------------------------------
+# --- a folder in the Decathlon's layout -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -175,7 +193,8 @@ def test_a_folder_is_read_onto_the_grid_with_its_structures(hippocampus, dims, c
     assert "CC BY-SA 4.0" in capsys.readouterr().out and cohort.licence == "CC BY-SA 4.0"
     for scan in cohort.scans:
         assert scan.labels.unique().tolist() == [0, 1, 2]
-        assert scan.image.min() >= 0 and scan.image.max() <= 1  # though the files differ by 8 orders of magnitude
+        # though the files differ by 8 orders of magnitude
+        assert scan.image.min() >= 0 and scan.image.max() <= 1
         assert scan.source.path.endswith(f"imagesTr/{scan.id}.nii.gz")
 
 
@@ -183,12 +202,16 @@ def test_each_scan_keeps_its_own_labels_and_a_voxel_leads_back_to_its_file(hippo
     for scan in load().scans:
         middle = scan.labels.nonzero().double().mean(0)
         place = scan.to_source @ torch.cat([middle, torch.ones(1).double()])
-        torch.testing.assert_close(place[:3], torch.tensor([5.5, 6.5, 5.5]).double(), rtol=0, atol=0.7)
+        torch.testing.assert_close(
+            place[:3], torch.tensor([5.5, 6.5, 5.5]).double(), rtol=0, atol=0.7
+        )
 
 
 def middle_plane(flat, volume, spacing):
     """World points of a 2D scan's voxels, as voxels of the 3D scan: the third must be the middle."""
-    corners = torch.tensor([[0, 0, 0, 1], [*(n - 1 for n in flat.shape), 0, 1]], dtype=torch.float64).T
+    corners = torch.tensor(
+        [[0, 0, 0, 1], [*(n - 1 for n in flat.shape), 0, 1]], dtype=torch.float64
+    ).T
     return (torch.linalg.inv(volume.affine) @ flat.affine @ corners)[:3]
 
 
@@ -211,10 +234,17 @@ def test_the_seed_draws_another_split_of_the_same_scans(hippocampus):
     assert sorted(ids(one.scans)) == sorted(ids(other.scans))
 
 
-def test_the_fingerprint_is_that_of_the_files_not_of_what_an_alignment_made_of_them(hippocampus, monkeypatch):
+def test_the_fingerprint_is_that_of_the_files_not_of_what_an_alignment_made_of_them(
+    hippocampus, monkeypatch
+):
     cohort = load()
-    monkeypatch.setattr(datasets, "align", lambda scans, originals, reference: [
-        replace(scan, image=scan.image * (1 + 1e-6)) for scan in scans])
+    monkeypatch.setattr(
+        datasets,
+        "align",
+        lambda scans, originals, reference: [
+            replace(scan, image=scan.image * (1 + 1e-6)) for scan in scans
+        ],
+    )
     monkeypatch.setitem(datasets.describe("hippocampus"), "align", True)
     assert load().fingerprint == cohort.fingerprint
     prints = {cohort.fingerprint, load(seed=1).fingerprint, load(dims=2).fingerprint}
@@ -226,22 +256,30 @@ def test_the_fingerprint_is_that_of_the_files_not_of_what_an_alignment_made_of_t
     prints.add(load().fingerprint)
     for part in ("imagesTr", "labelsTr"):
         path = hippocampus / part / f"{name}.nii.gz"
-        write_nifti(path, np.asarray(nib.load(path).dataobj), spacing=1.6)  # the same voxels, larger
+        # the same voxels, larger
+        write_nifti(path, np.asarray(nib.load(path).dataobj), spacing=1.6)
     prints.add(load().fingerprint)
     assert len(prints) == 6
 
 
 def test_a_person_scanned_twice_is_one_subject_and_never_split(hippocampus):
-    rewrite(hippocampus, lambda dataset: dataset.update(same_person_twice=[["000", "008"], ["001", "005"]]))
+    rewrite(
+        hippocampus,
+        lambda dataset: dataset.update(same_person_twice=[["000", "008"], ["001", "005"]]),
+    )
     for seed in range(6):
         try:
             cohort = load(seed=seed)
-        except ValueError as error:  # whole subjects at a time: the groups may be too few for nine scans
+        # whole subjects at a time: the groups may be too few for nine scans
+        except ValueError as error:
             assert "do not fill" in str(error)
             continue
         subjects = {scan.id[-3:]: scan.subject for scan in cohort.scans}
-        sides = {scan.id[-3:]: i for i, part in enumerate((cohort.train, cohort.validation, cohort.test))
-                 for scan in part}
+        sides = {
+            scan.id[-3:]: i
+            for i, part in enumerate((cohort.train, cohort.validation, cohort.test))
+            for scan in part
+        }
         for one, other in (("000", "008"), ("001", "005")):
             if {one, other} <= subjects.keys():
                 assert subjects[one] == subjects[other] and sides[one] == sides[other]
@@ -250,14 +288,18 @@ def test_a_person_scanned_twice_is_one_subject_and_never_split(hippocampus):
 @pytest.mark.parametrize("twins", [[["000", "009"]], [["0", "8"]], ["000"], [3], [[]], None, 3])
 def test_a_person_scanned_twice_who_is_nobody_is_refused(hippocampus, twins):
     rewrite(hippocampus, lambda dataset: dataset.update(same_person_twice=twins))
-    with pytest.raises(ValueError, match=r"dataset.json: 'same_person_twice' must list the numbers of scans"):
+    with pytest.raises(
+        ValueError, match=r"dataset.json: 'same_person_twice' must list the numbers of scans"
+    ):
         load()
 
 
 def test_a_dot_in_a_name_belongs_to_the_name_and_two_scans_of_one_name_are_refused(hippocampus):
     for i in range(9):
         for part in ("imagesTr", "labelsTr"):
-            (hippocampus / part / f"hippocampus_00{i}.nii.gz").rename(hippocampus / part / f"s.{i}.nii.gz")
+            (hippocampus / part / f"hippocampus_00{i}.nii.gz").rename(
+                hippocampus / part / f"s.{i}.nii.gz"
+            )
     text = (hippocampus / "dataset.json").read_text().replace("hippocampus_00", "s.")
     (hippocampus / "dataset.json").write_text(text)
     assert set(ids(load().scans)) == {f"s.{i}" for i in range(9)}
@@ -268,7 +310,10 @@ def test_a_dot_in_a_name_belongs_to_the_name_and_two_scans_of_one_name_are_refus
 
 def test_resource_forks_of_macos_are_ignored(hippocampus):
     (hippocampus / "imagesTr" / "._hippocampus_000.nii.gz").write_bytes(b"\0\5\26\7")
-    fork = {"image": "./imagesTr/._hippocampus_000.nii.gz", "label": "./labelsTr/._hippocampus_000.nii.gz"}
+    fork = {
+        "image": "./imagesTr/._hippocampus_000.nii.gz",
+        "label": "./labelsTr/._hippocampus_000.nii.gz",
+    }
     rewrite(hippocampus, lambda dataset: dataset["training"].insert(0, fork))
     assert not any("._" in scan.id for scan in load().scans)
 
@@ -277,7 +322,10 @@ def test_only_the_scans_of_the_split_are_read(hippocampus):
     """A tenth scan, unreadable, does no harm in the seeds in which it is not drawn."""
     write_nifti(hippocampus / "labelsTr" / "hippocampus_009.nii.gz", np.zeros(SHAPE, np.uint8))
     (hippocampus / "imagesTr" / "hippocampus_009.nii.gz").write_bytes(b"broken")
-    extra = {"image": "./imagesTr/hippocampus_009.nii.gz", "label": "./labelsTr/hippocampus_009.nii.gz"}
+    extra = {
+        "image": "./imagesTr/hippocampus_009.nii.gz",
+        "label": "./labelsTr/hippocampus_009.nii.gz",
+    }
     rewrite(hippocampus, lambda dataset: dataset["training"].append(extra))
     loaded = 0
     for seed in range(12):
@@ -295,15 +343,24 @@ def test_too_few_scans_are_counted(home):
 
 
 def write_cortex(folder):
-    """Eight cases in which structure 1 is a cortical region, left and right, and structure 2 is white matter."""
-    training = [write_case(folder, f"oasis_{i}", i, spacing=12.0) | {"group": "train" if i < 5 else "test"}
-                for i in range(8)]
+    """Eight cases in which structure 1 is a cortical region, left and right, and structure 2 is
+    white matter.
+    """
+    training = [
+        write_case(folder, f"oasis_{i}", i, spacing=12.0) | {"group": "train" if i < 5 else "test"}
+        for i in range(8)
+    ]
     for path in (folder / "labelsTr").glob("*.nii.gz"):
         labels, left = np.asarray(nib.load(path).dataobj), np.arange(SHAPE[0])[:, None, None] < 6
         numbers = np.select([labels == 0, (labels == 1) & left, labels == 1], [0, 101, 100], 44)
         write_nifti(path, numbers.astype(np.uint8), 12.0)
-    names = {"0": "background", "44": "Right Cerebral White Matter", "100": "Right ACgG  anterior cingulate gyrus",
-             "101": "Left ACgG   anterior cingulate gyrus", "208": "Right beyond the cortex"}
+    names = {
+        "0": "background",
+        "44": "Right Cerebral White Matter",
+        "100": "Right ACgG  anterior cingulate gyrus",
+        "101": "Left ACgG   anterior cingulate gyrus",
+        "208": "Right beyond the cortex",
+    }
     (folder / "dataset.json").write_text(json.dumps({"labels": names, "training": training}))
 
 
@@ -317,26 +374,41 @@ def test_regions_are_named_by_dataset_json_left_and_right_merged(home, monkeypat
     for scan in cohort.scans:
         place = (scan.labels == 1).nonzero().double().mean(0)
         voxel = scan.to_source @ torch.cat([place, torch.ones(1).double()])
-        torch.testing.assert_close(voxel[:3], torch.tensor([5.5, 4.5, 5.5]).double(), rtol=0, atol=0.7)  # both halves
+        # both halves
+        torch.testing.assert_close(
+            voxel[:3], torch.tensor([5.5, 4.5, 5.5]).double(), rtol=0, atol=0.7
+        )
 
 
-# --- what may be wrong with a folder -------------------------------------------------------------------------------
+# --- what may be wrong with a folder --------------------------------------------------------------
 
 
-def test_a_folder_that_is_missing_and_has_no_address_says_where_it_was_looked_for(home, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=f"no folder oasis35 .*{re.escape(str(home))}.*set DEEPATLAS_DATA"):
+def test_a_folder_that_is_missing_and_has_no_address_says_where_it_was_looked_for(
+    home, monkeypatch
+):
+    with pytest.raises(
+        FileNotFoundError, match=f"no folder oasis35 .*{re.escape(str(home))}.*set DEEPATLAS_DATA"
+    ):
         load("oasis35")
     monkeypatch.delenv("DEEPATLAS_DATA")
     with pytest.raises(FileNotFoundError, match=r"oasis35 .*it is not set.*set DEEPATLAS_DATA"):
         load("oasis35-cortex")
 
 
-@pytest.mark.parametrize("text, wanted", [
-    ("{", "not valid JSON"), ("\xff", "not valid JSON"), ("[]", "a list 'training'"), ("{}", "a list 'training'"),
-    ('{"training": []}', "a list 'training'"), ('{"training": ["a.nii.gz"]}', "must name its 'image' and its 'label'"),
-    ('{"training": [{"image": "a.nii.gz"}]}', "must name its 'image' and its 'label'"),
-    ('{"training": 3}', "a list 'training'"), ('{"training": [{"image": 3, "label": 4}]}', "must name its 'image'"),
-])
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("{", "not valid JSON"),
+        ("\xff", "not valid JSON"),
+        ("[]", "a list 'training'"),
+        ("{}", "a list 'training'"),
+        ('{"training": []}', "a list 'training'"),
+        ('{"training": ["a.nii.gz"]}', "must name its 'image' and its 'label'"),
+        ('{"training": [{"image": "a.nii.gz"}]}', "must name its 'image' and its 'label'"),
+        ('{"training": 3}', "a list 'training'"),
+        ('{"training": [{"image": 3, "label": 4}]}', "must name its 'image'"),
+    ],
+)
 def test_a_broken_dataset_json_is_named(hippocampus, text, wanted):
     (hippocampus / "dataset.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=f"dataset.json: .*{wanted}"):
@@ -365,7 +437,7 @@ def test_a_relative_data_folder_is_found_from_where_it_is_meant(hippocampus, mon
     assert datasets.find("hippocampus") == hippocampus.resolve()
 
 
-# --- downloads -----------------------------------------------------------------------------------------------------
+# --- downloads ------------------------------------------------------------------------------------
 
 
 class Server:
@@ -388,7 +460,9 @@ class Server:
 
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/Task04_Hippocampus.tar"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
 
     def stop(self):
         self.http.shutdown()
@@ -420,9 +494,14 @@ def tar_of(*members):
 def task04(tmp_path, count=9):
     """The Decathlon's archive: one folder at the top, and the litter of macOS."""
     folder = write_dataset(tmp_path / "made" / "Task04_Hippocampus", count)
-    files = [(f"Task04_Hippocampus/{path.relative_to(folder)}", path.read_bytes())
-             for path in sorted(folder.rglob("*")) if path.is_file()]
-    return tar_of(("._Task04_Hippocampus", b"\0\5"), ("Task04_Hippocampus/._dataset.json", b"\0\5"), *files)
+    files = [
+        (f"Task04_Hippocampus/{path.relative_to(folder)}", path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    return tar_of(
+        ("._Task04_Hippocampus", b"\0\5"), ("Task04_Hippocampus/._dataset.json", b"\0\5"), *files
+    )
 
 
 def sha256(body):
@@ -456,14 +535,18 @@ def test_a_download_is_unpacked_once_with_a_progress_bar(server, cache, tmp_path
     body = task04(tmp_path)
     folder = serve_and_fetch(server, cache, body)
     assert folder == cache / "hippocampus"
-    assert (folder / "dataset.json").is_file() and len(list((folder / "labelsTr").glob("hippocampus_*"))) == 9
+    assert (folder / "dataset.json").is_file() and len(
+        list((folder / "labelsTr").glob("hippocampus_*"))
+    ) == 9
     assert "100%" in capfd.readouterr().err
     assert serve_and_fetch(server, cache, body) == folder
     assert server.requests == 1
     assert [path.name for path in cache.iterdir()] == ["hippocampus"]
 
 
-def test_a_cohort_that_is_not_there_is_downloaded_into_the_cache(server, home, tmp_path, monkeypatch, capsys):
+def test_a_cohort_that_is_not_there_is_downloaded_into_the_cache(
+    server, home, tmp_path, monkeypatch, capsys
+):
     server.body = task04(tmp_path)
     entry = {**datasets.describe("hippocampus"), "url": server.url, "sha256": sha256(server.body)}
     monkeypatch.setattr(datasets, "manifest", lambda: {"hippocampus": entry})
@@ -475,22 +558,31 @@ def test_a_cohort_that_is_not_there_is_downloaded_into_the_cache(server, home, t
 
 
 def test_a_dataset_json_at_the_top_of_the_archive_is_found_too(server, cache):
-    folder = serve_and_fetch(server, cache, tar_of(("dataset.json", b"{}"), ("imagesTr/a.nii.gz", b"")))
+    folder = serve_and_fetch(
+        server, cache, tar_of(("dataset.json", b"{}"), ("imagesTr/a.nii.gz", b""))
+    )
     assert sorted(path.name for path in folder.iterdir()) == ["dataset.json", "imagesTr"]
 
 
 def test_a_wrong_checksum_is_said_and_leaves_nothing(server, cache, tmp_path):
     server.body = task04(tmp_path, 1)
-    with pytest.raises(ValueError, match=r"Task04_Hippocampus.tar: the download is damaged, its checksum is not 000"):
+    with pytest.raises(
+        ValueError,
+        match=r"Task04_Hippocampus.tar: the download is damaged, its checksum is not 000",
+    ):
         datasets.download(server.url, "0" * 64, cache / "hippocampus")
     assert nothing_left(cache)
     assert serve_and_fetch(server, cache, server.body).is_dir()
 
 
-def test_a_transfer_that_breaks_off_is_said_leaves_nothing_and_can_be_tried_again(server, cache, tmp_path):
+def test_a_transfer_that_breaks_off_is_said_leaves_nothing_and_can_be_tried_again(
+    server, cache, tmp_path
+):
     body = task04(tmp_path, 1)
     server.body, server.claimed = body[: len(body) // 2], len(body)
-    with pytest.raises(ConnectionError, match=r"cannot be downloaded .*try again, or fetch it elsewhere"):
+    with pytest.raises(
+        ConnectionError, match=r"cannot be downloaded .*try again, or fetch it elsewhere"
+    ):
         datasets.download(server.url, sha256(body), cache / "hippocampus")
     assert nothing_left(cache)
     assert serve_and_fetch(server, cache, body, claimed=None).is_dir()
@@ -500,8 +592,14 @@ EVIL = {
     "parent": [("../evil", b"x")],
     "deep parent": [("Task04_Hippocampus/../../../evil", b"x")],
     "absolute": [("{outside}/evil", b"x")],
-    "symbolic link": [link("Task04_Hippocampus/out", "{outside}"), ("Task04_Hippocampus/out/evil", b"x")],
-    "relative link": [link("Task04_Hippocampus/out", "../../.."), ("Task04_Hippocampus/out/evil", b"x")],
+    "symbolic link": [
+        link("Task04_Hippocampus/out", "{outside}"),
+        ("Task04_Hippocampus/out/evil", b"x"),
+    ],
+    "relative link": [
+        link("Task04_Hippocampus/out", "../../.."),
+        ("Task04_Hippocampus/out/evil", b"x"),
+    ],
     "hard link": [link("Task04_Hippocampus/out", "../../outside/there", tarfile.LNKTYPE)],
     "device": [link("Task04_Hippocampus/null", "", tarfile.CHRTYPE)],
 }
@@ -530,19 +628,28 @@ def test_an_archive_that_reaches_outside_is_refused_and_writes_nothing(server, c
     assert list(cache.iterdir()) == []
 
 
-@pytest.mark.parametrize("body, wanted", [
-    (b"<html>not found</html>" * 100, "not a safe and complete tar archive"),
-    (tar_of(("Task04_Hippocampus/readme.txt", b"hello")), "holds no dataset.json"),
-    (tar_of(("Task04_Hippocampus/dataset.json", b"x" * 5000))[:3000], "not a safe and complete tar archive"),
-    (b"\x1f\x8b\x08\x00" + b"\0" * 30, "not a safe and complete tar archive"),
-], ids=["a web page", "no dataset.json", "cut short", "broken gzip"])
+@pytest.mark.parametrize(
+    "body, wanted",
+    [
+        (b"<html>not found</html>" * 100, "not a safe and complete tar archive"),
+        (tar_of(("Task04_Hippocampus/readme.txt", b"hello")), "holds no dataset.json"),
+        (
+            tar_of(("Task04_Hippocampus/dataset.json", b"x" * 5000))[:3000],
+            "not a safe and complete tar archive",
+        ),
+        (b"\x1f\x8b\x08\x00" + b"\0" * 30, "not a safe and complete tar archive"),
+    ],
+    ids=["a web page", "no dataset.json", "cut short", "broken gzip"],
+)
 def test_what_is_no_such_archive_is_said_and_leaves_nothing(server, cache, body, wanted):
     with pytest.raises(ValueError, match=f"Task04_Hippocampus.tar: .*{wanted}"):
         serve_and_fetch(server, cache, body)
     assert nothing_left(cache)
 
 
-def test_an_interrupted_unpacking_leaves_nothing_that_would_be_found(server, cache, tmp_path, monkeypatch):
+def test_an_interrupted_unpacking_leaves_nothing_that_would_be_found(
+    server, cache, tmp_path, monkeypatch
+):
     body = task04(tmp_path, 2)
 
     def interrupted(tar, path, **_):
@@ -561,22 +668,30 @@ def test_an_interrupted_unpacking_leaves_nothing_that_would_be_found(server, cac
 def test_a_folder_in_the_way_is_named_and_not_touched(server, cache):
     (cache / "hippocampus").mkdir(parents=True)
     (cache / "hippocampus" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"hippocampus: is there, but holds no dataset.json: remove it"):
+    with pytest.raises(
+        ValueError, match=r"hippocampus: is there, but holds no dataset.json: remove it"
+    ):
         serve_and_fetch(server, cache, b"")
     assert server.requests == 0
     assert (cache / "hippocampus" / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("status, said", [(404, "404 Not Found"), (500, "500 Internal Server Error")])
+@pytest.mark.parametrize(
+    "status, said", [(404, "404 Not Found"), (500, "500 Internal Server Error")]
+)
 def test_an_error_of_the_server_is_named(server, cache, status, said):
-    with pytest.raises(ConnectionError, match=rf"the server answers {said}.*set DEEPATLAS_DATA.*holds hippocampus/"):
+    with pytest.raises(
+        ConnectionError, match=rf"the server answers {said}.*set DEEPATLAS_DATA.*holds hippocampus/"
+    ):
         serve_and_fetch(server, cache, b"sorry", status=status)
     assert nothing_left(cache)
 
 
 def test_without_a_server_the_error_says_what_to_do(server, cache):
     server.stop()
-    with pytest.raises(ConnectionError, match=r"check the connection.*set DEEPATLAS_DATA.*holds hippocampus/"):
+    with pytest.raises(
+        ConnectionError, match=r"check the connection.*set DEEPATLAS_DATA.*holds hippocampus/"
+    ):
         datasets.download(server.url, "0" * 64, cache / "hippocampus")
     assert nothing_left(cache)
 
@@ -592,13 +707,15 @@ def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_network(cache, monk
     assert nothing_left(cache)
 
 
-# --- real scans ----------------------------------------------------------------------------------------------------
+# --- real scans -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def oasis(real_data):
-    return {(name, dims): load(name, dims=dims) for name, dims in (("oasis35", 3), ("oasis35", 2),
-                                                                    ("oasis35-cortex", 3))}
+    return {
+        (name, dims): load(name, dims=dims)
+        for name, dims in (("oasis35", 3), ("oasis35", 2), ("oasis35-cortex", 3))
+    }
 
 
 def published(real_data):
@@ -620,18 +737,26 @@ def test_the_real_hippocampus_loads(real_data, dims):
 
 @pytest.mark.parametrize("key", [("oasis35", 2), ("oasis35", 3), ("oasis35-cortex", 3)], ids=str)
 def test_the_published_groups_are_respected(oasis, real_data, key):
-    group = {Path(item["image"]).name.split(".")[0]: item["group"] for item in published(real_data)["training"]}
+    group = {
+        Path(item["image"]).name.split(".")[0]: item["group"]
+        for item in published(real_data)["training"]
+    }
     cohort = oasis[key]
     assert {group[scan.id] for scan in cohort.train + cohort.validation} == {"train"}
-    assert sorted(ids(cohort.test)) == sorted(name for name, kind in group.items() if kind == "test")
+    assert sorted(ids(cohort.test)) == sorted(
+        name for name, kind in group.items() if kind == "test"
+    )
     assert (len(cohort.train), len(cohort.validation), len(cohort.test)) == (12, 3, 20)
 
 
 def test_a_real_person_scanned_twice_is_one_subject_on_one_side(oasis, real_data):
     cohort = oasis["oasis35", 3]
     subject = {scan.id.split("_")[1]: scan.subject for scan in cohort.scans}
-    side = {scan.id.split("_")[1]: i for i, part in enumerate((cohort.train, cohort.validation, cohort.test))
-            for scan in part}
+    side = {
+        scan.id.split("_")[1]: i
+        for i, part in enumerate((cohort.train, cohort.validation, cohort.test))
+        for scan in part
+    }
     pairs = published(real_data)["same_person_twice"]
     assert len(pairs) == 5
     for one, other in pairs:
@@ -640,17 +765,31 @@ def test_a_real_person_scanned_twice_is_one_subject_on_one_side(oasis, real_data
 
 
 def test_the_twelve_structures_hold_the_voxels_of_their_numbers(oasis, real_data):
-    """Volumes counted in the files; the smoke grid is coarse, so the large structures must agree and all be there."""
-    numbers = {"cerebral white matter": [44, 45], "cortex": range(100, 208), "lateral ventricles": range(49, 53),
-               "thalamus": [59, 60], "caudate": [36, 37, 23, 30], "putamen": [57, 58], "pallidum": [55, 56],
-               "hippocampus": [47, 48], "amygdala": [31, 32], "brain stem": [35, 61, 62],
-               "cerebellar grey matter": [38, 39, 71, 72, 73], "cerebellar white matter": [40, 41]}
+    """Volumes counted in the files; the smoke grid is coarse, so the large structures must agree
+    and all be there.
+    """
+    numbers = {
+        "cerebral white matter": [44, 45],
+        "cortex": range(100, 208),
+        "lateral ventricles": range(49, 53),
+        "thalamus": [59, 60],
+        "caudate": [36, 37, 23, 30],
+        "putamen": [57, 58],
+        "pallidum": [55, 56],
+        "hippocampus": [47, 48],
+        "amygdala": [31, 32],
+        "brain stem": [35, 61, 62],
+        "cerebellar grey matter": [38, 39, 71, 72, 73],
+        "cerebellar white matter": [40, 41],
+    }
     entry = datasets.describe("oasis35")
     structures, lookup = datasets._structures(entry, real_data / "oasis35")
     assert structures == ("background", *numbers) == oasis["oasis35", 3].structures
     for stub in (oasis["oasis35", 3].train[0], oasis["oasis35", 3].test[0]):
         array = label_array(real_data, stub)
-        paths = (real_data / "oasis35" / part / f"{stub.id}.nii.gz" for part in ("imagesTr", "labelsTr"))
+        paths = (
+            real_data / "oasis35" / part / f"{stub.id}.nii.gz" for part in ("imagesTr", "labelsTr")
+        )
         scan = datasets.load_scan(*paths, id=stub.id, subject=stub.subject, structures=lookup)
         counted = [int(np.isin(array, list(wanted)).sum()) for wanted in numbers.values()]
         assert torch.bincount(scan.labels.flatten().long(), minlength=13)[1:].tolist() == counted
@@ -660,7 +799,8 @@ def test_the_twelve_structures_hold_the_voxels_of_their_numbers(oasis, real_data
 def test_on_the_grid_the_large_structures_keep_their_volume(oasis, real_data):
     cohort = oasis["oasis35", 3]
     for scan in (cohort.train[0], cohort.test[3]):
-        volume = float(torch.linalg.det(scan.affine[:3, :3]))  # of a voxel of the aligned grid, mm^3
+        # of a voxel of the aligned grid, mm^3
+        volume = float(torch.linalg.det(scan.affine[:3, :3]))
         whole = float((scan.labels > 0).sum()) * volume
         array = label_array(real_data, scan)
         wanted = 8 * int(np.isin(array, [n for n in range(23, 208) if n not in (42, 43)]).sum())
@@ -682,6 +822,8 @@ def test_the_real_2d_scans_are_the_middle_planes_of_the_aligned_volumes(oasis):
     flat, volume = oasis["oasis35", 2], oasis["oasis35", 3]
     for one, other in zip(flat.scans, volume.scans, strict=True):
         assert one.id == other.id
-        assert torch.allclose(middle_plane(one, other, volume.spacing)[2],
-                              torch.tensor((volume.shape[2] - 1) / 2, dtype=torch.float64))
+        assert torch.allclose(
+            middle_plane(one, other, volume.spacing)[2],
+            torch.tensor((volume.shape[2] - 1) / 2, dtype=torch.float64),
+        )
         assert (one.labels > 0).float().mean() > 0.2

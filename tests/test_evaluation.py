@@ -1,4 +1,6 @@
-"""Scores against independent libraries (MONAI, digital-diffeomorphism, SciPy), exact cases and worked examples."""
+"""Scores against independent libraries (MONAI, digital-diffeomorphism, SciPy), exact cases and
+worked examples.
+"""
 
 import itertools
 import math
@@ -21,9 +23,13 @@ NAMES = ("background", "one", "two", "three")
 
 
 def blobs(shape, seed):
-    """Integer labels (I, J, K): which of four smooth random fields is the largest; some touch the border."""
+    """Integer labels (I, J, K): which of four smooth random fields is the largest; some touch the
+    border.
+    """
     noise = np.random.default_rng(seed).normal(size=(len(NAMES), *shape))
-    return np.argmax([ndimage.gaussian_filter(field, 2.0) for field in noise], axis=0).astype(np.uint8)
+    return np.argmax([ndimage.gaussian_filter(field, 2.0) for field in noise], axis=0).astype(
+        np.uint8
+    )
 
 
 def two_alike(shape, seed):
@@ -47,12 +53,21 @@ def scaling(factors, shape):
 
 def scan(name, subject=None, shape=(12, 14), labels=True, seed=0):
     index = torch.from_numpy(blobs(shape, seed)) if labels else None
-    return Scan(name, subject or name, torch.zeros(1, *shape), torch.eye(4, dtype=torch.float64), index)
+    return Scan(
+        name, subject or name, torch.zeros(1, *shape), torch.eye(4, dtype=torch.float64), index
+    )
 
 
 def cohort_of(*scans, **changes):
-    return Cohort("made up", NAMES, 2.0, train=(replace(scans[0], id="t", subject="t"),), validation=(), test=scans,
-                  **changes)
+    return Cohort(
+        "made up",
+        NAMES,
+        2.0,
+        train=(replace(scans[0], id="t", subject="t"),),
+        validation=(),
+        test=scans,
+        **changes,
+    )
 
 
 def identity(moving, fixed):
@@ -69,15 +84,22 @@ def test_scores_agree_with_monai(shape, seed):
 
     spacing = 1.7
     predicted, reference = two_alike(shape, seed)
-    rows = pd.DataFrame(evaluation.score_labels(predicted, torch.from_numpy(reference), NAMES, spacing))
-    p, r = (torch.from_numpy(np.stack([labels == c for c in range(4)]))[None] for labels in (predicted, reference))
+    rows = pd.DataFrame(
+        evaluation.score_labels(predicted, torch.from_numpy(reference), NAMES, spacing)
+    )
+    p, r = (
+        torch.from_numpy(np.stack([labels == c for c in range(4)]))[None]
+        for labels in (predicted, reference)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = {
             "dice": metrics.compute_dice(p, r, include_background=False),
             "nsd": metrics.compute_surface_dice(p, r, [1.0] * 3, include_background=False),
             "hd95_mm": metrics.compute_hausdorff_distance(p, r, percentile=95, spacing=spacing),
-            "surface_mm": metrics.compute_average_surface_distance(p, r, symmetric=True, spacing=spacing),
+            "surface_mm": metrics.compute_average_surface_distance(
+                p, r, symmetric=True, spacing=spacing
+            ),
         }
     assert rows["structure"].tolist() == list(NAMES[1:])
     assert rows["dice"].between(0.05, 0.95).all()  # neither perfect nor hopeless
@@ -92,35 +114,51 @@ def test_a_bar_moved_by_three_voxels():
     reference[4, 2:8] = True
     predicted[4, 5:11] = True  # 3 of its 6 voxels overlap; the others are 1, 2, 3 voxels away
     scores = evaluation.mask_scores(predicted, reference, spacing=2.0)
-    assert scores == pytest.approx({"dice": 0.5, "nsd": 8 / 12, "surface_mm": 2.0 * 12 / 12, "volume_error": 0.0,
-                                    "hd95_mm": 2.0 * np.percentile([0, 0, 0, 1, 2, 3], 95)})
+    assert scores == pytest.approx(
+        {
+            "dice": 0.5,
+            "nsd": 8 / 12,
+            "surface_mm": 2.0 * 12 / 12,
+            "volume_error": 0.0,
+            "hd95_mm": 2.0 * np.percentile([0, 0, 0, 1, 2, 3], 95),
+        }
+    )
 
 
 def test_perfect_and_swapped():
     predicted, reference = (labels == 1 for labels in two_alike((20, 20, 20), 3))
     same = evaluation.mask_scores(reference, reference)
     assert same == {"dice": 1, "nsd": 1, "hd95_mm": 0, "surface_mm": 0, "volume_error": 0}
-    forth, back = evaluation.mask_scores(predicted, reference), evaluation.mask_scores(reference, predicted)
+    forth, back = (
+        evaluation.mask_scores(predicted, reference),
+        evaluation.mask_scores(reference, predicted),
+    )
     assert all(forth[m] == pytest.approx(back[m]) for m in ("dice", "nsd", "hd95_mm", "surface_mm"))
     assert (1 + forth["volume_error"]) * (1 + back["volume_error"]) == pytest.approx(1)
 
 
 def test_absent_from_the_reference_is_nan_and_missed_is_zero():
     reference, predicted = np.zeros((2, 8, 8), np.uint8)
-    reference[2:5, 2:5], predicted[2:5, 2:5] = 1, 2  # structure 1 is missed, 2 invented, 3 in neither
+    # structure 1 is missed, 2 invented, 3 in neither
+    reference[2:5, 2:5], predicted[2:5, 2:5] = 1, 2
     one, two, three = evaluation.score_labels(predicted, reference, NAMES)
     assert (one["dice"], one["nsd"], one["volume_error"]) == (0, 0, -1)
     assert math.isnan(one["hd95_mm"]) and math.isnan(one["surface_mm"])
-    assert all(math.isnan(row[metric]) for row in (two, three) for metric in evaluation.STRUCTURE_METRICS)
+    assert all(
+        math.isnan(row[metric]) for row in (two, three) for metric in evaluation.STRUCTURE_METRICS
+    )
 
 
-@pytest.mark.parametrize(("predicted", "message"), [
-    (np.zeros((8, 9), int), r"must share one grid, got \(8, 9\) and \(8, 8\)"),
-    (np.zeros((8, 8)), "must be integers, got float64: take the argmax"),
-    (torch.zeros(8, 8), "must be integers, got float32"),
-    (np.full((8, 8), 4), r"between 0 and 3 \(three\), got 4 to 4"),
-    (np.full((8, 8), -1), "got -1 to -1"),
-])
+@pytest.mark.parametrize(
+    ("predicted", "message"),
+    [
+        (np.zeros((8, 9), int), r"must share one grid, got \(8, 9\) and \(8, 8\)"),
+        (np.zeros((8, 8)), "must be integers, got float64: take the argmax"),
+        (torch.zeros(8, 8), "must be integers, got float32"),
+        (np.full((8, 8), 4), r"between 0 and 3 \(three\), got 4 to 4"),
+        (np.full((8, 8), -1), "got -1 to -1"),
+    ],
+)
 def test_bad_labels_are_refused(predicted, message):
     with pytest.raises(ValueError, match=message):
         evaluation.score_labels(predicted, np.zeros((8, 8), int), NAMES)
@@ -146,12 +184,15 @@ def test_a_reflection_folds_everywhere(factors):
     phi = scaling(factors, (9, 10, 11)[: len(factors)])
     assert evaluation.folding(phi)["folds_percent"] == 100
     inside = evaluation.non_diffeomorphic_volume(phi)[(slice(1, -1),) * len(factors)]
-    np.testing.assert_allclose(inside, abs(np.prod(factors)), rtol=1e-4)  # the whole volume it covers is turned over
+    # the whole volume it covers is turned over
+    np.testing.assert_allclose(inside, abs(np.prod(factors)), rtol=1e-4)
 
 
 @shapes
 def test_half_the_image_reflected(shape):
-    """det J is 1 on one half, -1 on the other and 0 at the crease, and SDlogJ is that of these three values."""
+    """det J is 1 on one half, -1 on the other and 0 at the crease, and SDlogJ is that of these
+    three values.
+    """
     n = shape[0]
     u = torch.zeros(1, len(shape), *shape)
     crease = n // 2
@@ -166,12 +207,18 @@ def test_half_the_image_reflected(shape):
 @shapes
 @pytest.mark.parametrize("size", [0.1, 1.0, 3.0])
 def test_folded_volume_agrees_with_its_authors(shape, size):
-    authors = pytest.importorskip("digital_diffeomorphism", reason="make test installs it: see the Makefile")
+    authors = pytest.importorskip(
+        "digital_diffeomorphism", reason="make test installs it: see the Makefile"
+    )
     u = smooth(shape, size, seed=1)
     function = authors.nda if len(shape) == 2 else authors.ndv
     _, percent, volume, *_ = function(u[0].movedim(0, -1).numpy().copy(), is_disp=True)
-    np.testing.assert_allclose(evaluation.non_diffeomorphic_volume(Deformation(u)), volume, atol=2e-5)
-    assert evaluation.folding(Deformation(u))["ndv_percent"] == pytest.approx(percent, rel=1e-4, abs=1e-5)
+    np.testing.assert_allclose(
+        evaluation.non_diffeomorphic_volume(Deformation(u)), volume, atol=2e-5
+    )
+    assert evaluation.folding(Deformation(u))["ndv_percent"] == pytest.approx(
+        percent, rel=1e-4, abs=1e-5
+    )
     assert (percent > 0.1) == (size > 0.5)
 
 
@@ -183,23 +230,35 @@ def test_central_differences_miss_a_checkerboard(shape):
     measured = evaluation.folding(Deformation(u))
     assert measured["folds_percent"] == 0 and measured["sd_log_j"] == pytest.approx(0, abs=1e-6)
     inside = evaluation.non_diffeomorphic_volume(Deformation(u))[(slice(1, -1),) * len(shape)]
-    # On one side of every voxel the cell is mapped to 1 - 1.6 of its volume, on the other to 1 + 1.6.
+    # On one side of every voxel the cell is mapped to 1 - 1.6 of its volume, on the other to 1 +
+    # 1.6.
     np.testing.assert_allclose(inside.mean(), 0.6 / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [0.3, 3.0])
 def test_sd_log_j_as_learn2reg_computes_it(size):
     u = smooth((14, 15, 16), size, seed=2)
-    gradient = [[ndimage.correlate1d(u[0, c].double().numpy(), [-0.5, 0, 0.5], axis=axis, mode="constant")
-                 for axis in range(3)] for c in range(3)]
+    gradient = [
+        [
+            ndimage.correlate1d(
+                u[0, c].double().numpy(), [-0.5, 0, 0.5], axis=axis, mode="constant"
+            )
+            for axis in range(3)
+        ]
+        for c in range(3)
+    ]
     jacobian = np.moveaxis(np.array(gradient), (0, 1), (-2, -1)) + np.eye(3)
     determinant = np.linalg.det(jacobian)[2:-2, 2:-2, 2:-2]
     measured = evaluation.folding(Deformation(u))
-    assert measured["sd_log_j"] == pytest.approx(np.log((determinant + 3).clip(1e-9, 1e9)).std(), rel=1e-3)
+    assert measured["sd_log_j"] == pytest.approx(
+        np.log((determinant + 3).clip(1e-9, 1e9)).std(), rel=1e-3
+    )
     assert measured["folds_percent"] == pytest.approx(100 * (determinant <= 0).mean(), abs=0.1)
 
 
-@pytest.mark.parametrize("phi", [Deformation.identity((8, 8), batch=2), Deformation.identity((8, 4))])
+@pytest.mark.parametrize(
+    "phi", [Deformation.identity((8, 8), batch=2), Deformation.identity((8, 4))]
+)
 def test_folding_wants_one_deformation_with_an_inside(phi):
     with pytest.raises(ValueError, match="one deformation whose sides are at least 5 voxels"):
         evaluation.folding(phi)
@@ -209,8 +268,9 @@ def test_folding_wants_one_deformation_with_an_inside(phi):
 def test_boundary_is_where_a_face_neighbour_differs(shape):
     labels = blobs(shape, seed=5)
     neighbours = ndimage.generate_binary_structure(len(shape), 1)
-    changed = (ndimage.maximum_filter(labels, footprint=neighbours, mode="nearest") != labels) \
-        | (ndimage.minimum_filter(labels, footprint=neighbours, mode="nearest") != labels)
+    changed = (ndimage.maximum_filter(labels, footprint=neighbours, mode="nearest") != labels) | (
+        ndimage.minimum_filter(labels, footprint=neighbours, mode="nearest") != labels
+    )
     assert np.array_equal(evaluation.boundary(torch.from_numpy(labels)), changed & (labels > 0))
 
 
@@ -221,7 +281,10 @@ def test_endpoint_error_is_a_distance_where_the_labels_are():
     u[0, :, 3:6, 3:6] = torch.tensor([3.0, 4.0]).view(2, 1, 1)  # wrong by 5 voxels, only inside
     u[0, :, 0] = 99.0  # the background does not count
     measured = evaluation.endpoint_error(Deformation(u), Deformation.identity((9, 9)), labels)
-    assert measured["endpoint_voxels"] == pytest.approx(5 * 9 / 25) and measured["endpoint_boundary_voxels"] == 0
+    assert (
+        measured["endpoint_voxels"] == pytest.approx(5 * 9 / 25)
+        and measured["endpoint_boundary_voxels"] == 0
+    )
     nowhere = evaluation.endpoint_error(Deformation(u), Deformation(u), torch.zeros_like(labels))
     assert all(map(math.isnan, nowhere.values()))
 
@@ -234,29 +297,63 @@ def test_segmentation_table(shape):
     scans = [scan("a1", "a", shape, seed=1), scan("b1", "b", shape, seed=2)]
     cohort = cohort_of(*scans)
     table = evaluation.score_segmentation(lambda s: scans[0].labels, cohort, scans)
-    assert table.columns.tolist() == ["task", "case", "subject", "structure", *evaluation.STRUCTURE_METRICS]
-    assert table[["case", "subject"]].drop_duplicates().values.tolist() == [["a1", "a"], ["b1", "b"]]
-    assert (table["task"] == "segmentation").all() and table["structure"].tolist() == [*NAMES[1:]] * 2
+    assert table.columns.tolist() == [
+        "task",
+        "case",
+        "subject",
+        "structure",
+        *evaluation.STRUCTURE_METRICS,
+    ]
+    assert table[["case", "subject"]].drop_duplicates().values.tolist() == [
+        ["a1", "a"],
+        ["b1", "b"],
+    ]
+    assert (table["task"] == "segmentation").all() and table["structure"].tolist() == [
+        *NAMES[1:]
+    ] * 2
     assert (table.loc[table["case"] == "a1", "dice"] == 1).all()
     rows = evaluation.score_labels(scans[0].labels, scans[1].labels, NAMES, cohort.spacing)
-    pd.testing.assert_frame_equal(table[table["case"] == "b1"][[*rows[0]]].reset_index(drop=True), pd.DataFrame(rows))
+    pd.testing.assert_frame_equal(
+        table[table["case"] == "b1"][[*rows[0]]].reset_index(drop=True), pd.DataFrame(rows)
+    )
 
 
 @shapes
 def test_registration_table(shape):
-    """A moving scan that is the fixed one shifted by whole voxels: the shift undoes it, the identity does not."""
+    """A moving scan that is the fixed one shifted by whole voxels: the shift undoes it, the
+    identity does not.
+    """
     fixed = scan("f", shape=shape, seed=3)
     fixed.labels[-3:] = 0  # nothing leaves the grid
     moving = replace(fixed, id="m", subject="m", labels=torch.roll(fixed.labels, 2, 0))
     shift = torch.zeros(1, len(shape), *shape)
     shift[:, 0] = 2.0
-    cohort = cohort_of(moving, fixed, truth=lambda m, f: Deformation(shift if (m.id, f.id) == ("m", "f") else -shift))
-    right = evaluation.score_registration(lambda m, f: Deformation(shift.requires_grad_()), cohort, [(moving, fixed)])
+    cohort = cohort_of(
+        moving,
+        fixed,
+        truth=lambda m, f: Deformation(shift if (m.id, f.id) == ("m", "f") else -shift),
+    )
+    right = evaluation.score_registration(
+        lambda m, f: Deformation(shift.requires_grad_()), cohort, [(moving, fixed)]
+    )
     wrong = evaluation.score_registration(identity, cohort, [(moving, fixed)])
-    assert right.columns.tolist() == ["task", "case", "subject", "structure", *evaluation.STRUCTURE_METRICS,
-                                      "folds_percent", "ndv_percent", "sd_log_j", "endpoint_voxels",
-                                      "endpoint_boundary_voxels"]
-    assert set(right["case"]) == {"m->f"} and set(right["subject"]) == {"f"} and set(right["task"]) == {"registration"}
+    assert right.columns.tolist() == [
+        "task",
+        "case",
+        "subject",
+        "structure",
+        *evaluation.STRUCTURE_METRICS,
+        "folds_percent",
+        "ndv_percent",
+        "sd_log_j",
+        "endpoint_voxels",
+        "endpoint_boundary_voxels",
+    ]
+    assert (
+        set(right["case"]) == {"m->f"}
+        and set(right["subject"]) == {"f"}
+        and set(right["task"]) == {"registration"}
+    )
     assert (right["dice"] == 1).all() and (right["endpoint_voxels"] == 0).all()
     assert (wrong["dice"] < 0.9).all()
     assert (wrong[["endpoint_voxels", "endpoint_boundary_voxels"]] == 2).all(axis=None)
@@ -273,8 +370,12 @@ def test_the_fixed_scan_is_the_reference():
     full, partial = scan("full", seed=1), scan("partial", seed=1)
     partial.labels[partial.labels == 3] = 0
     cohort = cohort_of(full, partial)
-    missed = evaluation.score_registration(identity, cohort, [(partial, full)]).set_index("structure")
-    absent = evaluation.score_registration(identity, cohort, [(full, partial)]).set_index("structure")
+    missed = evaluation.score_registration(identity, cohort, [(partial, full)]).set_index(
+        "structure"
+    )
+    absent = evaluation.score_registration(identity, cohort, [(full, partial)]).set_index(
+        "structure"
+    )
     assert missed["dice"].tolist() == [1, 1, 0] and missed.loc["three", "volume_error"] == -1
     assert absent["dice"].isna().tolist() == [False, False, True]
 
@@ -282,6 +383,7 @@ def test_the_fixed_scan_is_the_reference():
 def test_scans_without_labels_are_named_before_anything_runs():
     def never(*scans):
         raise AssertionError("this should not have been called")
+
     with_labels, without = scan("a"), scan("b", labels=False)
     cohort = cohort_of(with_labels, without)
     with pytest.raises(ValueError, match="scan b has no labels"):
@@ -293,17 +395,25 @@ def test_scans_without_labels_are_named_before_anything_runs():
         evaluation.score_segmentation(never, cohort, [])
 
 
-@pytest.mark.parametrize(("phi", "message"), [
-    (Deformation.identity((12, 13)), r"a->b: .* fixed scan's grid \(12, 14\) was wanted, got 1 on \(12, 13\)"),
-    (Deformation.identity((12, 14), batch=2), "got 2 on"),
-    (Deformation(torch.full((1, 2, 12, 14), torch.nan)), "a->b: .* diverged"),
-])
+@pytest.mark.parametrize(
+    ("phi", "message"),
+    [
+        (
+            Deformation.identity((12, 13)),
+            r"a->b: .* fixed scan's grid \(12, 14\) was wanted, got 1 on \(12, 13\)",
+        ),
+        (Deformation.identity((12, 14), batch=2), "got 2 on"),
+        (Deformation(torch.full((1, 2, 12, 14), torch.nan)), "a->b: .* diverged"),
+    ],
+)
 def test_impossible_deformations_are_refused(phi, message):
     scans = scan("a"), scan("b")
     with pytest.raises(ValueError, match=message):
         evaluation.score_registration(lambda moving, fixed: phi, cohort_of(*scans), [scans])
     with pytest.raises(ValueError, match=message.replace("a->b", "a->b, truth")):
-        evaluation.score_registration(identity, cohort_of(*scans, truth=lambda moving, fixed: phi), [scans])
+        evaluation.score_registration(
+            identity, cohort_of(*scans, truth=lambda moving, fixed: phi), [scans]
+        )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -319,7 +429,9 @@ def test_pairs_are_never_of_one_person(seed):
 
 def test_fewer_pairs_where_there_are_fewer_scans():
     scans = [scan("a1", "a"), scan("a2", "a"), scan("b")]
-    ids = {(moving.id, fixed.id) for moving, fixed in evaluation.registration_pairs(scans, per_fixed=3)}
+    ids = {
+        (moving.id, fixed.id) for moving, fixed in evaluation.registration_pairs(scans, per_fixed=3)
+    }
     assert ids == {("b", "a1"), ("b", "a2"), ("a1", "b"), ("a2", "b")}
     with pytest.raises(ValueError, match=r"no moving scan for scan a1: .* got 1 and 3"):
         evaluation.registration_pairs(scans[:2])
@@ -335,20 +447,32 @@ def scores(rows):
 
 
 def test_per_subject_is_a_mean_of_case_means():
-    table = scores([("a", "x->a", "one", 0.2), ("a", "x->a", "two", 0.4), ("a", "y->a", "one", 0.9),
-                    ("a", "y->a", "two", np.nan), ("b", "x->b", "one", np.nan), ("b", "x->b", "two", 0.5)])
+    table = scores(
+        [
+            ("a", "x->a", "one", 0.2),
+            ("a", "x->a", "two", 0.4),
+            ("a", "y->a", "one", 0.9),
+            ("a", "y->a", "two", np.nan),
+            ("b", "x->b", "one", np.nan),
+            ("b", "x->b", "two", 0.5),
+        ]
+    )
     result = evaluation.per_subject(table)
     assert result.to_dict() == pytest.approx({"a": (0.3 + 0.9) / 2, "b": 0.5})
     counted = evaluation.per_structure(table)
     assert counted.index.tolist() == ["one", "two"]
     assert counted["cases"].tolist() == [3, 3] and counted["undefined"].tolist() == [1, 1]
     assert counted["mean"].tolist() == pytest.approx([0.55, 0.45])
-    assert counted["sd"].tolist() == pytest.approx([np.std([0.2, 0.9], ddof=1), np.std([0.4, 0.5], ddof=1)])
+    assert counted["sd"].tolist() == pytest.approx(
+        [np.std([0.2, 0.9], ddof=1), np.std([0.4, 0.5], ddof=1)]
+    )
 
 
 @pytest.mark.parametrize("column", ["task", "regime"])
 def test_arms_are_not_averaged_together(column):
-    table = scores([("a", "a", "one", 0.2), ("a", "a", "one", 0.4)]).assign(**{column: ["this", "that"]})
+    table = scores([("a", "a", "one", 0.2), ("a", "a", "one", 0.4)]).assign(
+        **{column: ["this", "that"]}
+    )
     for function in (evaluation.per_subject, evaluation.per_structure):
         with pytest.raises(ValueError, match=f"select one {column} first, got this, that"):
             function(table)
@@ -356,10 +480,13 @@ def test_arms_are_not_averaged_together(column):
 
 def test_bootstrap_interval_is_scipys():
     values = np.random.default_rng(0).gamma(2.0, size=40)
-    expected = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile",
-                               rng=np.random.default_rng(1)).confidence_interval
+    expected = stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
     assert evaluation.bootstrap_interval(values) == pytest.approx(tuple(expected), abs=0.02)
-    assert evaluation.bootstrap_interval(values, seed=3) == evaluation.bootstrap_interval(pd.Series(values), seed=3)
+    assert evaluation.bootstrap_interval(values, seed=3) == evaluation.bootstrap_interval(
+        pd.Series(values), seed=3
+    )
     assert all(map(math.isnan, evaluation.bootstrap_interval([1.0])))
 
 
@@ -370,7 +497,9 @@ def test_bootstrap_interval_covers_the_truth():
 
 
 def test_wilcoxon_p_counts_sign_flips():
-    """Under the null hypothesis each difference is as likely negative: all 2^n sign patterns, by brute force."""
+    """Under the null hypothesis each difference is as likely negative: all 2^n sign patterns, by
+    brute force.
+    """
     differences = np.array([0.9, -0.2, 0.5, 0.4, 0.1, 0.7, -0.3])
     ranks = stats.rankdata(abs(differences))
     observed = abs(np.sum(np.sign(differences) * ranks))
@@ -396,18 +525,27 @@ def test_equal_arms_differ_by_nothing():
     assert same == {"difference": 0, "low": 0, "high": 0, "p": 1, "subjects": 3}
 
 
-@pytest.mark.parametrize(("a", "b", "message"), [
-    (pd.Series({"x": 1.0}), pd.Series({"x": 1.0, "y": 2.0}), "not scored in every arm: subjects y"),
-    ([1.0, 2.0], [1.0, 2.0, 3.0], "same subjects, got 2, 3 values"),
-    ([np.nan, 1.0], [1.0, np.nan], "no subject has a number in every arm"),
-])
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (
+            pd.Series({"x": 1.0}),
+            pd.Series({"x": 1.0, "y": 2.0}),
+            "not scored in every arm: subjects y",
+        ),
+        ([1.0, 2.0], [1.0, 2.0, 3.0], "same subjects, got 2, 3 values"),
+        ([np.nan, 1.0], [1.0, np.nan], "no subject has a number in every arm"),
+    ],
+)
 def test_arms_that_do_not_match_are_refused(a, b, message):
     with pytest.raises(ValueError, match=message):
         evaluation.paired_comparison(a, b)
 
 
 def test_five_subjects_never_show_five_percent():
-    assert evaluation.paired_comparison([1.0, 2, 3, 4, 5], [0.0] * 5)["p"] == pytest.approx(2 / 2**5)
+    assert evaluation.paired_comparison([1.0, 2, 3, 4, 5], [0.0] * 5)["p"] == pytest.approx(
+        2 / 2**5
+    )
 
 
 def test_holm_worked_example():
@@ -417,7 +555,9 @@ def test_holm_worked_example():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_holm_is_the_closed_bonferroni_test(seed):
-    """Adjusted p of a hypothesis: the largest Bonferroni p of all the sets of hypotheses it belongs to."""
+    """Adjusted p of a hypothesis: the largest Bonferroni p of all the sets of hypotheses it belongs
+    to.
+    """
     p = np.random.default_rng(seed).beta(0.5, 3, size=6)
     subsets = [list(s) for n in range(1, 7) for s in itertools.combinations(range(6), n)]
     expected = [max(min(1, len(s) * p[s].min()) for s in subsets if i in s) for i in range(6)]
@@ -426,16 +566,21 @@ def test_holm_is_the_closed_bonferroni_test(seed):
 
 def test_share_of_gap_closed():
     rng = np.random.default_rng(0)
-    baseline = rng.normal(0.6, 0.1, size=20)  # subjects differ much, arms little: only pairing sees the gap
+    # subjects differ much, arms little: only pairing sees the gap
+    baseline = rng.normal(0.6, 0.1, size=20)
     full = baseline + rng.normal(0.1, 0.01, size=20)
     quarter = baseline + 0.25 * (full - baseline)
     exact = evaluation.share_of_gap_closed(baseline, quarter, full)
     assert [exact[key] for key in ("share", "low", "high")] == pytest.approx([0.25] * 3)
     noisy = quarter + rng.normal(0, 0.01, size=20)
     result = evaluation.share_of_gap_closed(baseline, noisy, full)
-    expected = stats.bootstrap((baseline, noisy, full), lambda b, j, f, axis: (j.mean(axis) - b.mean(axis))
-                               / (f.mean(axis) - b.mean(axis)), paired=True, method="percentile",
-                               rng=np.random.default_rng(1)).confidence_interval
+    expected = stats.bootstrap(
+        (baseline, noisy, full),
+        lambda b, j, f, axis: (j.mean(axis) - b.mean(axis)) / (f.mean(axis) - b.mean(axis)),
+        paired=True,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
     assert (result["low"], result["high"]) == pytest.approx(tuple(expected), abs=0.01)
     assert result["low"] < result["share"] < result["high"] and result["subjects"] == 20
 
@@ -443,9 +588,11 @@ def test_share_of_gap_closed():
 def test_a_share_of_no_gap_is_nan():
     rng = np.random.default_rng(1)
     baseline, full = rng.normal(size=(2, 12))
-    assert np.ptp(np.sign(evaluation.bootstrap_interval(full - baseline))) == 2  # the gap's interval contains 0
+    # the gap's interval contains 0
+    assert np.ptp(np.sign(evaluation.bootstrap_interval(full - baseline))) == 2
     none = evaluation.share_of_gap_closed(baseline, baseline + 0.1, full)
     assert all(math.isnan(none[key]) for key in ("share", "low", "high")) and none["subjects"] == 12
     assert math.isnan(evaluation.share_of_gap_closed([1.0], [2.0], [3.0])["share"])
-    below = baseline - rng.normal(0.5, 0.1, size=12)  # full supervision clearly worse: no gap to close, either
+    # full supervision clearly worse: no gap to close, either
+    below = baseline - rng.normal(0.5, 0.1, size=12)
     assert math.isnan(evaluation.share_of_gap_closed(baseline, baseline + 0.1, below)["share"])

@@ -1,4 +1,6 @@
-"""Exercises: solutions pass, stubs are told how to begin, every classic mistake gets its own hints, nothing is lost."""
+"""Exercises: solutions pass, stubs are told how to begin, every classic mistake gets its own hints,
+nothing is lost.
+"""
 
 import json
 from pathlib import Path
@@ -40,10 +42,14 @@ def test_the_oracle_passes_its_own_check(name, seed):
 @pytest.mark.parametrize("name, mistake", MISTAKES, ids=lambda value: value)
 def test_every_classic_mistake_gets_its_own_hints(name, mistake):
     exercise = exercises.find(name)
-    assert {exercises.judge(exercise, exercise.mistakes[mistake].made, seed).mistake for seed in range(20)} == {mistake}
+    assert {
+        exercises.judge(exercise, exercise.mistakes[mistake].made, seed).mistake
+        for seed in range(20)
+    } == {mistake}
     hints = exercise.mistakes[mistake].hints
     assert len(set(hints)) == 3 and hints not in [exercise.hints] + [
-        other.hints for key, other in exercise.mistakes.items() if key != mistake]
+        other.hints for key, other in exercise.mistakes.items() if key != mistake
+    ]
 
 
 def unwrapped(capsys):
@@ -64,12 +70,16 @@ def test_a_stub_is_told_how_to_begin(name, stub, capsys, answers):
 def test_a_stub_may_raise():
     def stub(*_):
         raise NotImplementedError
+
     assert exercises.judge(exercises.find(NAMES[0]), stub).unfinished
 
 
 def test_hints_come_one_by_one(capsys):
     name, mistake = MISTAKES[0]
-    wrong, hints = exercises.find(name).mistakes[mistake].made, exercises.find(name).mistakes[mistake].hints
+    wrong, hints = (
+        exercises.find(name).mistakes[mistake].made,
+        exercises.find(name).mistakes[mistake].hints,
+    )
     for shown in (1, 2, 3, 3):
         exercises.check(name, wrong)
         out = unwrapped(capsys)
@@ -99,7 +109,10 @@ def test_progress_counts_and_says_where(answers, capsys):
     exercises.progress()
     out = capsys.readouterr().out
     lesson = NAMES[0].partition(".")[0]
-    assert f"lesson {lesson}: 1 of {len(exercises.exercises_of(lesson))}" in out and str(answers) in out
+    assert (
+        f"lesson {lesson}: 1 of {len(exercises.exercises_of(lesson))}" in out
+        and str(answers) in out
+    )
 
 
 def test_answers_survive_in_any_letters(answers):
@@ -108,12 +121,16 @@ def test_answers_survive_in_any_letters(answers):
     assert json.loads(answers.read_bytes().decode("utf-8"))
 
 
-def test_where_answers_cannot_be_kept_the_verdict_is_said_all_the_same(answers, tmp_path, monkeypatch, capsys):
+def test_where_answers_cannot_be_kept_the_verdict_is_said_all_the_same(
+    answers, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("DEEPATLAS_ANSWERS", str(tmp_path / "file" / "answers.json"))
     exercises.check("01.dice", exercises.find("01.dice").right)
     shown = capsys.readouterr().out
-    assert "✓ Dice of every structure: right" in shown and "Let DEEPATLAS_ANSWERS name a file" in shown
+    assert (
+        "✓ Dice of every structure: right" in shown and "Let DEEPATLAS_ANSWERS name a file" in shown
+    )
 
 
 def test_a_home_in_the_name_of_the_file_is_found(monkeypatch):
@@ -128,28 +145,38 @@ def test_damaged_answers_are_not_overwritten(answers):
     assert answers.read_text() == "[1, 2"
 
 
-@pytest.mark.parametrize("name, text", [("01.zebra", "no exercise '01.zebra': lesson 01 has 01.dice"),
-                                        ("99.dice", "no lesson '99'")])
+@pytest.mark.parametrize(
+    "name, text",
+    [("01.zebra", "no exercise '01.zebra': lesson 01 has 01.dice"), ("99.dice", "no lesson '99'")],
+)
 def test_an_unknown_exercise_is_named(name, text):
     with pytest.raises(ValueError, match=text):
         exercises.check(name, len)
 
 
 def squares(gradient):
-    return exercises.Exercise("squares", lambda d, g: (torch.rand((3,) * d, generator=g),), lambda x: x**2,
-                              ("a", "b", "c"), gradient=gradient)
+    return exercises.Exercise(
+        "squares",
+        lambda d, g: (torch.rand((3,) * d, generator=g),),
+        lambda x: x**2,
+        ("a", "b", "c"),
+        gradient=gradient,
+    )
 
 
-@pytest.mark.parametrize("function, problem", [
-    (lambda x: x**2, ""),
-    (lambda x: x.detach() ** 2, "no gradient comes back"),
-    (lambda x: x.detach() * x, "its gradient is not"),
-    (lambda x: x**3, "was wanted at (0, 0)"),
-    (lambda x: (x**2)[0], "the shape (3, 3) was wanted, got (3,)"),
-    (lambda x: "x", "got 'x'"),
-    (lambda x: np.array(["x"]), "was wanted, got array(['x']"),
-    (lambda x: (x**2).bfloat16(), "was wanted"),
-])
+@pytest.mark.parametrize(
+    "function, problem",
+    [
+        (lambda x: x**2, ""),
+        (lambda x: x.detach() ** 2, "no gradient comes back"),
+        (lambda x: x.detach() * x, "its gradient is not"),
+        (lambda x: x**3, "was wanted at (0, 0)"),
+        (lambda x: (x**2)[0], "the shape (3, 3) was wanted, got (3,)"),
+        (lambda x: "x", "got 'x'"),
+        (lambda x: np.array(["x"]), "was wanted, got array(['x']"),
+        (lambda x: (x**2).bfloat16(), "was wanted"),
+    ],
+)
 def test_value_gradient_and_shape_are_compared(function, problem):
     verdict = exercises.judge(squares(True), function, seed=0)  # at a fixed place
     assert verdict.passed == (not problem) and problem in verdict.problem
@@ -159,10 +186,11 @@ def test_an_answer_cannot_change_what_it_is_compared_with():
     def vandal(x):
         x.zero_()
         return x**2
+
     assert not exercises.judge(squares(False), vandal).passed
 
 
-# --- lessons ---------------------------------------------------------------------------------------------------------
+# --- lessons --------------------------------------------------------------------------------------
 
 
 def cells(lesson, tag):
@@ -184,10 +212,14 @@ def test_a_lesson_has_a_stub_and_a_solution_for_every_exercise(lesson):
 
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_solutions_pass_and_stubs_do_not(lesson, capsys, answers):
-    """As "run all" does: solutions are right, stubs are unfinished or classic mistakes, and progress stays at zero."""
-    imports = "import math\nimport numpy as np\nimport torch\nimport torch.nn.functional as F\n" \
-              "from deepatlas import exercises, losses\n" \
-              "from deepatlas.warp import Deformation, sample\n"
+    """As "run all" does: solutions are right, stubs are unfinished or classic mistakes, and
+    progress stays at zero.
+    """
+    imports = (
+        "import math\nimport numpy as np\nimport torch\nimport torch.nn.functional as F\n"
+        "from deepatlas import exercises, losses\n"
+        "from deepatlas.warp import Deformation, sample\n"
+    )
     for tag, wanted in (("solution", "✓"), ("exercise", "…✗")):
         for cell in cells(lesson, tag):
             exec(imports + cell.source, {})
@@ -195,7 +227,7 @@ def test_solutions_pass_and_stubs_do_not(lesson, capsys, answers):
     assert not any(entry["solved"] for entry in exercises.read_answers().values())
 
 
-# --- for teachers ----------------------------------------------------------------------------------------------------
+# --- for teachers ---------------------------------------------------------------------------------
 
 
 def run(*arguments):
@@ -211,13 +243,19 @@ def test_a_class_is_gathered_in_one_table(tmp_path, answers):
     done = run("collect", *students, "--to", tmp_path / "class.csv")
     assert done.exit_code == 0 and "3 answers of 2 students" in done.output
     table = pd.read_csv(tmp_path / "class.csv")
-    assert table["student"].tolist() == ["ada", "ada", "emmy"] and table["solved"].tolist() == [True, True, False]
+    assert table["student"].tolist() == ["ada", "ada", "emmy"] and table["solved"].tolist() == [
+        True,
+        True,
+        False,
+    ]
     assert table["answer"][1] == "a, b"
 
 
 def test_answers_that_are_not_there_are_named(tmp_path):
     done = run("collect", tmp_path / "nobody.json", "--to", tmp_path / "class.csv")
-    assert "nobody.json: no such file" in str(done.exception) and not (tmp_path / "class.csv").exists()
+    assert (
+        "nobody.json: no such file" in str(done.exception) and not (tmp_path / "class.csv").exists()
+    )
 
 
 def test_two_students_of_one_name_are_refused(tmp_path):
@@ -226,7 +264,10 @@ def test_two_students_of_one_name_are_refused(tmp_path):
         student.parent.mkdir()
         student.write_text("{}")
     done = run("collect", *students, "--to", tmp_path / "class.csv")
-    assert "several files are named ada.json" in str(done.exception) and not (tmp_path / "class.csv").exists()
+    assert (
+        "several files are named ada.json" in str(done.exception)
+        and not (tmp_path / "class.csv").exists()
+    )
 
 
 def test_a_handout_has_the_stubs_but_not_the_solutions(tmp_path):
@@ -248,7 +289,7 @@ def test_a_handout_never_overwrites_answers(tmp_path):
     assert (tmp_path / "01_data.ipynb").read_text() == "my work"
 
 
-# --- questions -------------------------------------------------------------------------------------------------------
+# --- questions ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
@@ -257,7 +298,9 @@ def test_a_quiz_has_five_questions_with_reasons(lesson):
     assert len(questions) == 5
     for item in questions:
         assert sum(option.get("right", False) for option in item["options"]) == 1
-        assert len(item["options"]) >= 3 and all(len(option["why"]) > 20 for option in item["options"])
+        assert len(item["options"]) >= 3 and all(
+            len(option["why"]) > 20 for option in item["options"]
+        )
 
 
 def test_static_questions_are_text_without_answers(capsys, answers):
@@ -265,7 +308,9 @@ def test_static_questions_are_text_without_answers(capsys, answers):
     asking.predict("01.x", "How much?", ["a", "b"], "It is b.", display="static")
     out = capsys.readouterr().out
     assert "How much?" in out and "( ) b" in out and "It is b." not in out and not answers.exists()
-    assert not any(option["why"] in out for item in asking.read_quiz("01") for option in item["options"])
+    assert not any(
+        option["why"] in out for item in asking.read_quiz("01") for option in item["options"]
+    )
 
 
 @pytest.fixture
@@ -281,7 +326,10 @@ def test_in_pages_answers_are_folded_away(widgets, answers):
     assert widgets[0].data.endswith("<details><summary>Reveal</summary>It is b.</details>")
     asking.quiz("01", display="html")
     for page, item in zip(widgets[1:], asking.read_quiz("01"), strict=True):
-        assert page.data.count("<details><summary>") == len(item["options"]) and page.data.count("✓ Right.") == 1
+        assert (
+            page.data.count("<details><summary>") == len(item["options"])
+            and page.data.count("✓ Right.") == 1
+        )
     assert not answers.exists()
 
 
@@ -309,7 +357,8 @@ def test_a_quiz_says_why(widgets, answers):
             button.click()
             assert ("✓" in line.value) == option.get("right", False)
         tried = json.loads(answers.read_text())[f"quiz 01.{widgets.index(box) + 1}"]
-        assert tried["solved"] and tried["tries"] == len(item["options"])  # a later wrong answer takes nothing away
+        # a later wrong answer takes nothing away
+        assert tried["solved"] and tried["tries"] == len(item["options"])
 
 
 def test_a_lesson_without_a_quiz_says_so():

@@ -1,4 +1,6 @@
-"""Parameters, run folders and tables: an experiment from its first word to report.html, at smoke size."""
+"""Parameters, run folders and tables: an experiment from its first word to report.html, at smoke
+size.
+"""
 
 import json
 import re
@@ -31,40 +33,70 @@ def finished(tmp_path_factory):
     return experiments.run(parse({**SMOKE, "labelled": 2}), root)
 
 
-# --- parameters ----------------------------------------------------------------------------------------------------
+# --- parameters -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("values, text", [
-    ({"labeled": 5}, "there is no parameter 'labeled', did you mean 'labelled'"),
-    ({"zebra": 5}, "there is no parameter 'zebra': choose from dataset, profile"),
-    ({"dataset": "hipocampus"}, "no cohort 'hipocampus', did you mean 'hippocampus'"),
-    ({"labelled": 0}, "parameter 'labelled' = 0: input should be greater than or equal to 1"),
-    ({"labelled": 1000}, "labelled must be at most 24, the training scans of phantom-brain in profile class, got 1000"),
-    ({"labelled": "many"}, "parameter 'labelled' = 'many': input should be a valid integer"),
-    ({"labelled": 1.5}, "parameter 'labelled' = 1.5: input should be a valid integer"),
-    ({"dims": 4}, "parameter 'dims' = 4: input should be 2 or 3"),
-    ({"profile": "huge"}, "parameter 'profile' = 'huge': input should be 'smoke', 'class' or 'full'"),
-    ({"reg_rate": "fast"}, "parameter 'reg_rate' = 'fast': input should be a valid number"),
-    ({"reg_rate": 0}, "parameter 'reg_rate' = 0: input should be greater than 0"),
-    ({"reg_rate": float("nan")}, "parameter 'reg_rate' = nan: input should be"),
-    ({"lambda_r": -1}, "parameter 'lambda_r' = -1: input should be greater than or equal to 0"),
-    ({"lambda_a": float("inf")}, "parameter 'lambda_a' = inf: input should be a finite number"),
-    ({"velocity": "perhaps"}, "parameter 'velocity' = 'perhaps': input should be a valid boolean"),
-    ({"similarity": "mi"}, "parameter 'similarity' = 'mi': choose from ncc, lncc, mse"),
-    ({"networks": "paper"}, "networks='paper' is 3D"),
-    ({"networks": "paper", "dims": 3, "velocity": True}, "networks='paper' is 3D and predicts displacements"),
-    ({"networks": "paper", "dims": 3, "profile": "smoke"}, "every side must be divisible by 16"),
-    ({"joint_steps": 1}, "parameter 'joint_steps' = 1: input should be greater than or equal to 2"),
-    ({"profile": ["class"]}, "parameter 'profile' = ['class']: input should be 'smoke'"),
-    ({"dataset": 5}, "no cohort '5'"),
-    ({"labelled": True}, "parameter 'labelled' = True: a number or a word was wanted, not true or false"),
-    ({"dataset": "oasis35", "labelled": 13}, "labelled must be at most 12, the training scans of oasis35"),
-    ({"labelled": 20, "unlabelled": 5}, "unlabelled must be at most 4, what 20 labelled scans leave of 24, got 5"),
-    ({"recipe": "worst"}, "parameter 'recipe' = 'worst': input should be 'paper' or 'best'"),
-    ({"recipe": ["best"]}, "parameter 'recipe' = ['best']: input should be 'paper' or 'best'"),
-    ({"teacher": 1}, "parameter 'teacher' = 1: input should be less than 1"),
-    ({"seg_steps": 0}, "parameter 'seg_steps' = 0: input should be greater than or equal to 1"),
-])
+@pytest.mark.parametrize(
+    "values, text",
+    [
+        ({"labeled": 5}, "there is no parameter 'labeled', did you mean 'labelled'"),
+        ({"zebra": 5}, "there is no parameter 'zebra': choose from dataset, profile"),
+        ({"dataset": "hipocampus"}, "no cohort 'hipocampus', did you mean 'hippocampus'"),
+        ({"labelled": 0}, "parameter 'labelled' = 0: input should be greater than or equal to 1"),
+        (
+            {"labelled": 1000},
+            "labelled must be at most 24, the training scans of phantom-brain in profile class, got 1000",
+        ),
+        ({"labelled": "many"}, "parameter 'labelled' = 'many': input should be a valid integer"),
+        ({"labelled": 1.5}, "parameter 'labelled' = 1.5: input should be a valid integer"),
+        ({"dims": 4}, "parameter 'dims' = 4: input should be 2 or 3"),
+        (
+            {"profile": "huge"},
+            "parameter 'profile' = 'huge': input should be 'smoke', 'class' or 'full'",
+        ),
+        ({"reg_rate": "fast"}, "parameter 'reg_rate' = 'fast': input should be a valid number"),
+        ({"reg_rate": 0}, "parameter 'reg_rate' = 0: input should be greater than 0"),
+        ({"reg_rate": float("nan")}, "parameter 'reg_rate' = nan: input should be"),
+        ({"lambda_r": -1}, "parameter 'lambda_r' = -1: input should be greater than or equal to 0"),
+        ({"lambda_a": float("inf")}, "parameter 'lambda_a' = inf: input should be a finite number"),
+        (
+            {"velocity": "perhaps"},
+            "parameter 'velocity' = 'perhaps': input should be a valid boolean",
+        ),
+        ({"similarity": "mi"}, "parameter 'similarity' = 'mi': choose from ncc, lncc, mse"),
+        ({"networks": "paper"}, "networks='paper' is 3D"),
+        (
+            {"networks": "paper", "dims": 3, "velocity": True},
+            "networks='paper' is 3D and predicts displacements",
+        ),
+        (
+            {"networks": "paper", "dims": 3, "profile": "smoke"},
+            "every side must be divisible by 16",
+        ),
+        (
+            {"joint_steps": 1},
+            "parameter 'joint_steps' = 1: input should be greater than or equal to 2",
+        ),
+        ({"profile": ["class"]}, "parameter 'profile' = ['class']: input should be 'smoke'"),
+        ({"dataset": 5}, "no cohort '5'"),
+        (
+            {"labelled": True},
+            "parameter 'labelled' = True: a number or a word was wanted, not true or false",
+        ),
+        (
+            {"dataset": "oasis35", "labelled": 13},
+            "labelled must be at most 12, the training scans of oasis35",
+        ),
+        (
+            {"labelled": 20, "unlabelled": 5},
+            "unlabelled must be at most 4, what 20 labelled scans leave of 24, got 5",
+        ),
+        ({"recipe": "worst"}, "parameter 'recipe' = 'worst': input should be 'paper' or 'best'"),
+        ({"recipe": ["best"]}, "parameter 'recipe' = ['best']: input should be 'paper' or 'best'"),
+        ({"teacher": 1}, "parameter 'teacher' = 1: input should be less than 1"),
+        ({"seg_steps": 0}, "parameter 'seg_steps' = 0: input should be greater than or equal to 1"),
+    ],
+)
 def test_a_mistake_is_one_sentence(values, text):
     with pytest.raises(ValueError) as caught:
         parse(values)
@@ -77,13 +109,25 @@ def test_two_mistakes_are_both_named():
 
 
 def test_text_from_yaml_and_the_command_line_means_what_it_says():
-    experiment = parse({"seg_rate": "1e-3", "velocity": "false", "dims": "3", "labelled": "5", "seg_steps": None})
-    assert (experiment.seg_rate, experiment.velocity, experiment.dims, experiment.labelled) == (1e-3, False, 3, 5)
+    experiment = parse(
+        {"seg_rate": "1e-3", "velocity": "false", "dims": "3", "labelled": "5", "seg_steps": None}
+    )
+    assert (experiment.seg_rate, experiment.velocity, experiment.dims, experiment.labelled) == (
+        1e-3,
+        False,
+        3,
+        5,
+    )
     assert experiment.seg_steps == parameters.PROFILES["class-3d"]["seg_steps"]
 
 
 def test_a_notebooks_variables_are_its_parameters():
-    assert parameters.from_notebook({"labelled": 2, "_hidden": 1, "In": [], "Out": {}, "torch": torch}).labelled == 2
+    assert (
+        parameters.from_notebook(
+            {"labelled": 2, "_hidden": 1, "In": [], "Out": {}, "torch": torch}
+        ).labelled
+        == 2
+    )
     with pytest.raises(ValueError, match="no parameter 'labeled'"):
         parameters.from_notebook({"labeled": 2})
 
@@ -106,7 +150,13 @@ def test_the_notebooks_parameters_are_the_experiments():
 
 
 def test_the_name_changes_with_every_parameter():
-    others = [{"seed": 1}, {"lambda_r": 2.0}, {"velocity": False}, {"reg_turns": 20}, {"precision": "float32"}]
+    others = [
+        {"seed": 1},
+        {"lambda_r": 2.0},
+        {"velocity": False},
+        {"reg_turns": 20},
+        {"precision": "float32"},
+    ]
     assert len({parse(values).name for values in [{}, *others]}) == 1 + len(others)
 
 
@@ -123,7 +173,7 @@ def test_an_own_similarity_is_one_more_word(monkeypatch):
     assert parse({"similarity": "edges"}).similarity == "edges"
 
 
-# --- budgets -------------------------------------------------------------------------------------------------------
+# --- budgets --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("labelled", [1, 2, 5])
@@ -134,7 +184,9 @@ def test_rivals_and_full_supervision_spend_what_deepatlas_spent(labelled, networ
     total = spent(table, "deepatlas", network, own)
     assert own[f"{network}_control"][network] == own[f"{network}_full"][network] == total
     assert spent(table, f"semi_{network}_control", network, own) == total
-    assert total > spent(table, f"semi_{network}", network, own) > own[f"{network}_baseline"][network]
+    assert (
+        total > spent(table, f"semi_{network}", network, own) > own[f"{network}_baseline"][network]
+    )
 
 
 def test_the_papers_ratio_of_turns():
@@ -146,7 +198,11 @@ def test_joint_arms_are_joint_training_and_what_it_starts_from():
     assert list(parse({"arms": "joint"}).table) == [*baselines, "semi_seg", "deepatlas"]
     assert list(parse({"arms": "joint", "labelled": 5}).table) == [*baselines, "deepatlas"]
     assert list(parse({"arms": "joint", "joint_start": "alike"}).table) == [*baselines, "deepatlas"]
-    assert list(parse({"arms": "joint", "joint_start": "semi"}).table) == [*baselines, *semi, "deepatlas"]
+    assert list(parse({"arms": "joint", "joint_start": "semi"}).table) == [
+        *baselines,
+        *semi,
+        "deepatlas",
+    ]
 
 
 @pytest.mark.parametrize("arms", ["all", "joint"])
@@ -156,9 +212,13 @@ def test_wherever_joint_training_starts_its_budget_is_the_same(labelled, arms):
     for start in ("baselines", "alike", "semi", "none"):
         experiment = parse({"labelled": labelled, "joint_start": start, "arms": arms})
         own = own_steps(experiment)
-        budgets.add(tuple(spent(experiment.table, "deepatlas", name, own) for name in ("seg", "reg")))
+        budgets.add(
+            tuple(spent(experiment.table, "deepatlas", name, own) for name in ("seg", "reg"))
+        )
     assert budgets == {(300 + 2 * 200, 400 + 2 * 400)}
-    assert own["deepatlas"] == {"seg": 700, "reg": 1200}, "untrained networks have it all before them"
+    assert own["deepatlas"] == {"seg": 700, "reg": 1200}, (
+        "untrained networks have it all before them"
+    )
 
 
 def test_recipes_fill_what_the_parameters_leave_open():
@@ -173,16 +233,22 @@ def test_unlabelled_scans_can_be_left_out():
     cohort = datasets.load_cohort("phantom-brain", size="smoke", dims=2)
     some = experiments._some_labelled(cohort, experiment)
     assert [scan.labels is not None for scan in some.train] == [True, True, False]
-    assert len(experiments._some_labelled(cohort, parse({**SMOKE, "labelled": 2})).train) == len(cohort.train) == 4
+    assert (
+        len(experiments._some_labelled(cohort, parse({**SMOKE, "labelled": 2})).train)
+        == len(cohort.train)
+        == 4
+    )
 
 
-# --- a run ---------------------------------------------------------------------------------------------------------
+# --- a run ----------------------------------------------------------------------------------------
 
 
 def test_a_run_scores_every_regime_on_every_test_scan(finished):
     scores = reporting.load_scores(finished)
     assert set(scores["regime"]) == ARMS
-    assert scores.groupby(["task", "regime"])["case"].nunique().loc["segmentation"].unique().tolist() == [3]
+    assert scores.groupby(["task", "regime"])["case"].nunique().loc[
+        "segmentation"
+    ].unique().tolist() == [3]
     assert scores["endpoint_voxels"].notna().sum() == (scores["task"] == "registration").sum()
     identity = scores[scores["regime"] == "identity"]
     assert identity["folds_percent"].eq(0).all() and identity["sd_log_j"].eq(0).all()
@@ -190,7 +256,11 @@ def test_a_run_scores_every_regime_on_every_test_scan(finished):
 
 def test_a_runs_record_says_what_was_done(finished):
     record = json.loads((finished / "run.json").read_text())
-    assert record["finished"] and record["labelled_training_scans"] == 2 and record["labelled_validation_scans"] == 2
+    assert (
+        record["finished"]
+        and record["labelled_training_scans"] == 2
+        and record["labelled_validation_scans"] == 2
+    )
     assert record["experiment"]["labelled"] == 2 and record["mixed_precision"] in (True, False)
     assert set(record["steps"]) == set(record["seconds"]) == set(REGIMES)
     assert record["peak_memory_gib"] > 0 and record["versions"]["torch"] == torch.__version__
@@ -213,10 +283,18 @@ def test_a_finished_run_is_not_repeated(finished, monkeypatch):
 def test_some_regimes_are_trained_or_found(tmp_path, capsys):
     experiment = parse({**SMOKE, "labelled": 2})
     first = experiments.train_or_load(experiment, "semi_seg", root=tmp_path)
-    assert list(first) == ["seg_baseline", "reg_baseline", "semi_seg"] and "found" not in capsys.readouterr().out
+    assert (
+        list(first) == ["seg_baseline", "reg_baseline", "semi_seg"]
+        and "found" not in capsys.readouterr().out
+    )
     second = experiments.train_or_load(experiment, "semi_seg", "semi_reg", root=tmp_path)
     said = capsys.readouterr().out.splitlines()
-    assert ["found in" in line for line in said if line.startswith("[")] == [True, True, True, False]
+    assert ["found in" in line for line in said if line.startswith("[")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     for name, weights in first["semi_seg"]["seg"].state_dict().items():
         assert torch.equal(weights, second["semi_seg"]["seg"].state_dict()[name])
     history = pd.read_csv(tmp_path / experiment.name / "history.csv")
@@ -224,7 +302,9 @@ def test_some_regimes_are_trained_or_found(tmp_path, capsys):
     assert not json.loads((tmp_path / experiment.name / "run.json").read_text())["finished"]
 
 
-def test_what_was_trained_before_is_read_from_a_folder_that_cannot_be_written(finished, monkeypatch):
+def test_what_was_trained_before_is_read_from_a_folder_that_cannot_be_written(
+    finished, monkeypatch
+):
     monkeypatch.setattr("os.replace", lambda *_: pytest.fail("something was written"))
     experiments.train_or_load(parse({**SMOKE, "labelled": 2}), "deepatlas", root=finished.parent)
 
@@ -234,9 +314,15 @@ def test_what_the_lessons_train_can_be_trained_before_class(tmp_path, monkeypatc
     done = CliRunner().invoke(app, ["warm", "profile=smoke"])
     assert done.exit_code == 0, done.output
     experiment = parse({"profile": "smoke", "dims": 2})
-    lessons = [lesson.read_text(encoding="utf-8") for lesson in (experiments.PROJECT / "notebooks").glob("0*.ipynb")]
-    asked = [re.findall(r"(\w+)\\\"", call) for lesson in lessons
-             for call in re.findall(r"train_or_load\(experiment, (.*?)\)", lesson)]
+    lessons = [
+        lesson.read_text(encoding="utf-8")
+        for lesson in (experiments.PROJECT / "notebooks").glob("0*.ipynb")
+    ]
+    asked = [
+        re.findall(r"(\w+)\\\"", call)
+        for lesson in lessons
+        for call in re.findall(r"train_or_load\(experiment, (.*?)\)", lesson)
+    ]
     assert len(asked) >= 2
     for keys in asked:
         experiments.train_or_load(experiment, *keys)
@@ -247,7 +333,9 @@ def test_what_the_lessons_train_can_be_trained_before_class(tmp_path, monkeypatc
 def test_a_run_goes_on_from_regimes_trained_before(tmp_path, finished):
     experiment = parse({**SMOKE, "labelled": 2})
     experiments.train_or_load(experiment, "semi_reg", root=tmp_path)
-    scores, others = (reporting.load_scores(f) for f in (experiments.run(experiment, tmp_path), finished))
+    scores, others = (
+        reporting.load_scores(f) for f in (experiments.run(experiment, tmp_path), finished)
+    )
     pd.testing.assert_frame_equal(scores, others)
 
 
@@ -257,15 +345,25 @@ def test_each_network_works_alone(finished):
     pairs = evaluation.registration_pairs(cohort.test, 3, 0)
     scores = reporting.load_scores(finished)
     for task, rows in (
-        ("segmentation", evaluation.score_segmentation(terms.segmenter(nets["seg"]), cohort, cohort.test)),
-        ("registration", evaluation.score_registration(terms.registrar(nets["reg"]), cohort, pairs)),
+        (
+            "segmentation",
+            evaluation.score_segmentation(terms.segmenter(nets["seg"]), cohort, cohort.test),
+        ),
+        (
+            "registration",
+            evaluation.score_registration(terms.registrar(nets["reg"]), cohort, pairs),
+        ),
     ):
         kept = scores[(scores["task"] == task) & (scores["regime"] == "deepatlas")]
-        assert rows["dice"].to_numpy() == pytest.approx(kept["dice"].to_numpy(), abs=1e-4, nan_ok=True)
+        assert rows["dice"].to_numpy() == pytest.approx(
+            kept["dice"].to_numpy(), abs=1e-4, nan_ok=True
+        )
 
 
 def test_loading_what_is_not_there(finished, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such regime in this run: choose from seg_baseline"):
+    with pytest.raises(
+        FileNotFoundError, match="no such regime in this run: choose from seg_baseline"
+    ):
         experiments.load_networks(finished, "semi")
     with pytest.raises(FileNotFoundError, match="not a run folder"):
         reporting.load_record(tmp_path)
@@ -275,7 +373,10 @@ def begun_on_a_gpu(finished, tmp_path, **more):
     """A copy of the finished run whose record speaks of a device that is nowhere."""
     folder = tmp_path / finished.name
     shutil.copytree(finished, folder)
-    record = json.loads((folder / "run.json").read_text()) | {"device": "cuda:99", "finished": False}
+    record = json.loads((folder / "run.json").read_text()) | {
+        "device": "cuda:99",
+        "finished": False,
+    }
     (folder / "run.json").write_text(json.dumps(record | more))
     return parse(record["experiment"])
 
@@ -285,12 +386,16 @@ def test_what_a_gpu_has_trained_is_found_where_there_is_none(finished, tmp_path,
     moved = []
     monkeypatch.setattr(torch.nn.Module, "cpu", lambda net: moved.append(net) or net)
     found = experiments.train_or_load(experiment, "deepatlas", root=tmp_path)
-    assert {id(net) for nets in found.values() for net in nets.values()} == {id(net) for net in moved}
+    assert {id(net) for nets in found.values() for net in nets.values()} == {
+        id(net) for net in moved
+    }
 
 
 def test_what_a_gpu_has_begun_goes_on_there_only(finished, tmp_path):
     experiment = begun_on_a_gpu(finished, tmp_path, steps={})
-    with pytest.raises(ValueError, match=r"begun on the device 'cuda:99', which cannot train here .*DEEPATLAS_RUNS"):
+    with pytest.raises(
+        ValueError, match=r"begun on the device 'cuda:99', which cannot train here .*DEEPATLAS_RUNS"
+    ):
         experiments.run(experiment, tmp_path)
 
 
@@ -320,10 +425,16 @@ def test_a_run_on_changed_data_is_refused(finished, tmp_path):
         reporting.load_record(folder)
 
 
-@pytest.mark.parametrize("name, text", [
-    ("run.json", "run.json: damaged, or written by another version"),
-    ("deepatlas/checkpoint.pt", "checkpoint.pt: cannot be read .* the file is damaged: remove it"),
-])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("run.json", "run.json: damaged, or written by another version"),
+        (
+            "deepatlas/checkpoint.pt",
+            "checkpoint.pt: cannot be read .* the file is damaged: remove it",
+        ),
+    ],
+)
 @pytest.mark.parametrize("content", [b"", b"half a fi", b"{}"])
 def test_a_damaged_file_is_named(finished, tmp_path, name, text, content):
     shutil.copytree(finished, tmp_path / "run")
@@ -335,16 +446,26 @@ def test_a_damaged_file_is_named(finished, tmp_path, name, text, content):
 def test_the_labelled_scans_are_drawn_by_their_own_seed(tmp_path, monkeypatch):
     drawn = []
     hide = data.Cohort.hide_labels
-    monkeypatch.setattr(data.Cohort, "hide_labels", lambda cohort, keep, seed: drawn.append((keep, seed)) or
-                        hide(cohort, keep, seed))
+    monkeypatch.setattr(
+        data.Cohort,
+        "hide_labels",
+        lambda cohort, keep, seed: drawn.append((keep, seed)) or hide(cohort, keep, seed),
+    )
     experiments.run(parse({**SMOKE, "label_seed": 7}), tmp_path)
     assert set(drawn) == {(1, 7)} and parse({"seed": 3}).label_seed == 3
 
 
-@pytest.mark.parametrize("values", [
-    {"dims": 3}, {"labelled": 4}, {"recipe": "paper"}, {"teacher": 0.9, "passes": 2, "fourth_case": True},
-    {"labelled": 2, "unlabelled": 0, "arms": "joint", "joint_start": "none"}],
-    ids=["3D", "all labelled", "the paper's recipe", "means beyond the paper", "ablations"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"dims": 3},
+        {"labelled": 4},
+        {"recipe": "paper"},
+        {"teacher": 0.9, "passes": 2, "fourth_case": True},
+        {"labelled": 2, "unlabelled": 0, "arms": "joint", "joint_start": "none"},
+    ],
+    ids=["3D", "all labelled", "the paper's recipe", "means beyond the paper", "ablations"],
+)
 def test_other_experiments_run_too(values, tmp_path):
     folder = experiments.run(parse({**SMOKE, **values}), tmp_path)
     assert reporting.results_table(folder)["Dice %"].between(0, 100).all()
@@ -352,27 +473,45 @@ def test_other_experiments_run_too(values, tmp_path):
 
 @pytest.mark.parametrize("dataset", ["hippocampus", "oasis35", "oasis35-cortex"])
 def test_real_scans_run_too(dataset, real_data, tmp_path):
-    folder = experiments.run(parse({"dataset": dataset, "profile": "smoke", "device": "cpu"}), tmp_path)
+    folder = experiments.run(
+        parse({"dataset": dataset, "profile": "smoke", "device": "cpu"}), tmp_path
+    )
     table = reporting.results_table(folder)
-    assert table.loc[("registration", "No registration"), "Dice %"] > 20 and "error voxels" not in table
+    assert (
+        table.loc[("registration", "No registration"), "Dice %"] > 20
+        and "error voxels" not in table
+    )
 
 
-# --- the command ---------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def command(*arguments, **options):
-    return subprocess.run([sys.executable, "-m", "deepatlas.cli", *map(str, arguments)], capture_output=True, text=True,
-                          **options)
+    return subprocess.run(
+        [sys.executable, "-m", "deepatlas.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        **options,
+    )
 
 
-@pytest.mark.parametrize("arguments, text", [
-    (["run", "labeled=5"], "deepatlas: there is no parameter 'labeled', did you mean 'labelled'"),
-    (["run", "dataset=["], "deepatlas: parameter 'dataset': '[' is not a plain value"),
-    (["run", "labelled"], "deepatlas: parameters are written NAME=VALUE"),
-    (["run", "device=cuda:99", "profile=smoke"], "deepatlas: device 'cuda:99' cannot train here"),
-    (["data", "oasis"], "deepatlas: there is no cohort 'oasis', did you mean 'oasis35'"),
-    (["table", "/nowhere"], "deepatlas: /nowhere: not a run folder"),
-])
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (
+            ["run", "labeled=5"],
+            "deepatlas: there is no parameter 'labeled', did you mean 'labelled'",
+        ),
+        (["run", "dataset=["], "deepatlas: parameter 'dataset': '[' is not a plain value"),
+        (["run", "labelled"], "deepatlas: parameters are written NAME=VALUE"),
+        (
+            ["run", "device=cuda:99", "profile=smoke"],
+            "deepatlas: device 'cuda:99' cannot train here",
+        ),
+        (["data", "oasis"], "deepatlas: there is no cohort 'oasis', did you mean 'oasis35'"),
+        (["table", "/nowhere"], "deepatlas: /nowhere: not a run folder"),
+    ],
+)
 def test_a_mistake_on_the_command_line_ends_with_one_sentence(arguments, text, tmp_path):
     done = command(*arguments, *(["--root", tmp_path] if arguments[0] == "run" else []))
     assert done.returncode == 1 and done.stderr.startswith(text) and done.stderr.count("\n") == 1
@@ -382,9 +521,15 @@ def test_a_mistake_on_the_command_line_ends_with_one_sentence(arguments, text, t
 def test_the_command_runs_an_interrupted_experiment_to_its_end_with_a_notebook(tmp_path):
     values = ["profile=smoke", "dims=2", "seg_steps=60", "device=cpu"]
     arguments = ["run", *values, "--root", tmp_path / "stopped"]
-    process = subprocess.Popen([sys.executable, "-m", "deepatlas.cli", *map(str, arguments)], stderr=subprocess.PIPE,
-                               stdout=subprocess.DEVNULL, text=True)
-    while not list(tmp_path.glob("stopped/*/seg_baseline/checkpoint.pt")) and process.poll() is None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deepatlas.cli", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    while (
+        not list(tmp_path.glob("stopped/*/seg_baseline/checkpoint.pt")) and process.poll() is None
+    ):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
@@ -392,14 +537,21 @@ def test_the_command_runs_an_interrupted_experiment_to_its_end_with_a_notebook(t
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "stopped").iterdir()
-    torch.set_num_threads(json.loads((folder / "run.json").read_text())["threads"])  # last bits depend on it
-    uninterrupted = experiments.run(parse({"profile": "smoke", "dims": 2, "seg_steps": 60, "device": "cpu"}), tmp_path)
+    # last bits depend on it
+    torch.set_num_threads(json.loads((folder / "run.json").read_text())["threads"])
+    uninterrupted = experiments.run(
+        parse({"profile": "smoke", "dims": 2, "seg_steps": 60, "device": "cpu"}), tmp_path
+    )
     assert (folder / "scores.csv").read_bytes() == (uninterrupted / "scores.csv").read_bytes()
     assert not (experiments.runs_folder() / folder.name).exists()
     assert "DeepAtlas" in done.stdout and str(folder / "report.html") in done.stdout
     report = (folder / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?:https?:)?//[^"]+', report)
-    assert report.count("<img alt=") == 6 and "Traceback" not in report and "Full supervision" in report
+    assert (
+        report.count("<img alt=") == 6
+        and "Traceback" not in report
+        and "Full supervision" in report
+    )
     printed = command("table", folder).stdout
     assert "cerebellum" in printed and "Label propagation" in printed
 
@@ -407,15 +559,24 @@ def test_the_command_runs_an_interrupted_experiment_to_its_end_with_a_notebook(t
 def test_the_command_lists_and_checks_data():
     assert "CC BY-SA 4.0" in command("data").stdout
     shown = command("data", "phantom-knee", "--size", "smoke", "--dims", "2").stdout
-    assert "femoral cartilage" in shown and "4 training, 2 validation and 3 test scans of 32 x 32 voxels" in shown
+    assert (
+        "femoral cartilage" in shown
+        and "4 training, 2 validation and 3 test scans of 32 x 32 voxels" in shown
+    )
 
 
 def test_the_readmes_python_runs(finished, monkeypatch, capsys):
     """On a run of smoke size: the README shows the default one."""
-    blocks = re.findall(r"```python\n(.*?)```", (experiments.PROJECT / "README.md").read_text(encoding="utf-8"), re.S)
+    blocks = re.findall(
+        r"```python\n(.*?)```",
+        (experiments.PROJECT / "README.md").read_text(encoding="utf-8"),
+        re.S,
+    )
     monkeypatch.setattr(experiments, "run", lambda experiment: finished)
     load = datasets.load_cohort
-    monkeypatch.setattr(datasets, "load_cohort", lambda name, **how: load(name, size="smoke", **how))
+    monkeypatch.setattr(
+        datasets, "load_cohort", lambda name, **how: load(name, size="smoke", **how)
+    )
     for code in blocks:
         exec(code, {})
     assert len(blocks) == 2

@@ -1,4 +1,6 @@
-"""A training that is watched, the loss explorer and the sweep explorer: what they send, ask for and refuse."""
+"""A training that is watched, the loss explorer and the sweep explorer: what they send, ask for and
+refuse.
+"""
 
 import asyncio
 import dataclasses
@@ -24,8 +26,14 @@ def row(step, **terms):
 
 def watched(display="live", pause=0.0):
     moving, fixed, phi = pair(PAIR)
-    watch = explorers.view_training(moving, fixed, register=lambda m, f: phi, segment=lambda scan: scan.labels,
-                                    structures=NAMES, display=display)
+    watch = explorers.view_training(
+        moving,
+        fixed,
+        register=lambda m, f: phi,
+        segment=lambda scan: scan.labels,
+        structures=NAMES,
+        display=display,
+    )
     watch.PAUSE, watch.SHARE = pause, 1.0
     return watch
 
@@ -33,21 +41,34 @@ def watched(display="live", pause=0.0):
 def test_training_calls_the_watch_with_every_row_and_the_networks_of_the_moment(tmp_path):
     cohort, seen = disks(), []
     nets = {"seg": networks.SegmentationNet(2, 3), "reg": networks.RegistrationNet(2)}
-    watch = explorers.view_training(*cohort.validation, register=terms.registrar(nets["reg"]),
-                                    segment=terms.segmenter(nets["seg"]))
+    watch = explorers.view_training(
+        *cohort.validation,
+        register=terms.registrar(nets["reg"]),
+        segment=terms.segmenter(nets["seg"]),
+    )
     watch.PAUSE, watch.SHARE = 0.0, 1.0
     watch.widget.observe(lambda change: seen.append(change["new"]), "frame")
-    settings = training.Settings({"seg": 4, "reg": 8}, learning_rates={"seg": 1e-2, "reg": 1e-2}, validations=3,
-                                 watch=watch)
-    history = training.train(nets, cohort, REGIMES["deepatlas"], settings, tmp_path, lambda: {"seg": 0.5, "reg": 0.4})
+    settings = training.Settings(
+        {"seg": 4, "reg": 8}, learning_rates={"seg": 1e-2, "reg": 1e-2}, validations=3, watch=watch
+    )
+    history = training.train(
+        nets, cohort, REGIMES["deepatlas"], settings, tmp_path, lambda: {"seg": 0.5, "reg": 0.4}
+    )
     assert watch.history == history and len(history) == 12
     assert len(set(seen)) > 6  # the networks change, and so do the pictures
-    assert set(watch.widget.curves) >= {"similarity (reg)", "regularity (reg)", "anatomy (reg)",
-                                        "supervised (seg)", "validation Dice (seg)"}
+    assert set(watch.widget.curves) >= {
+        "similarity (reg)",
+        "regularity (reg)",
+        "anatomy (reg)",
+        "supervised (seg)",
+        "validation Dice (seg)",
+    }
     assert watch.widget.curves["validation Dice (reg)"]["y"] == [0.4] * 3
     later = explorers.view_training(*cohort.validation)  # of a training that is only loaded
     settings = dataclasses.replace(settings, watch=later)
-    training.train(nets, cohort, REGIMES["deepatlas"], settings, tmp_path, lambda: pytest.fail("trained again"))
+    training.train(
+        nets, cohort, REGIMES["deepatlas"], settings, tmp_path, lambda: pytest.fail("trained again")
+    )
     assert later.history == history and set(later.widget.curves) == set(watch.widget.curves)
 
 
@@ -55,11 +76,24 @@ def test_watching_changes_no_bit_of_the_training(tmp_path):
     def trained(watch):
         torch.manual_seed(0)
         nets = {"seg": networks.SegmentationNet(2, 3), "reg": networks.RegistrationNet(2)}
-        look = explorers.view_training(*disks().validation, register=terms.registrar(nets["reg"]),
-                                       segment=terms.segmenter(nets["seg"])) if watch else None
-        training.train(nets, disks(), REGIMES["deepatlas"], training.Settings({"seg": 3, "reg": 5}, watch=look),
-                       tmp_path / str(watch))
+        look = (
+            explorers.view_training(
+                *disks().validation,
+                register=terms.registrar(nets["reg"]),
+                segment=terms.segmenter(nets["seg"]),
+            )
+            if watch
+            else None
+        )
+        training.train(
+            nets,
+            disks(),
+            REGIMES["deepatlas"],
+            training.Settings({"seg": 3, "reg": 5}, watch=look),
+            tmp_path / str(watch),
+        )
         return [p for net in nets.values() for p in net.state_dict().values()]
+
     assert all(torch.equal(a, b) for a, b in zip(trained(False), trained(True), strict=True))
 
 
@@ -85,6 +119,7 @@ def test_a_slow_look_is_taken_rarely(monkeypatch):
     def slow():
         now[0] += 1.0
         return look()
+
     watch.look = slow
     watch.widget.observe(sent.append, "curves")
     for step in range(1, 2001):
@@ -98,7 +133,10 @@ def test_curves_are_means_of_spans():
     history[499]["validation_reg"] = 0.5
     history[999]["validation_reg"] = float("nan")
     found = explorers.curves(history, points=10)
-    assert found["similarity (reg)"] == {"x": list(range(100, 1001, 100)), "y": [n + 50.5 for n in range(0, 1000, 100)]}
+    assert found["similarity (reg)"] == {
+        "x": list(range(100, 1001, 100)),
+        "y": [n + 50.5 for n in range(0, 1000, 100)],
+    }
     assert found["validation Dice (reg)"] == {"x": [500], "y": [0.5]}
     assert "anatomy (reg)" not in found  # a term that is not there
     assert explorers.curves([]) == {}
@@ -118,9 +156,11 @@ def test_without_a_widget_the_figure_comes_after_the_training(capsys, monkeypatc
 
 def constant(calls):
     """A registration that shifts by lambda_r voxels and writes down what it was asked for."""
+
     def register(moving, fixed, **wish):
         calls.append(wish)
         return Deformation(torch.full((1, 2, *PAIR), wish["lambda_r"]))
+
     return register
 
 
@@ -138,8 +178,12 @@ def test_the_sliders_ask_for_another_registration():
 
     def slide():
         explorer.lambda_r.value, explorer.similarity.value = 2.0, "ncc"
+
     elsewhere(slide)
-    assert calls[-1] == {"lambda_r": pytest.approx(2.0), "lambda_a": 0, "similarity": "ncc"} and len(calls) == 3
+    assert (
+        calls[-1] == {"lambda_r": pytest.approx(2.0), "lambda_a": 0, "similarity": "ncc"}
+        and len(calls) == 3
+    )
     assert explorer.viewer.data != before
     assert explorer.verdict.value.startswith("Dice ") and "folds 0.00 %" in explorer.verdict.value
     assert not any(slider.continuous_update for slider in (explorer.lambda_r, explorer.lambda_a))
@@ -154,6 +198,7 @@ def test_of_several_wishes_the_latest_wins():
         for value in (1.0, 2.0, 4.0):
             explorer.lambda_r.value = value
         await asyncio.sleep(0.2)
+
     elsewhere(lambda: asyncio.run(hurry()))
     assert [round(call["lambda_r"], 3) for call in calls] == [0.2, 4.0]
 
@@ -164,11 +209,14 @@ def test_without_a_kernel_there_is_a_grid_of_finished_registrations(display):
     moving, fixed, _ = pair(PAIR)
     shown = explorers.explore_losses(moving, fixed, constant(calls), NAMES, display=display)
     assert shown.data.startswith("<img alt=") and "lambda_r 10, lambda_a 3: Dice" in shown.data
-    assert {(call["lambda_r"], call["lambda_a"]) for call in calls} == {(r, a) for r in (0.01, 0.1, 1.0, 10.0)
-                                                                        for a in (0.0, 3.0)}
+    assert {(call["lambda_r"], call["lambda_a"]) for call in calls} == {
+        (r, a) for r in (0.01, 0.1, 1.0, 10.0) for a in (0.0, 3.0)
+    }
 
 
-TABLE = pd.DataFrame({"Dice %": [70.0, 75.0, 72.0], "folds %": [0.0, 0.5, 2.0]}, index=["stiff", "good", "loose"])
+TABLE = pd.DataFrame(
+    {"Dice %": [70.0, 75.0, 72.0], "folds %": [0.0, 0.5, 2.0]}, index=["stiff", "good", "loose"]
+)
 
 
 def test_a_point_of_a_sweep_shows_its_warp():
@@ -177,6 +225,7 @@ def test_a_point_of_a_sweep_shows_its_warp():
     def load(name):
         loaded.append(name)
         return viewers.view_scan(noise(PAIR))
+
     box = explorers.explore_sweep(TABLE, load)
     scatter, shown = box.children
     assert loaded == ["stiff"] and scatter.meta["points"][1] == [0.5, 75.0, "good"]
@@ -184,17 +233,21 @@ def test_a_point_of_a_sweep_shows_its_warp():
     scatter.chosen = 2
     assert loaded == ["stiff", "loose"] and shown.children != first
     scatter.chosen = 0
-    assert shown.children == first and loaded == ["stiff", "loose"]  # seen before: not computed again
+    # seen before: not computed again
+    assert shown.children == first and loaded == ["stiff", "loose"]
     empty = pd.concat([pd.DataFrame({"Dice %": [50.0]}, index=["segmentation"]), TABLE])
-    assert len(explorers.explore_sweep(empty, load).children[0].meta["points"]) == 3  # a row without folds is left out
+    # a row without folds is left out
+    assert len(explorers.explore_sweep(empty, load).children[0].meta["points"]) == 3
     static = explorers.explore_sweep(empty, load, display="static")
-    assert "nan" not in static.data.partition(' src=')[0]
+    assert "nan" not in static.data.partition(" src=")[0]
     assert static.data.startswith("<img alt=") and "good 75.0 at 0.50" in static.data
 
 
 @pytest.mark.parametrize("table", [TABLE.iloc[:0], TABLE[["Dice %"]]])
 def test_a_table_without_runs_or_columns_is_refused(table):
-    with pytest.raises(ValueError, match=r"wants the columns \['folds %', 'Dice %'\] and a row for each run, got"):
+    with pytest.raises(
+        ValueError, match=r"wants the columns \['folds %', 'Dice %'\] and a row for each run, got"
+    ):
         explorers.explore_sweep(table, lambda name: None)
 
 
@@ -202,7 +255,9 @@ def test_bad_scans_are_refused_before_anything_is_drawn():
     moving, fixed, _ = pair(PAIR)
     broken = noise(PAIR)
     broken.image[0, 0, 0] = np.nan
-    for call in (lambda: explorers.view_training(moving, broken),
-                 lambda: explorers.explore_losses(broken, fixed, constant([]))):
+    for call in (
+        lambda: explorers.view_training(moving, broken),
+        lambda: explorers.explore_losses(broken, fixed, constant([])),
+    ):
         with pytest.raises(ValueError, match="holds NaN"):
             call()

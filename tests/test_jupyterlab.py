@@ -24,7 +24,8 @@ CELLS = (
     "explorers.explore_sweep(TABLE, lambda name: ipywidgets.Label('the warp of ' + name))",
     "print('busy')\nfor step in range(1, 240):\n"
     "    watch(row(step, similarity=1 / step, anatomy=0.5 - step / 1000))\n    time.sleep(0.05)\nprint('free again')",
-    "print('cursor', scan_viewer.i, scan_viewer.j, scan_viewer.k)",  # run again when the kernel is free
+    # run again when the kernel is free
+    "print('cursor', scan_viewer.i, scan_viewer.j, scan_viewer.k)",
 )
 
 
@@ -40,16 +41,26 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def notebook(lab, browser):
-    """A function that opens a notebook of the lab: its page, the errors on its console, and requests that leave."""
+    """A function that opens a notebook of the lab: its page, the errors on its console, and
+    requests that leave.
+    """
+
     def opened(name):
         page = browser.new_page(viewport={"width": 1500, "height": 3600})
         errors, outside = [], []
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(f"{error} {error.stack}"))
-        page.on("request", lambda r: None if re.match(r"(http|ws)://127\.0\.0\.1|data:|blob:", r.url)
-                else outside.append(r.url))
+        page.on(
+            "request",
+            lambda r: (
+                None
+                if re.match(r"(http|ws)://127\.0\.0\.1|data:|blob:", r.url)
+                else outside.append(r.url)
+            ),
+        )
         open_notebook(page, lab, name)
         return page, errors, outside
+
     return opened
 
 
@@ -63,7 +74,9 @@ def running(notebook):
 
 
 def cursor(page):
-    return re.search(r"voxel (\d+) (\d+) (\d+)", page.locator(".deepatlas .status").first.text_content()).groups()
+    return re.search(
+        r"voxel (\d+) (\d+) (\d+)", page.locator(".deepatlas .status").first.text_content()
+    ).groups()
 
 
 def test_the_picture_changes_while_the_kernel_is_busy(running):
@@ -100,13 +113,19 @@ def test_a_training_is_seen_while_it_runs(running):
     page.wait_for_timeout(1500)
     assert int(view.get_attribute("data-draws")) >= first + 2
     assert printed(page, "free again").count() == 0
-    assert view.locator("canvas[role=img]").count() == 4 and view.locator("canvas[data-source]").count() == 2
-    assert "similarity (reg): now" in view.locator("canvas[role=img]").first.get_attribute("aria-label")
+    assert (
+        view.locator("canvas[role=img]").count() == 4
+        and view.locator("canvas[data-source]").count() == 2
+    )
+    assert "similarity (reg): now" in view.locator("canvas[role=img]").first.get_attribute(
+        "aria-label"
+    )
 
 
 def test_both_viewers_are_there_and_python_hears_of_the_cursor(running):
     page, _, _ = running
-    assert page.locator(".deepatlas .stack").count() == 3 + 3 + 3  # a scan, a registration, the loss explorer's
+    # a scan, a registration, the loss explorer's
+    assert page.locator(".deepatlas .stack").count() == 3 + 3 + 3
     printed(page, "free again").wait_for()
     page.locator(".jp-CodeCell .cm-content").last.click()
     page.keyboard.press("Shift+Enter")
@@ -119,8 +138,12 @@ def test_the_loss_explorer_shows_another_registration(running):
     before = warped.evaluate("canvas => canvas.toDataURL()")
     page.locator(".noUi-handle").nth(1).focus()
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("([n, before]) => document.querySelectorAll('canvas.base[data-source=warped]')[n]"
-                           ".toDataURL() !== before", arg=[1, before], timeout=10000)
+    page.wait_for_function(
+        "([n, before]) => document.querySelectorAll('canvas.base[data-source=warped]')[n]"
+        ".toDataURL() !== before",
+        arg=[1, before],
+        timeout=10000,
+    )
 
 
 def test_a_click_on_a_finished_run_shows_its_warp(running):
@@ -128,7 +151,8 @@ def test_a_click_on_a_finished_run_shows_its_warp(running):
     assert page.get_by_text("the warp of stiff").count() == 1
     scatter = page.locator("canvas[role=slider]")
     box = scatter.bounding_box()
-    scatter.click(position={"x": 287 / 840 * box["width"], "y": 60 / 560 * box["height"]})  # 0.5 % folds, 75 % Dice
+    # 0.5 % folds, 75 % Dice
+    scatter.click(position={"x": 287 / 840 * box["width"], "y": 60 / 560 * box["height"]})
     page.get_by_text("the warp of good").wait_for()
     page.keyboard.press("ArrowRight")
     page.get_by_text("the warp of loose").wait_for()
@@ -147,8 +171,11 @@ def test_nothing_went_wrong_and_nothing_left_the_machine(running, notebook):
 def test_a_saved_notebook_holds_no_widget(tmp_path, display):
     from nbclient import NotebookClient
 
-    cells = (CELLS[0], f"viewers.view_scan(noise(), NAMES, display={display!r})",
-             f"viewers.view_registration(*pair(), NAMES, display={display!r})")
+    cells = (
+        CELLS[0],
+        f"viewers.view_scan(noise(), NAMES, display={display!r})",
+        f"viewers.view_registration(*pair(), NAMES, display={display!r})",
+    )
     saved = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
     NotebookClient(saved, kernel_name="python3").execute(cwd=tmp_path)
     text = nbformat.writes(saved)

@@ -1,4 +1,6 @@
-"""What the method must achieve, over three seeds: minutes, not seconds. Tolerances were set before the runs."""
+"""What the method must achieve, over three seeds: minutes, not seconds. Tolerances were set before
+the runs.
+"""
 
 import numpy as np
 import pandas as pd
@@ -21,7 +23,8 @@ from deepatlas import (
 from deepatlas.data import Batch
 from deepatlas.regimes import Regime
 
-pytestmark = pytest.mark.timeout(3600)  # the first test waits for all trainings: ten minutes on two cores
+# the first test waits for all trainings: ten minutes on two cores
+pytestmark = pytest.mark.timeout(3600)
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +32,18 @@ def arms(tmp_path_factory):
     """The rows that tutorials_data/results/short.toml leaves: one per arm and seed."""
     root = tmp_path_factory.mktemp("learning")
     todo = evidence.read_sweep(evidence.RESULTS / "short.toml")
-    return evidence.collect([experiments.run(experiment, root) for experiment in todo], root / "results")[0]
+    return evidence.collect(
+        [experiments.run(experiment, root) for experiment in todo], root / "results"
+    )[0]
 
 
 @pytest.fixture(scope="module")
 def dice(arms):
     """Mean test Dice in percent, {(task, regime): one number for each seed}."""
-    return {key: rows.sort_values("seed")["Dice %"].to_numpy() for key, rows in arms.groupby(["task", "regime"])}
+    return {
+        key: rows.sort_values("seed")["Dice %"].to_numpy()
+        for key, rows in arms.groupby(["task", "regime"])
+    }
 
 
 def gain(dice, task, better, worse):
@@ -59,26 +67,30 @@ def test_segmentation_taught_by_registration_beats_one_label_alone(dice):
 
 @pytest.mark.learning
 def test_all_labels_are_worth_no_less_than_one(dice):
-    """So short a training does not yet show more: see tutorials_data/results for the distance at class size."""
+    """So short a training does not yet show more: see tutorials_data/results for the distance at
+    class size.
+    """
     assert gain(dice, "segmentation", "seg_full", "seg_control").mean() > -1.5
 
 
 @pytest.mark.learning
 def test_committed_rows_can_be_had_again(arms):
-    """Within the 1.5 points of PROTOCOL.md, in the mean over seeds, where a network took at least 200 steps (or none):
-    what is stopped earlier still changes by points from step to step."""
+    """Within the 1.5 points of PROTOCOL.md, in the mean over seeds, where a network took at least
+    200 steps (or none): what is stopped earlier still changes by points from step to step."""
     keys = ["dataset", "seed", "changed", "task", "regime"]
     committed = pd.read_csv(evidence.RESULTS / "arms.csv")
     both = arms.merge(committed, on=keys, suffixes=("", " committed"))
     assert len(both) == len(arms)
-    assert (both["steps"] == both["steps committed"]).all(), "the committed rows are of another method: run it again"
+    assert (both["steps"] == both["steps committed"]).all(), (
+        "the committed rows are of another method: run it again"
+    )
     both = both[(both["steps"] >= 200) | (both["steps"] == 0)]
     assert both["regime"].nunique() >= 8
     means = both.groupby(["task", "regime"])[["Dice %", "Dice % committed"]].mean()
     assert (means["Dice %"] - means["Dice % committed"]).abs().max() < 1.5, means.to_string()
 
 
-# --- what the lessons say, of the networks that come with the project ------------------------------------------------
+# --- what the lessons say, of the networks that come with the project -----------------------------
 
 SEEDS = (0, 1, 2)
 
@@ -88,44 +100,83 @@ def test_folds_fall_as_regularity_rises():
     """Lesson 04: on every pair, and none are left at 5."""
     cohort = datasets.load_cohort("phantom-brain", dims=2)
     for moving, fixed in zip(cohort.test[:3], cohort.test[3:6], strict=True):
-        folds = [evaluation.folding(registration.optimise_pair(
-            moving.image[None], fixed.image[None], similarity=losses.lncc, regularity=weight, rate=0.3,
-        ))["folds_percent"] for weight in (0.0, 0.05, 0.5, 5.0)]
+        folds = [
+            evaluation.folding(
+                registration.optimise_pair(
+                    moving.image[None],
+                    fixed.image[None],
+                    similarity=losses.lncc,
+                    regularity=weight,
+                    rate=0.3,
+                )
+            )["folds_percent"]
+            for weight in (0.0, 0.05, 0.5, 5.0)
+        ]
         assert folds == sorted(folds, reverse=True) and folds[0] > 1 and folds[-1] == 0
 
 
 @pytest.mark.learning
 def test_linear_warping_flatters():
-    """Lessons 02 and 07: the most probable of linearly warped labels scores higher than nearest-warped ones."""
+    """Lessons 02 and 07: the most probable of linearly warped labels scores higher than
+    nearest-warped ones.
+    """
     for seed in SEEDS:
         cohort = datasets.load_cohort("phantom-knee", dims=2, seed=seed)
         moving, fixed = cohort.test[:2]
         phi = cohort.truth(moving, fixed)
         linear = phi.warp(Batch.of([moving], len(cohort.structures)).one_hot)[0].argmax(0)
         nearest = phi.warp_labels(moving.labels[None])[0]
-        dice = [np.nanmean([row["dice"] for row in evaluation.score_labels(labels, fixed.labels, cohort.structures)])
-                for labels in (linear, nearest)]
+        dice = [
+            np.nanmean(
+                [
+                    row["dice"]
+                    for row in evaluation.score_labels(labels, fixed.labels, cohort.structures)
+                ]
+            )
+            for labels in (linear, nearest)
+        ]
         assert dice[0] > dice[1] + 0.002
 
 
 def taught(seed, teach, steps=60):
-    """Dice on four test scans of the segmentation network that comes with the project, after ``teach(nets, steps)``."""
+    """Dice on four test scans of the segmentation network that comes with the project, after
+    ``teach(nets, steps)``.
+    """
     nets, _ = weights.load("phantom-brain")
     cohort = datasets.load_cohort("phantom-brain", dims=2)
     teach(nets, cohort, seed, steps)
-    return evaluation.score_segmentation(terms.segmenter(nets["seg"]), cohort, cohort.test[:4])["dice"].mean()
+    return evaluation.score_segmentation(terms.segmenter(nets["seg"]), cohort, cohort.test[:4])[
+        "dice"
+    ].mean()
 
 
 @pytest.mark.learning
 def test_two_guesses_that_teach_each_other_agree_on_something_wrong(tmp_path):
-    """Lesson 05: left to themselves they lose at least .05 of Dice; with a label on one side they do not."""
+    """Lesson 05: left to themselves they lose at least .05 of Dice; with a label on one side they
+    do not.
+    """
+
     def by(labelled, fourth_case):
         def teach(nets, cohort, seed, steps):
-            settings = training.Settings({"seg": steps}, terms.Weights(anatomy=10.0), "lncc", {"seg": 4e-3}, 2,
-                                         options={"fourth_case": fourth_case}, seed=seed)
-            training.train(nets, cohort.hide_labels(labelled), Regime("guesses", ("seg",), consults=True), settings,
-                           tmp_path / f"{seed}-{labelled}")
+            settings = training.Settings(
+                {"seg": steps},
+                terms.Weights(anatomy=10.0),
+                "lncc",
+                {"seg": 4e-3},
+                2,
+                options={"fourth_case": fourth_case},
+                seed=seed,
+            )
+            training.train(
+                nets,
+                cohort.hide_labels(labelled),
+                Regime("guesses", ("seg",), consults=True),
+                settings,
+                tmp_path / f"{seed}-{labelled}",
+            )
+
         return teach
+
     before = taught(0, lambda *_: None)
     for seed in SEEDS:
         assert taught(seed, by(0, True)) < before - 0.05
@@ -135,14 +186,28 @@ def test_two_guesses_that_teach_each_other_agree_on_something_wrong(tmp_path):
 @pytest.mark.learning
 def test_an_untrained_registration_teaches_worse_than_a_trained_one(tmp_path):
     """Lesson 05: by at least .01 of Dice."""
+
     def by(trained):
         def teach(nets, cohort, seed, steps):
             partner = nets["reg"] if trained else networks.RegistrationNet(2, velocity=True)
-            settings = training.Settings({"seg": steps}, terms.Weights(anatomy=10.0, supervised=10.0), "lncc",
-                                         {"seg": 4e-3}, 2, seed=seed)
-            training.train({"seg": nets["seg"], "reg": partner}, cohort.hide_labels(1),
-                           Regime("taught", ("seg",), consults=True), settings, tmp_path / f"{seed}-{trained}")
+            settings = training.Settings(
+                {"seg": steps},
+                terms.Weights(anatomy=10.0, supervised=10.0),
+                "lncc",
+                {"seg": 4e-3},
+                2,
+                seed=seed,
+            )
+            training.train(
+                {"seg": nets["seg"], "reg": partner},
+                cohort.hide_labels(1),
+                Regime("taught", ("seg",), consults=True),
+                settings,
+                tmp_path / f"{seed}-{trained}",
+            )
+
         return teach
+
     for seed in SEEDS:
         assert taught(seed, by(True)) > taught(seed, by(False)) + 0.01
 
@@ -150,6 +215,7 @@ def test_an_untrained_registration_teaches_worse_than_a_trained_one(tmp_path):
 @pytest.mark.learning
 def test_a_network_that_is_taught_by_itself_gets_worse():
     """Lesson 05: by at least .02 of Dice, while it agrees with itself: its loss stays below .2."""
+
     def itself(nets, cohort, seed, steps):
         net, draw = nets["seg"].train(), torch.Generator().manual_seed(seed)
         optimiser, lost = torch.optim.Adam(net.parameters(), 2e-3), []
@@ -163,5 +229,6 @@ def test_a_network_that_is_taught_by_itself_gets_worse():
             optimiser.step()
             lost.append(loss.item())
         assert np.mean(lost[-10:]) < 0.2
+
     before = taught(0, lambda *_: None)
     assert all(taught(seed, itself) < before - 0.02 for seed in SEEDS)

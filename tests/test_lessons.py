@@ -22,17 +22,28 @@ def test_every_lesson_was_measured():
 @pytest.mark.parametrize("path", lessons.paths(), ids=lambda path: path.stem)
 def test_a_header_says_what_was_measured_of_this_code(path):
     row = ROWS[path.stem]
-    assert row["code"] == lessons.code_hash(path), f"the code of {path.stem} has changed: deepatlas measure {path.stem}"
+    assert row["code"] == lessons.code_hash(path), (
+        f"the code of {path.stem} has changed: deepatlas measure {path.stem}"
+    )
     (header,) = lessons.HEADER.findall(path.read_text(encoding="utf-8"))
     assert header[1] == lessons.cost(row)
-    assert row["cores"] >= 2 and row["first_seconds"] < 300 * row["cores"] / 2, "five minutes on two cores"
+    assert row["cores"] >= 2 and row["first_seconds"] < 300 * row["cores"] / 2, (
+        "five minutes on two cores"
+    )
 
 
-@pytest.mark.parametrize("first, again, words", [
-    (118, 22, "2 minutes to run on 2 processor cores the first time, 25 seconds afterwards; 0.6 GiB"),
-    (11.2, 10.9, "15 seconds to run on 2 processor cores; 0.6 GiB"),
-    (90, 89, "90 seconds to run on 2 processor cores; 0.6 GiB"),
-])
+@pytest.mark.parametrize(
+    "first, again, words",
+    [
+        (
+            118,
+            22,
+            "2 minutes to run on 2 processor cores the first time, 25 seconds afterwards; 0.6 GiB",
+        ),
+        (11.2, 10.9, "15 seconds to run on 2 processor cores; 0.6 GiB"),
+        (90, 89, "90 seconds to run on 2 processor cores; 0.6 GiB"),
+    ],
+)
 def test_durations_are_rounded_upwards(first, again, words):
     assert lessons.cost(ROW | {"first_seconds": first, "again_seconds": again}) == words
 
@@ -43,38 +54,56 @@ def test_a_header_is_written_in_its_place(tmp_path):
     code, before = lessons.code_hash(path), nbformat.read(path, 4)
     lessons.write_header(path, ROW)
     after = nbformat.read(path, 4)
-    changed = [(a.source, b.source) for a, b in zip(before.cells, after.cells, strict=True) if a != b]
-    assert len(changed) == 1 and "the first time, 25 seconds afterwards; 0.6 GiB of memory" in changed[0][1]
+    changed = [
+        (a.source, b.source) for a, b in zip(before.cells, after.cells, strict=True) if a != b
+    ]
+    assert (
+        len(changed) == 1
+        and "the first time, 25 seconds afterwards; 0.6 GiB of memory" in changed[0][1]
+    )
     assert lessons.code_hash(path) == code
-    path.write_text(re.sub("Time:", "Duration:", path.read_text(encoding="utf-8")), encoding="utf-8")
+    path.write_text(
+        re.sub("Time:", "Duration:", path.read_text(encoding="utf-8")), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match="was wanted, found 0"):
         lessons.write_header(path, ROW)
 
 
-@pytest.mark.parametrize("code, kernel", [("import os; os._exit(1)", "python3"), ("1 + 1", "no-such-kernel")])
+@pytest.mark.parametrize(
+    "code, kernel", [("import os; os._exit(1)", "python3"), ("1 + 1", "no-such-kernel")]
+)
 def test_a_kernel_that_dies_or_is_not_there_is_one_sentence(tmp_path, code, kernel):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata={
-        "kernelspec": {"name": kernel, "display_name": kernel, "language": "python"}})
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(code)],
+        metadata={"kernelspec": {"name": kernel, "display_name": kernel, "language": "python"}},
+    )
     nbformat.write(notebook, tmp_path / "short.ipynb")
     with pytest.raises(ValueError, match=r"short\.ipynb: no kernel ran it to its end"):
         reporting.execute(tmp_path / "short.ipynb", {})
 
 
 def test_a_lesson_is_measured_from_an_empty_folder_and_again(tmp_path, monkeypatch):
-    """With a notebook of our own that keeps something in the folder of runs, as a lesson does, and a diary."""
+    """With a notebook of our own that keeps something in the folder of runs, as a lesson does, and
+    a diary.
+    """
     monkeypatch.setenv("DEEPATLAS_RUNS", str(tmp_path))
-    parameters = nbformat.v4.new_code_cell('display: str = "live"', metadata={"tags": ["parameters"]})
+    parameters = nbformat.v4.new_code_cell(
+        'display: str = "live"', metadata={"tags": ["parameters"]}
+    )
     body = nbformat.v4.new_code_cell(
         "from deepatlas.experiments import runs_folder\n"
         f"with open({str(tmp_path / 'diary')!r}, 'a') as diary:\n"
         "    diary.write(f\"{display}, trained before: {(runs_folder() / 'trained').exists()}\\n\")\n"
-        "(runs_folder() / 'trained').write_text('')")
+        "(runs_folder() / 'trained').write_text('')"
+    )
     path = tmp_path / "lesson.ipynb"
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[parameters, body], metadata=kernel), path)
     row = lessons.measure(path)
-    assert (tmp_path / "diary").read_text().splitlines() == ["static, trained before: False",
-                                                            "static, trained before: True"]
+    assert (tmp_path / "diary").read_text().splitlines() == [
+        "static, trained before: False",
+        "static, trained before: True",
+    ]
     assert row["first_seconds"] > 0 < row["again_seconds"] and 0.05 < row["memory_gib"] < 4
     assert not (tmp_path / "trained").exists()
 

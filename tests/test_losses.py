@@ -1,4 +1,6 @@
-"""Losses, each against an independent library or a formula worked out by hand; then gradients, precision, errors."""
+"""Losses, each against an independent library or a formula worked out by hand; then gradients,
+precision, errors.
+"""
 
 import itertools
 
@@ -15,14 +17,26 @@ TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-9}
 both = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])
 shapes = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)], ids=["2D", "3D"])
 similarities = pytest.mark.parametrize("loss", [losses.mse, losses.ncc, losses.lncc])
-DICES = {"soft_dice": losses.soft_dice, "soft_dice of integers": lambda p, q: losses.soft_dice(p, q.argmax(1))}
-ALL = {"mse": losses.mse, "ncc": losses.ncc, "lncc": losses.lncc, "lncc 3": lambda a, b: losses.lncc(a, b, 3),
-       "diffusion": lambda a, _: losses.diffusion(a), "bending_energy": lambda a, _: losses.bending_energy(a), **DICES}
+DICES = {
+    "soft_dice": losses.soft_dice,
+    "soft_dice of integers": lambda p, q: losses.soft_dice(p, q.argmax(1)),
+}
+ALL = {
+    "mse": losses.mse,
+    "ncc": losses.ncc,
+    "lncc": losses.lncc,
+    "lncc 3": lambda a, b: losses.lncc(a, b, 3),
+    "diffusion": lambda a, _: losses.diffusion(a),
+    "bending_energy": lambda a, _: losses.bending_energy(a),
+    **DICES,
+}
 every = pytest.mark.parametrize("name", ALL)
 
 
 def random(*shape, dtype=torch.float64, seed=0):
-    return torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.rand(
+        *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    ).to(dtype)
 
 
 def two_images(shape, dtype=torch.float64, channels=2):
@@ -50,23 +64,28 @@ def assert_number(actual, expected, tolerance=1e-9):
     assert float(actual) == pytest.approx(float(expected), rel=tolerance, abs=tolerance)
 
 
-# --- similarity ----------------------------------------------------------------------------------------------------
+# --- similarity -----------------------------------------------------------------------------------
 
 
 @both
 @shapes
 def test_mse_is_the_mean_squared_difference(shape, dtype):
     a, b = two_images(shape, dtype)
-    assert_number(losses.mse(a, b), np.mean((a.double() - b.double()).numpy() ** 2), TOLERANCE[dtype])
+    assert_number(
+        losses.mse(a, b), np.mean((a.double() - b.double()).numpy() ** 2), TOLERANCE[dtype]
+    )
 
 
 @both
 @shapes
 def test_ncc_is_one_minus_pearsons_r_of_each_image(shape, dtype):
     a, b = two_images(shape, dtype)
-    a[0], b[1] = 7 * a[0] + 3, -b[1]  # images of different contrast: a mean over images, not one r of all voxels
-    r = [pearsonr(x.flatten().double(), y.flatten().double()).statistic
-         for x, y in zip(a.flatten(0, 1), b.flatten(0, 1), strict=True)]
+    # images of different contrast: a mean over images, not one r of all voxels
+    a[0], b[1] = 7 * a[0] + 3, -b[1]
+    r = [
+        pearsonr(x.flatten().double(), y.flatten().double()).statistic
+        for x, y in zip(a.flatten(0, 1), b.flatten(0, 1), strict=True)
+    ]
     assert_number(losses.ncc(a, b), 1 - np.mean(r), TOLERANCE[dtype])
 
 
@@ -79,7 +98,9 @@ def test_ncc_ignores_scale_and_offset_but_sees_inversion(shape):
 
 
 def windows_by_loops(a, b, window):
-    """Mean of Pearson's r squared over the windows of two arrays (I, J, K), each cut off at the border."""
+    """Mean of Pearson's r squared over the windows of two arrays (I, J, K), each cut off at the
+    border.
+    """
     r = window // 2
     values = []
     for centre in itertools.product(*map(range, a.shape)):
@@ -93,9 +114,14 @@ def windows_by_loops(a, b, window):
 @pytest.mark.parametrize("window", [3, 5, 9, 31])
 def test_lncc_is_a_mean_of_squared_correlations_in_truncated_windows(shape, dtype, window):
     shape = tuple(n - 2 for n in shape)
-    a, b = (100 * x for x in two_images(shape, dtype, channels=1))  # variances far above the small constant
-    expected = 1 - np.mean([windows_by_loops(x.numpy(), y.numpy(), window)
-                            for x, y in zip(a[:, 0].double(), b[:, 0].double(), strict=True)])
+    # variances far above the small constant
+    a, b = (100 * x for x in two_images(shape, dtype, channels=1))
+    expected = 1 - np.mean(
+        [
+            windows_by_loops(x.numpy(), y.numpy(), window)
+            for x, y in zip(a[:, 0].double(), b[:, 0].double(), strict=True)
+        ]
+    )
     assert_number(losses.lncc(a, b, window), expected, 10 * TOLERANCE[dtype])
 
 
@@ -103,9 +129,13 @@ def test_lncc_is_a_mean_of_squared_correlations_in_truncated_windows(shape, dtyp
 @pytest.mark.parametrize("window", [3, 5, 9])
 def test_lncc_agrees_with_monai_away_from_the_border(shape, window):
     """MONAI sees zeros outside: with a margin of zeros no window is cut off in either."""
-    a, b = (torch.nn.functional.pad(100 * x, [window] * (2 * len(shape))) for x in two_images(shape, channels=1))
-    monai = LocalNormalizedCrossCorrelationLoss(len(shape), window, "rectangular", reduction="none", smooth_nr=0,
-                                                smooth_dr=1e-9)
+    a, b = (
+        torch.nn.functional.pad(100 * x, [window] * (2 * len(shape)))
+        for x in two_images(shape, channels=1)
+    )
+    monai = LocalNormalizedCrossCorrelationLoss(
+        len(shape), window, "rectangular", reduction="none", smooth_nr=0, smooth_dr=1e-9
+    )
     squared = -monai(a, b)
     assert_number(losses.lncc(a, b, window), 1 - squared.mean(), 1e-7)
 
@@ -133,15 +163,19 @@ def test_lncc_refuses_a_window_without_a_centre(window):
 
 @similarities
 def test_similarities_refuse_images_of_different_shape(loss):
-    with pytest.raises(ValueError, match=r"one shape were wanted, got \(1, 1, 5, 6\) and \(1, 1, 6, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"one shape were wanted, got \(1, 1, 5, 6\) and \(1, 1, 6, 5\)"
+    ):
         loss(torch.zeros(1, 1, 5, 6), torch.zeros(1, 1, 6, 5))
 
 
-# --- regularity ----------------------------------------------------------------------------------------------------
+# --- regularity -----------------------------------------------------------------------------------
 
 
 def quadratic(shape, dtype=torch.float64, seed=0):
-    """A displacement (2, D, ...) quadratic in x, and the squared Frobenius norm of its Hessians, averaged over B."""
+    """A displacement (2, D, ...) quadratic in x, and the squared Frobenius norm of its Hessians,
+    averaged over B.
+    """
     d = len(shape)
     hessians = random(2, d, d, d, seed=seed) - 0.5
     hessians = hessians + hessians.transpose(-1, -2)
@@ -180,8 +214,13 @@ def test_bending_energy_is_zero_for_affine_and_rigid_deformations(shape):
 @shapes
 def test_bending_energy_sees_the_checkerboard_that_central_differences_do_not(shape):
     d = len(shape)
-    board = (-1.0) ** voxel_grid(shape, torch.zeros((), dtype=torch.float64)).sum(0).expand(1, d, *shape)
-    assert all(np.abs(np.gradient(board[0, 0].numpy(), axis=i)[(slice(1, -1),) * d]).max() == 0 for i in range(d))
+    board = (-1.0) ** voxel_grid(shape, torch.zeros((), dtype=torch.float64)).sum(0).expand(
+        1, d, *shape
+    )
+    assert all(
+        np.abs(np.gradient(board[0, 0].numpy(), axis=i)[(slice(1, -1),) * d]).max() == 0
+        for i in range(d)
+    )
     assert_number(losses.bending_energy(board), d * 16 * d**2)  # every second difference is 4 or -4
 
 
@@ -195,7 +234,9 @@ def field(side, dims):
 @pytest.mark.parametrize(("dims", "side"), [(2, 64), (3, 32)])
 def test_doubling_the_grid_quarters_bending_energy_and_keeps_diffusion(dims, side):
     coarse, fine = field(side, dims), field(2 * side, dims)
-    assert float(losses.bending_energy(coarse) / losses.bending_energy(fine)) == pytest.approx(4, rel=0.02)
+    assert float(losses.bending_energy(coarse) / losses.bending_energy(fine)) == pytest.approx(
+        4, rel=0.02
+    )
     assert float(losses.diffusion(coarse) / losses.diffusion(fine)) == pytest.approx(1, rel=0.05)
 
 
@@ -210,11 +251,13 @@ def test_diffusion_of_an_affine_field_is_its_matrix_squared(shape, dtype):
 @shapes
 def test_diffusion_is_the_squared_difference_of_neighbours(shape):
     u = random(2, len(shape), *shape)
-    expected = sum(np.mean(np.sum(np.diff(u.numpy(), axis=axis) ** 2, axis=1)) for axis in range(2, u.ndim))
+    expected = sum(
+        np.mean(np.sum(np.diff(u.numpy(), axis=axis) ** 2, axis=1)) for axis in range(2, u.ndim)
+    )
     assert_number(losses.diffusion(u), expected)
 
 
-# --- overlap -------------------------------------------------------------------------------------------------------
+# --- overlap --------------------------------------------------------------------------------------
 
 
 @both
@@ -232,8 +275,10 @@ def test_soft_dice_agrees_with_monai(shape, dtype):
 def test_soft_dice_of_integers_is_that_of_their_one_hot(shape, dtype):
     p, q = two_inputs("soft_dice", shape, dtype)
     p.requires_grad_()
-    values = [losses.soft_dice(p, labels) for labels in (q.argmax(1), q.argmax(1).to(torch.uint8),
-                                                         one_hot(q.argmax(1)))]
+    values = [
+        losses.soft_dice(p, labels)
+        for labels in (q.argmax(1), q.argmax(1).to(torch.uint8), one_hot(q.argmax(1)))
+    ]
     gradients = [torch.autograd.grad(value, p)[0] for value in values]
     for value, gradient in zip(values[:2], gradients[:2], strict=True):
         assert_number(value.detach(), values[2].detach(), TOLERANCE[dtype])
@@ -248,15 +293,25 @@ def test_soft_dice_by_hand():
     assert_number(losses.soft_dice(truth.roll(1, 1), truth), 1, 1e-6)  # no structure overlaps
 
 
-@pytest.mark.parametrize("labels", [torch.zeros(2, 4, 4), torch.zeros(2, 1, 4, 4, dtype=torch.long),
-                                    torch.zeros(2, 4, 5, dtype=torch.long), torch.zeros(2, 2, 4, 4)])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.zeros(2, 4, 4),
+        torch.zeros(2, 1, 4, 4, dtype=torch.long),
+        torch.zeros(2, 4, 5, dtype=torch.long),
+        torch.zeros(2, 2, 4, 4),
+    ],
+)
 def test_soft_dice_refuses_a_target_that_does_not_fit(labels):
-    with pytest.raises(ValueError, match=r"probabilities \(2, 3, 4, 4\) want a target of that shape, or integer "
-                                         r"labels .* got \(.*\) of torch"):
+    with pytest.raises(
+        ValueError,
+        match=r"probabilities \(2, 3, 4, 4\) want a target of that shape, or integer "
+        r"labels .* got \(.*\) of torch",
+    ):
         losses.soft_dice(torch.zeros(2, 3, 4, 4), labels)
 
 
-# --- gradients and precision ---------------------------------------------------------------------------------------
+# --- gradients and precision ----------------------------------------------------------------------
 
 
 @every
@@ -266,7 +321,9 @@ def test_gradients_are_those_of_finite_differences(name, shape):
     scale = 1 if name in DICES else 10
     if name not in DICES:
         b.requires_grad_()
-    assert torch.autograd.gradcheck(lambda a, b: ALL[name](scale * a, scale * b), (a.requires_grad_(), b))
+    assert torch.autograd.gradcheck(
+        lambda a, b: ALL[name](scale * a, scale * b), (a.requires_grad_(), b)
+    )
 
 
 @every
@@ -291,8 +348,13 @@ def test_double_precision_is_kept(name):
 @pytest.mark.parametrize("images", ["constant", "both constant", "faint", "far from zero", "black"])
 def test_similarities_survive_hard_images(loss, images):
     a, b = two_images((12, 13, 14), torch.float32, channels=1)
-    a = {"constant": torch.full_like(a, 0.3), "both constant": torch.full_like(a, 0.3), "faint": 1e-4 * a,
-         "far from zero": 1000 + 0.01 * a, "black": torch.zeros_like(a)}[images].requires_grad_()
+    a = {
+        "constant": torch.full_like(a, 0.3),
+        "both constant": torch.full_like(a, 0.3),
+        "faint": 1e-4 * a,
+        "far from zero": 1000 + 0.01 * a,
+        "black": torch.zeros_like(a),
+    }[images].requires_grad_()
     b = torch.full_like(b, 0.7) if images == "both constant" else b
     value = loss(a, b)
     value.backward()
@@ -317,13 +379,22 @@ def test_lncc_stays_accurate_beside_a_bright_flat_region(shape):
 
 @shapes
 def test_a_variance_lost_to_rounding_is_never_negative(shape):
-    a, b = (x.requires_grad_() for x in two_images(tuple(4 * n for n in shape), torch.float32, channels=1))
+    a, b = (
+        x.requires_grad_()
+        for x in two_images(tuple(4 * n for n in shape), torch.float32, channels=1)
+    )
     bright = torch.zeros_like(a)
     bright[..., : a.shape[-1] // 2] = 1e4  # window variances of the rounding are about 10
-    values = [losses.lncc(x, y, 5) for x, y in ((bright + 1e-3 * a, b), (b, bright), (bright, bright + 1e-3 * b))]
+    values = [
+        losses.lncc(x, y, 5)
+        for x, y in ((bright + 1e-3 * a, b), (b, bright), (bright, bright + 1e-3 * b))
+    ]
     for value in values:
         assert 0 <= value <= 1
-    assert all(torch.isfinite(g).all() and g.abs().max() < 1e3 for g in torch.autograd.grad(sum(values), (a, b)))
+    assert all(
+        torch.isfinite(g).all() and g.abs().max() < 1e3
+        for g in torch.autograd.grad(sum(values), (a, b))
+    )
 
 
 @similarities

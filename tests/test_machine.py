@@ -1,4 +1,6 @@
-"""The machine: a device that trains is picked, an unusable one is named, and the doctor always has an answer."""
+"""The machine: a device that trains is picked, an unusable one is named, and the doctor always has
+an answer.
+"""
 
 import re
 
@@ -7,8 +9,14 @@ import torch
 
 from deepatlas import datasets, machine
 
-ABSENT = [name for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
-          if not there]
+ABSENT = [
+    name
+    for name, there in (
+        ("cuda", torch.cuda.is_available()),
+        ("mps", torch.backends.mps.is_available()),
+    )
+    if not there
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +37,23 @@ def test_auto_picks_a_device_that_trains():
 
 @pytest.mark.parametrize("wanted", [*ABSENT, "nonsense", "", "cuda:99", "cpu:x", "meta"])
 def test_an_unusable_device_is_one_clear_sentence(wanted):
-    with pytest.raises(ValueError, match=r"cannot train here \(.+\): choose 'auto' or 'cpu'") as caught:
+    with pytest.raises(
+        ValueError, match=r"cannot train here \(.+\): choose 'auto' or 'cpu'"
+    ) as caught:
         machine.pick_device(wanted)
     assert str(caught.value).startswith(f"device {wanted!r} ")
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("first\nsecond"), AssertionError(), NotImplementedError("")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("first\nsecond"), AssertionError(), NotImplementedError("")]
+)
 def test_a_device_that_lacks_an_operation_is_passed_over(monkeypatch, error):
     """Whatever the operation says, even nothing, and whether CUDA is here or not."""
+
     def refuse(*_):
         raise error
+
     monkeypatch.setattr(machine.losses, "ncc", refuse)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert machine.step_problem("cpu") in ("first", "AssertionError", "NotImplementedError")
@@ -84,9 +98,16 @@ def test_the_processor_has_a_name():
 def test_the_doctor_reports_everything_and_ends_with_advice(report):
     lines = report
     text = "\n".join(lines)
-    for pattern in (r"^deepatlas \d+\.\d+.*Python 3\.", r"^torch \d", r"^cuda: ", r"^mps: ", r"^cpu: \d+ cores, \d",
-                    r"^bfloat16 on \w+: (faster|not faster)", r"^free: [\d.]+ GiB of memory, [\d.]+ GiB of disk",
-                    r"^data: DEEPATLAS_DATA is "):
+    for pattern in (
+        r"^deepatlas \d+\.\d+.*Python 3\.",
+        r"^torch \d",
+        r"^cuda: ",
+        r"^mps: ",
+        r"^cpu: \d+ cores, \d",
+        r"^bfloat16 on \w+: (faster|not faster)",
+        r"^free: [\d.]+ GiB of memory, [\d.]+ GiB of disk",
+        r"^data: DEEPATLAS_DATA is ",
+    ):
         assert re.search(pattern, text, re.MULTILINE), f"no line {pattern} in\n{text}"
     assert all(f"  {name}: " in text for name in datasets.manifest())
     assert lines[-1].startswith("advice: ") and len(lines[-1]) > 20
@@ -115,12 +136,19 @@ def test_the_doctor_names_the_folder_of_data_that_are_there(monkeypatch, tmp_pat
     (tmp_path / "oasis35").mkdir()
     (tmp_path / "oasis35" / "dataset.json").write_text("{}")
     monkeypatch.setenv("DEEPATLAS_DATA", str(tmp_path))
-    assert machine._where("oasis35-cortex", datasets.describe("oasis35-cortex")) == str(tmp_path / "oasis35")
+    assert machine._where("oasis35-cortex", datasets.describe("oasis35-cortex")) == str(
+        tmp_path / "oasis35"
+    )
 
 
-@pytest.mark.parametrize("device, memory, disk, word", [
-    ("cpu", 1.0, 100.0, "memory"), ("cpu", 16.0, 0.1, "disk"), ("cuda", 16.0, 100.0, "profile=full"),
-    ("cpu", 16.0, 100.0, "make experiment"),
-])
+@pytest.mark.parametrize(
+    "device, memory, disk, word",
+    [
+        ("cpu", 1.0, 100.0, "memory"),
+        ("cpu", 16.0, 0.1, "disk"),
+        ("cuda", 16.0, 100.0, "profile=full"),
+        ("cpu", 16.0, 100.0, "make experiment"),
+    ],
+)
 def test_the_advice_fits_the_machine(device, memory, disk, word):
     assert word in machine._advice(device, memory, disk)

@@ -1,4 +1,6 @@
-"""The networks: parameter counts of the paper, shapes, the start at the identity, gradients, errors."""
+"""The networks: parameter counts of the paper, shapes, the start at the identity, gradients,
+errors.
+"""
 
 import itertools
 
@@ -8,7 +10,12 @@ import torch
 from helpers import one_thread  # noqa: F401
 
 from deepatlas import networks
-from deepatlas.networks import PaperRegistrationNet, PaperSegmentationNet, RegistrationNet, SegmentationNet
+from deepatlas.networks import (
+    PaperRegistrationNet,
+    PaperSegmentationNet,
+    RegistrationNet,
+    SegmentationNet,
+)
 from deepatlas.terms import register
 
 SHAPES = {2: (16, 24), 3: (16, 8, 24)}
@@ -27,7 +34,11 @@ def seg_nets(dims):
 
 def reg_nets(dims):
     torch.manual_seed(0)
-    kit = [RegistrationNet(dims), RegistrationNet(dims, half=False), RegistrationNet(dims, velocity=True)]
+    kit = [
+        RegistrationNet(dims),
+        RegistrationNet(dims, half=False),
+        RegistrationNet(dims, velocity=True),
+    ]
     return kit + ([PaperRegistrationNet()] if dims == 3 else [])
 
 
@@ -46,8 +57,12 @@ def test_parameter_counts_are_the_papers():
 
 def test_default_widths_are_multiples_of_16():
     assert all(width % 16 == 0 for width in networks.SEG_WIDTHS + networks.REG_WIDTHS)
-    convolutions = [m for net in (SegmentationNet(2, 5), RegistrationNet(3)) for m in net.features.modules()
-                    if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)]
+    convolutions = [
+        m
+        for net in (SegmentationNet(2, 5), RegistrationNet(3))
+        for m in net.features.modules()
+        if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)
+    ]
     assert all(m.out_channels % 16 == 0 for m in convolutions)
     assert all(m.in_channels % 16 == 0 for m in convolutions if m.in_channels > 2)
 
@@ -70,7 +85,11 @@ def test_registration_gives_one_component_per_axis(dims):
 def test_widths_set_the_depth(dims):
     net = SegmentationNet(dims, 3, widths=(16, 16))
     assert net(images(*[6] * dims)).shape == (2, 3, *[6] * dims)
-    assert RegistrationNet(dims, (16,), half=False)(*[images(*[5] * dims)] * 2).shape == (2, dims, *[5] * dims)
+    assert RegistrationNet(dims, (16,), half=False)(*[images(*[5] * dims)] * 2).shape == (
+        2,
+        dims,
+        *[5] * dims,
+    )
 
 
 @both
@@ -91,12 +110,14 @@ def test_a_registration_network_sees_both_images_and_which_of_them_moves(dims):
 
 
 def doubled(values, axis):
-    """Twice the voxels along ``axis``, by hand: a new voxel lies a quarter voxel from an old one's centre."""
+    """Twice the voxels along ``axis``, by hand: a new voxel lies a quarter voxel from an old one's
+    centre.
+    """
     first, last = np.take(values, [0], axis), np.take(values, [-1], axis)
     before = np.concatenate([first, np.delete(values, -1, axis)], axis)
     after = np.concatenate([np.delete(values, 0, axis), last], axis)
     pair = np.stack([0.75 * values + 0.25 * before, 0.75 * values + 0.25 * after], axis + 1)
-    return pair.reshape(*values.shape[:axis], -1, *values.shape[axis + 1:])
+    return pair.reshape(*values.shape[:axis], -1, *values.shape[axis + 1 :])
 
 
 @both
@@ -119,7 +140,9 @@ def test_the_gradient_reaches_every_parameter(dims):
         shape = shape_for(net, dims)
         a, b = images(*shape), images(*shape, seed=1)
         output = net(a) if "Seg" in type(net).__name__ else net(a, b)
-        (output * torch.randn(output.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
+        (
+            output * torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
+        ).sum().backward()
         for name, parameter in net.named_parameters():
             assert parameter.grad is not None, name
             if parameter.ndim > 1:  # of each input channel, skip connections among them
@@ -139,10 +162,14 @@ def test_a_voxel_far_away_matters(dims):
 @both
 def test_instance_normalisation_does_not_depend_on_the_mode_or_the_batch(dims):
     for net in (seg_nets(dims)[0], reg_nets(dims)[0]):
-        inputs = [images(*SHAPES[dims], seed=seed) for seed in range(1 + isinstance(net, RegistrationNet))]
+        inputs = [
+            images(*SHAPES[dims], seed=seed) for seed in range(1 + isinstance(net, RegistrationNet))
+        ]
         training = net.train()(*inputs)
         torch.testing.assert_close(training, net.eval()(*inputs), rtol=0, atol=0)
-        torch.testing.assert_close(training[:1], net(*(image[:1] for image in inputs)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            training[:1], net(*(image[:1] for image in inputs)), rtol=1e-4, atol=1e-5
+        )
 
 
 @both
@@ -150,29 +177,58 @@ def test_a_network_ignores_the_scale_of_the_intensities(dims):
     net = seg_nets(dims)[0]
     inner = (slice(None), slice(None), *[slice(6, -6)] * dims)  # zero padding knows no offset
     image = images(*[24] * dims)
-    torch.testing.assert_close(net(100 * image)[inner], net(10 * image)[inner], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(
+        net(100 * image)[inner], net(10 * image)[inner], rtol=1e-2, atol=1e-2
+    )
 
 
 @both
 def test_same_seed_same_network(dims):
-    for one, two in zip(seg_nets(dims) + reg_nets(dims), seg_nets(dims) + reg_nets(dims), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    for one, two in zip(
+        seg_nets(dims) + reg_nets(dims), seg_nets(dims) + reg_nets(dims), strict=True
+    ):
+        assert all(
+            torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True)
+        )
 
 
-# --- errors --------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("net", "inputs", "text"), [
-    (SegmentationNet(3, 2), [(1, 1, 40, 56, 41)], r"a 3D network wants \(B, C, I, J, K\) with every side divisible by 8"
-     r", got \(1, 1, 40, 56, 41\): resample"),
-    (SegmentationNet(2, 2), [(1, 1, 16, 16, 16)], r"a 2D network wants \(B, C, I, J\) .* got \(1, 1, 16, 16, 16\)"),
-    (SegmentationNet(3, 2), [(1, 16, 16, 16)], r"a 3D network wants .* got \(1, 16, 16, 16\)"),
-    (RegistrationNet(2), [(1, 1, 16, 20)] * 2, r"divisible by 8, got \(1, 2, 16, 20\)"),
-    (RegistrationNet(2, (16, 16)), [(1, 1, 16, 18)] * 2, r"divisible by 4, got \(1, 2, 16, 18\)"),
-    (RegistrationNet(2, (16, 16), half=False), [(1, 1, 16, 17)] * 2, r"divisible by 2, got \(1, 2, 16, 17\)"),
-    (PaperSegmentationNet(2), [(1, 1, 8, 8, 12)], r"divisible by 8, got \(1, 1, 8, 8, 12\)"),
-    (PaperRegistrationNet(), [(1, 1, 16, 16, 24)] * 2, r"divisible by 16, got \(1, 2, 16, 16, 24\)"),
-])
+@pytest.mark.parametrize(
+    ("net", "inputs", "text"),
+    [
+        (
+            SegmentationNet(3, 2),
+            [(1, 1, 40, 56, 41)],
+            r"a 3D network wants \(B, C, I, J, K\) with every side divisible by 8"
+            r", got \(1, 1, 40, 56, 41\): resample",
+        ),
+        (
+            SegmentationNet(2, 2),
+            [(1, 1, 16, 16, 16)],
+            r"a 2D network wants \(B, C, I, J\) .* got \(1, 1, 16, 16, 16\)",
+        ),
+        (SegmentationNet(3, 2), [(1, 16, 16, 16)], r"a 3D network wants .* got \(1, 16, 16, 16\)"),
+        (RegistrationNet(2), [(1, 1, 16, 20)] * 2, r"divisible by 8, got \(1, 2, 16, 20\)"),
+        (
+            RegistrationNet(2, (16, 16)),
+            [(1, 1, 16, 18)] * 2,
+            r"divisible by 4, got \(1, 2, 16, 18\)",
+        ),
+        (
+            RegistrationNet(2, (16, 16), half=False),
+            [(1, 1, 16, 17)] * 2,
+            r"divisible by 2, got \(1, 2, 16, 17\)",
+        ),
+        (PaperSegmentationNet(2), [(1, 1, 8, 8, 12)], r"divisible by 8, got \(1, 1, 8, 8, 12\)"),
+        (
+            PaperRegistrationNet(),
+            [(1, 1, 16, 16, 24)] * 2,
+            r"divisible by 16, got \(1, 2, 16, 16, 24\)",
+        ),
+    ],
+)
 def test_a_shape_that_does_not_fit_is_refused(net, inputs, text):
     with pytest.raises(ValueError, match=text):
         net(*(torch.zeros(shape) for shape in inputs))

@@ -29,49 +29,63 @@ def assert_equally_often(counts, wanted):
     """All of ``wanted`` and nothing else, each within five standard deviations of an equal share."""
     assert set(counts) == set(wanted)
     total, share = sum(counts.values()), 1 / len(wanted)
-    assert all(abs(n - total * share) <= 5 * (total * share * (1 - share)) ** 0.5 for n in counts.values()), counts
+    assert all(
+        abs(n - total * share) <= 5 * (total * share * (1 - share)) ** 0.5 for n in counts.values()
+    ), counts
 
 
-# --- cases ---------------------------------------------------------------------------------------------------------
+# --- cases ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("turn", "consults", "wanted"), [
-    ("reg", True, list(CASES.values())),
-    ("reg", False, list(CASES.values())),
-    ("seg", True, [(True, False), (False, True), (True, True)]),
-    ("seg", False, [(True, False), (True, True)]),
-])
+@pytest.mark.parametrize(
+    ("turn", "consults", "wanted"),
+    [
+        ("reg", True, list(CASES.values())),
+        ("reg", False, list(CASES.values())),
+        ("seg", True, [(True, False), (False, True), (True, True)]),
+        ("seg", False, [(True, False), (True, True)]),
+    ],
+)
 def test_cases_are_drawn_equally_often(turn, consults, wanted):
     assert_equally_often(Counter(case(*pair) for pair in draws(COHORT, turn, consults)), wanted)
 
 
-@pytest.mark.parametrize(("labelled", "unlabelled", "turn", "consults", "wanted"), [
-    (1, 5, "reg", True, [(True, False), (False, True), (False, False)]),
-    (1, 1, "reg", True, [(True, False), (False, True)]),
-    (0, 4, "reg", False, [(False, False)]),
-    (4, 0, "reg", True, [(True, True)]),
-    (1, 5, "seg", True, [(True, False), (False, True)]),
-    (4, 0, "seg", True, [(True, True)]),
-    (0, 4, "seg", True, []),
-    (0, 4, "seg", False, []),
-    (1, 0, "reg", False, []),
-])
+@pytest.mark.parametrize(
+    ("labelled", "unlabelled", "turn", "consults", "wanted"),
+    [
+        (1, 5, "reg", True, [(True, False), (False, True), (False, False)]),
+        (1, 1, "reg", True, [(True, False), (False, True)]),
+        (0, 4, "reg", False, [(False, False)]),
+        (4, 0, "reg", True, [(True, True)]),
+        (1, 5, "seg", True, [(True, False), (False, True)]),
+        (4, 0, "seg", True, [(True, True)]),
+        (0, 4, "seg", True, []),
+        (0, 4, "seg", False, []),
+        (1, 0, "reg", False, []),
+    ],
+)
 def test_only_cases_that_the_scans_offer_are_drawn(labelled, unlabelled, turn, consults, wanted):
     cohort = disks(labelled, unlabelled)
     if not wanted:
         assert pairs_by_case(cohort.train, turn, consults) == []
     else:
-        assert_equally_often(Counter(case(*pair) for pair in draws(cohort.train, turn, consults, 400)), wanted)
+        assert_equally_often(
+            Counter(case(*pair) for pair in draws(cohort.train, turn, consults, 400)), wanted
+        )
 
 
 def test_the_fourth_case_is_drawn_only_when_asked_for():
     scans = disks(0, 3).train
-    assert pairs_by_case(scans, "seg", True) == [] and pairs_by_case(scans, "seg", False, True) == []
+    assert (
+        pairs_by_case(scans, "seg", True) == [] and pairs_by_case(scans, "seg", False, True) == []
+    )
     assert len(pairs_by_case(COHORT, "seg", True, True)) == 4
 
 
 def test_the_segmentation_baseline_learns_from_one_labelled_scan():
-    assert {moving.id for moving, _ in draws(disks(1, 5).train, "seg", consults=False, number=50)} == {"s0"}
+    assert {
+        moving.id for moving, _ in draws(disks(1, 5).train, "seg", consults=False, number=50)
+    } == {"s0"}
 
 
 def test_scans_of_a_case_are_drawn_equally_often():
@@ -85,7 +99,16 @@ def test_a_pair_never_shows_one_subject_twice(turn):
     rescans = [scan(i, labelled=i % 2 == 0, subject=f"p{i // 3}") for i in range(9)]
     pairs = draws(rescans, turn, consults=True)
     assert all(moving.subject != fixed.subject for moving, fixed in pairs)
-    assert len({(moving.id, fixed.id) for moving, fixed in pairs if case(moving, fixed) == (True, True)}) > 10
+    assert (
+        len(
+            {
+                (moving.id, fixed.id)
+                for moving, fixed in pairs
+                if case(moving, fixed) == (True, True)
+            }
+        )
+        > 10
+    )
 
 
 def test_two_scans_of_one_subject_are_no_pair():
@@ -95,18 +118,25 @@ def test_two_scans_of_one_subject_are_no_pair():
 def test_draws_are_seeded():
     def ids(seed):
         return [(m.id, f.id) for m, f in draws(COHORT, "reg", True, 20, seed)]
+
     assert ids(0) == ids(0) != ids(1)
 
 
-# --- augmentation --------------------------------------------------------------------------------------------------
+# --- augmentation ---------------------------------------------------------------------------------
 
 
 def blob(dims, side=24, copies=2, known=True):
-    """A batch whose image *is* the channel of its second structure: a smooth blob in the middle, 0 far from it."""
+    """A batch whose image *is* the channel of its second structure: a smooth blob in the middle, 0
+    far from it.
+    """
     x = torch.stack(torch.meshgrid(*[torch.arange(side) - (side - 1) / 2] * dims, indexing="ij"))
-    image = (1 - x.square().sum(0) / (side / 3.5) ** 2).clamp(min=0).expand(copies, 1, *[side] * dims)
+    image = (
+        (1 - x.square().sum(0) / (side / 3.5) ** 2).clamp(min=0).expand(copies, 1, *[side] * dims)
+    )
     one_hot = torch.cat([1 - image, image], 1) * known
-    return Batch(image, one_hot, torch.full((copies,), known), tuple(f"s{i}" for i in range(copies)))
+    return Batch(
+        image, one_hot, torch.full((copies,), known), tuple(f"s{i}" for i in range(copies))
+    )
 
 
 dimensions = pytest.mark.parametrize("dims", [2, 3], ids=["2D", "3D"])
@@ -130,7 +160,9 @@ def test_labels_move_with_their_image(dims, strength):
     batch = blob(dims, copies=4)
     for after in augment(batch, batch, strength, seeded(1)):
         assert torch.equal(after.image > 0, after.one_hot[:, 1:] > 0)
-        for before, image, moved in zip(batch.one_hot[:, 1], after.image[:, 0], after.one_hot[:, 1], strict=True):
+        for before, image, moved in zip(
+            batch.one_hot[:, 1], after.image[:, 0], after.one_hot[:, 1], strict=True
+        ):
             assert correlation(image, moved) > 0.95  # gamma and bias remain
             assert correlation(image, moved) > correlation(image, before)
 
@@ -169,7 +201,9 @@ def test_augmentation_is_seeded_and_leaves_its_input_alone(dims):
     copy = batch.image.clone(), batch.one_hot.clone()
     one, two, other = (augment(batch, batch, 1.0, seeded(seed)) for seed in (0, 0, 1))
     for side in range(2):
-        assert torch.equal(one[side].image, two[side].image) and torch.equal(one[side].one_hot, two[side].one_hot)
+        assert torch.equal(one[side].image, two[side].image) and torch.equal(
+            one[side].one_hot, two[side].one_hot
+        )
         assert not torch.equal(one[side].image, other[side].image)
     assert torch.equal(batch.image, copy[0]) and torch.equal(batch.one_hot, copy[1])
 
@@ -179,7 +213,10 @@ def centres(batch):
     mass, side = batch.one_hot[:, 1], batch.image.shape[-1]
     axes = torch.arange(side) - (side - 1) / 2
     total = mass.flatten(1).sum(1)
-    along = [mass.movedim(1 + axis, -1).flatten(1, -2).sum(1) @ axes / total for axis in range(mass.ndim - 1)]
+    along = [
+        mass.movedim(1 + axis, -1).flatten(1, -2).sum(1) @ axes / total
+        for axis in range(mass.ndim - 1)
+    ]
     return torch.stack(along, 1)
 
 

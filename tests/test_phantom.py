@@ -1,4 +1,6 @@
-"""Phantoms: seeded, different from one another, and related by the deformation that ``true_deformation`` returns."""
+"""Phantoms: seeded, different from one another, and related by the deformation that
+``true_deformation`` returns.
+"""
 
 from dataclasses import replace
 from itertools import combinations
@@ -12,7 +14,15 @@ from deepatlas import data, phantom
 GRIDS = {2: ((96, 96), 1.8), 3: ((64, 80, 64), 2.4)}
 ANATOMIES = tuple(phantom.STRUCTURES)
 THICK = {  # at least 4 voxels thick all over, where a voxel is 1.2 mm (brain) or 2.4 mm (knee)
-    "brain": ("thalamus", "caudate", "putamen", "pallidum", "hippocampus", "brain stem", "cerebellum"),
+    "brain": (
+        "thalamus",
+        "caudate",
+        "putamen",
+        "pallidum",
+        "hippocampus",
+        "brain stem",
+        "cerebellum",
+    ),
     "knee": ("femur", "tibia", "patella", "muscle", "fat"),
 }
 
@@ -20,8 +30,13 @@ THICK = {  # at least 4 voxels thick all over, where a voxel is 1.2 mm (brain) o
 @pytest.fixture(scope="module")
 def scans():
     """Four subjects of each anatomy in 2D and in 3D."""
-    return {(anatomy, dims): [phantom.make_scan(anatomy, subject, shape, spacing=spacing) for subject in range(4)]
-            for anatomy in ANATOMIES for dims, (shape, spacing) in GRIDS.items()}
+    return {
+        (anatomy, dims): [
+            phantom.make_scan(anatomy, subject, shape, spacing=spacing) for subject in range(4)
+        ]
+        for anatomy in ANATOMIES
+        for dims, (shape, spacing) in GRIDS.items()
+    }
 
 
 @pytest.fixture
@@ -65,7 +80,9 @@ def test_a_scan_is_complete(scans, anatomy, dims):
 @pytest.mark.parametrize("dims", GRIDS)
 def test_world_zero_is_the_middle_of_the_grid(scans, dims):
     scan = scans["brain", dims][0]
-    middle = torch.tensor([*[(n - 1) / 2 for n in scan.shape], *[0.0] * (3 - dims), 1.0], dtype=torch.float64)
+    middle = torch.tensor(
+        [*[(n - 1) / 2 for n in scan.shape], *[0.0] * (3 - dims), 1.0], dtype=torch.float64
+    )
     assert torch.allclose(scan.affine @ middle, torch.tensor([0, 0, 0, 1.0], dtype=torch.float64))
     assert scan.affine.dtype == torch.float64 and scan.affine[0, 0] == GRIDS[dims][1]
 
@@ -74,8 +91,10 @@ def test_world_zero_is_the_middle_of_the_grid(scans, dims):
 def test_the_same_numbers_give_the_same_bits_and_others_another_subject(anatomy):
     one, again = (phantom.make_scan(anatomy, 3, (24, 32, 24), spacing=6) for _ in range(2))
     assert torch.equal(one.image, again.image) and torch.equal(one.labels, again.labels)
-    for other in (phantom.make_scan(anatomy, 4, (24, 32, 24), spacing=6),
-                  phantom.make_scan(anatomy, 3, (24, 32, 24), spacing=6, seed=1)):
+    for other in (
+        phantom.make_scan(anatomy, 4, (24, 32, 24), spacing=6),
+        phantom.make_scan(anatomy, 3, (24, 32, 24), spacing=6, seed=1),
+    ):
         assert other.id != one.id
         assert (other.labels != one.labels).float().mean() > 0.02
         assert not torch.equal(other.image, one.image)
@@ -86,7 +105,10 @@ def test_another_grid_shows_the_same_subject(scans):
     coarse = phantom.make_scan("brain", 0, (32, 40, 32), spacing=4.8)
     resampled = data.resample(fine, coarse.affine, coarse.shape)
     assert dice(resampled.labels, coarse.labels, "brain")["cerebellum"] > 0.93
-    assert torch.corrcoef(torch.stack([resampled.image.flatten(), coarse.image.flatten()]))[0, 1] > 0.95
+    assert (
+        torch.corrcoef(torch.stack([resampled.image.flatten(), coarse.image.flatten()]))[0, 1]
+        > 0.95
+    )
 
 
 @pytest.mark.parametrize("dims", GRIDS)
@@ -100,7 +122,10 @@ def test_subjects_overlap_neither_too_little_nor_too_much(scans, anatomy, dims):
 def test_some_neighbours_share_their_grey_value(scans):
     scan = scans["brain", 3][0]
     number = phantom.STRUCTURES["brain"].index
-    grey = {name: scan.image[0][scan.labels == number(name)] for name in ("thalamus", "putamen", "white matter")}
+    grey = {
+        name: scan.image[0][scan.labels == number(name)]
+        for name in ("thalamus", "putamen", "white matter")
+    }
     assert (grey["thalamus"].mean() - grey["putamen"].mean()).abs() < grey["thalamus"].std()
     assert grey["white matter"].mean() - grey["thalamus"].mean() > grey["thalamus"].std()
 
@@ -113,7 +138,8 @@ def test_a_subject_s_map_has_an_inverse(anatomy, dims):
         motion = phantom._motion(anatomy, 0, subject, dims)
         residual = np.linalg.norm(motion.to_world(motion.to_template(points)) - points, axis=1)
         assert residual.max() < 0.1 * GRIDS[dims][1]
-        assert np.linalg.norm(motion.to_template(points) - points, axis=1).mean() > 2  # mm: and it moves
+        # mm: and it moves
+        assert np.linalg.norm(motion.to_template(points) - points, axis=1).mean() > 2
 
 
 @pytest.mark.parametrize("dims", GRIDS)
@@ -121,19 +147,30 @@ def test_a_subject_s_map_has_an_inverse(anatomy, dims):
 def test_the_true_deformation_is_a_diffeomorphism(scans, anatomy, dims):
     moving, fixed = scans[anatomy, dims][:2]
     there, back = phantom.true_deformation(moving, fixed), phantom.true_deformation(fixed, moving)
-    assert there.displacement.dtype == torch.float32 and there.displacement.shape == (1, dims, *fixed.shape)
+    assert there.displacement.dtype == torch.float32 and there.displacement.shape == (
+        1,
+        dims,
+        *fixed.shape,
+    )
     assert there.jacobian_determinant().min() > 0
     lands = there.points.movedim(1, -1)
-    inside = ((lands >= 0) & (lands <= torch.tensor(fixed.shape) - 1)).all(-1)[:, None].expand_as(there.displacement)
+    inside = (
+        ((lands >= 0) & (lands <= torch.tensor(fixed.shape) - 1))
+        .all(-1)[:, None]
+        .expand_as(there.displacement)
+    )
     assert inside.float().mean() > 0.8
-    assert (back @ there).displacement[inside].abs().max() < 0.1  # voxels, wherever ``back`` is known
+    # voxels, wherever ``back`` is known
+    assert (back @ there).displacement[inside].abs().max() < 0.1
     assert phantom.true_deformation(fixed, fixed).displacement.abs().max() < 0.01
 
 
 @pytest.mark.parametrize("dims", GRIDS)
 @pytest.mark.parametrize("anatomy", ANATOMIES)
 def test_the_true_deformation_improves_every_structure(scans, anatomy, dims):
-    """With the folds, lesions and osteophytes that no deformation explains, and the nearest voxel's label."""
+    """With the folds, lesions and osteophytes that no deformation explains, and the nearest voxel's
+    label.
+    """
     for moving, fixed in zip(scans[anatomy, dims], scans[anatomy, dims][1:], strict=False):
         warped = phantom.true_deformation(moving, fixed).warp_labels(moving.labels[None])[0]
         before, after = (dice(labels, fixed.labels, anatomy) for labels in (moving.labels, warped))
@@ -142,27 +179,43 @@ def test_the_true_deformation_improves_every_structure(scans, anatomy, dims):
 
 
 @pytest.mark.parametrize("subject", [0, 2, 4])
-@pytest.mark.parametrize(("anatomy", "shape", "spacing"), [
-    ("brain", (192, 192), 0.9), ("brain", (80, 80, 64), 1.2), ("knee", (192, 192), 0.9), ("knee", (64, 80, 64), 2.4)])
+@pytest.mark.parametrize(
+    ("anatomy", "shape", "spacing"),
+    [
+        ("brain", (192, 192), 0.9),
+        ("brain", (80, 80, 64), 1.2),
+        ("knee", (192, 192), 0.9),
+        ("knee", (64, 80, 64), 2.4),
+    ],
+)
 def test_labels_fall_onto_labels(anatomy, shape, spacing, subject, only_warped):
     """Dice > 0.95 on grids where the structure is at least 4 voxels thick all over, in 2D and 3D.
 
-    Subjects differ by their deformation alone. On the coarser grids of the cohorts the same deformation scores less:
-    half a voxel of rounding on a ball 4 voxels across costs 0.1 of Dice.
+    Subjects differ by their deformation alone. On the coarser grids of the cohorts the same
+    deformation scores less: half a voxel of rounding on a ball 4 voxels across costs 0.1 of Dice.
     """
-    moving, fixed = (phantom.make_scan(anatomy, number, shape, spacing=spacing) for number in (subject, subject + 1))
+    moving, fixed = (
+        phantom.make_scan(anatomy, number, shape, spacing=spacing)
+        for number in (subject, subject + 1)
+    )
     warped = warp_labels(phantom.true_deformation(moving, fixed), moving.labels, anatomy)
     scores = dice(warped, fixed.labels, anatomy)
-    assert {name: score for name, score in scores.items() if name in THICK[anatomy] and score < 0.95} == {}
+    assert {
+        name: score for name, score in scores.items() if name in THICK[anatomy] and score < 0.95
+    } == {}
     assert min(scores.values()) > 0.65  # cartilage is one voxel thick at 2.4 mm
 
 
 @pytest.mark.parametrize("dims", GRIDS)
 @pytest.mark.parametrize("anatomy", ANATOMIES)
 def test_thin_structures_agree_at_the_exact_point(scans, anatomy, dims, only_warped):
-    """No grid: the moving template read at ``phi(x)`` names the same structure as the fixed template read at x."""
+    """No grid: the moving template read at ``phi(x)`` names the same structure as the fixed
+    template read at x.
+    """
     moving, fixed = scans[anatomy, dims][2:]
-    (to_world, voxels), (of_moving, _) = (phantom._grid(scan.affine, scan.shape) for scan in (fixed, moving))
+    (to_world, voxels), (of_moving, _) = (
+        phantom._grid(scan.affine, scan.shape) for scan in (fixed, moving)
+    )
     phi = phantom.true_deformation(moving, fixed).points[0].flatten(1).T.numpy()
     seen = phantom._motion(anatomy, 0, 2, dims).to_template(phantom._apply(of_moving, phi))
     wanted = phantom._motion(anatomy, 0, 3, dims).to_template(phantom._apply(to_world, voxels))
@@ -182,38 +235,70 @@ def test_a_resampled_and_turned_scan_keeps_its_truth(scans):
     # The same point of the world is moved to the same point of the world, whatever the grids.
     at = torch.tensor([30.0, 41.0, 29.0])
     plain = phantom.true_deformation(moving, fixed)
-    on_fixed = (torch.linalg.inv(fixed.affine) @ turned.affine @ torch.tensor([*at, 1.0]).double())[:3]
-    one = (coarse.affine[:3, :3] @ truth(at.view(1, 3, 1)).double().flatten() + coarse.affine[:3, 3])
-    other = (moving.affine[:3, :3] @ plain(on_fixed.float().view(1, 3, 1)).double().flatten() + moving.affine[:3, 3])
+    on_fixed = (torch.linalg.inv(fixed.affine) @ turned.affine @ torch.tensor([*at, 1.0]).double())[
+        :3
+    ]
+    one = coarse.affine[:3, :3] @ truth(at.view(1, 3, 1)).double().flatten() + coarse.affine[:3, 3]
+    other = (
+        moving.affine[:3, :3] @ plain(on_fixed.float().view(1, 3, 1)).double().flatten()
+        + moving.affine[:3, 3]
+    )
     assert torch.allclose(one, other, atol=0.1)  # mm
 
 
 def test_the_brain_passes_for_mri(real_data):
-    """Beside skull-stripped T1 scans at 4 mm: as much brain, the same grey values, the same steepness of edges."""
+    """Beside skull-stripped T1 scans at 4 mm: as much brain, the same grey values, the same
+    steepness of edges.
+    """
+
     def described(images):
         heads = [image[0].numpy() for image in images]
         inside = [head > 0.05 for head in heads]
-        slopes = [np.sqrt(sum(d**2 for d in np.gradient(head)))[mask] for head, mask in zip(heads, inside, strict=True)]
-        return (np.mean([mask.mean() for mask in inside]),
-                np.mean([np.histogram(h[m], 10, (0, 1))[0] / m.sum() for h, m in zip(heads, inside, strict=True)], 0),
-                np.mean([np.percentile(slope, [10, 25, 50, 75, 90]) for slope in slopes], 0))
+        slopes = [
+            np.sqrt(sum(d**2 for d in np.gradient(head)))[mask]
+            for head, mask in zip(heads, inside, strict=True)
+        ]
+        return (
+            np.mean([mask.mean() for mask in inside]),
+            np.mean(
+                [
+                    np.histogram(h[m], 10, (0, 1))[0] / m.sum()
+                    for h, m in zip(heads, inside, strict=True)
+                ],
+                0,
+            ),
+            np.mean([np.percentile(slope, [10, 25, 50, 75, 90]) for slope in slopes], 0),
+        )
+
     shape, spacing = (40, 48, 40), 4.0
     files = sorted((real_data / "oasis35" / "imagesTr").glob("*.nii.gz"))[:6]
-    scans = [data.load_scan(file, None, id=file.name, subject=file.name, structures={}) for file in files]
-    real = described([data.resample(scan, data.centred_affine(scan, shape, spacing), shape).image for scan in scans])
-    ours = described([phantom.make_scan("brain", i, shape, spacing=spacing).image for i in range(6)])
+    scans = [
+        data.load_scan(file, None, id=file.name, subject=file.name, structures={}) for file in files
+    ]
+    real = described(
+        [
+            data.resample(scan, data.centred_affine(scan, shape, spacing), shape).image
+            for scan in scans
+        ]
+    )
+    ours = described(
+        [phantom.make_scan("brain", i, shape, spacing=spacing).image for i in range(6)]
+    )
     assert ours[0] == pytest.approx(real[0], rel=0.1)
     assert np.abs(np.cumsum(ours[1]) - np.cumsum(real[1])).max() < 0.1
     assert ours[2] == pytest.approx(real[2], rel=0.25)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"anatomy": "heart"}, "one of brain, knee, got 'heart'"),
-    ({"shape": (8,)}, r"2 or 3 numbers of voxels, each at least 2, got \(8,\)"),
-    ({"shape": (8, 8, 1)}, r"got \(8, 8, 1\)"),
-    ({"spacing": 0}, "above 0 mm.*spacing=0"),
-    ({"subject": -1}, "at least 0.*subject=-1"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"anatomy": "heart"}, "one of brain, knee, got 'heart'"),
+        ({"shape": (8,)}, r"2 or 3 numbers of voxels, each at least 2, got \(8,\)"),
+        ({"shape": (8, 8, 1)}, r"got \(8, 8, 1\)"),
+        ({"spacing": 0}, "above 0 mm.*spacing=0"),
+        ({"subject": -1}, "at least 0.*subject=-1"),
+    ],
+)
 def test_impossible_scans_are_refused(changes, message):
     arguments = {"anatomy": "brain", "subject": 0, "shape": (8, 8), "spacing": 20.0} | changes
     with pytest.raises(ValueError, match=message):

@@ -11,7 +11,9 @@ from deepatlas.warp import Deformation
 
 
 def contour_points(axes):
-    return np.concatenate([path.vertices for collection in axes.collections for path in collection.get_paths()])
+    return np.concatenate(
+        [path.vertices for collection in axes.collections for path in collection.get_paths()]
+    )
 
 
 def test_the_grid_is_what_warping_makes_of_a_lattice():
@@ -34,7 +36,11 @@ def test_a_slice_is_shown_with_the_first_axis_to_the_right_and_the_second_up():
     figure, axes = plt.subplots()
     plots.draw_image(axes, volume[None], "title")
     shown = axes.images[0]
-    assert shown.get_array().shape == (6, 4) and shown.get_array()[1, 3] == 1 and shown.origin == "lower"
+    assert (
+        shown.get_array().shape == (6, 4)
+        and shown.get_array()[1, 3] == 1
+        and shown.origin == "lower"
+    )
     plt.close(figure)
 
 
@@ -50,32 +56,69 @@ def test_show_writes_the_alternative_text_and_closes(monkeypatch):
     monkeypatch.setattr(plots, "display", shown.append)
     figure, _ = plt.subplots()
     plots.show(figure, alt='moving "a" < fixed')
-    assert 'alt="moving &quot;a&quot; &lt; fixed"' in shown[0].data and "data:image/png;base64," in shown[0].data
+    assert (
+        'alt="moving &quot;a&quot; &lt; fixed"' in shown[0].data
+        and "data:image/png;base64," in shown[0].data
+    )
     assert not plt.fignum_exists(figure.number)
 
 
 def test_boxes_and_curves_name_every_regime():
-    scores = pd.DataFrame({"task": "segmentation", "regime": ["a", "a", "b", "b"], "case": ["1", "2", "1", "2"],
-                           "dice": [0.5, 0.6, np.nan, 0.8]})
+    scores = pd.DataFrame(
+        {
+            "task": "segmentation",
+            "regime": ["a", "a", "b", "b"],
+            "case": ["1", "2", "1", "2"],
+            "dice": [0.5, 0.6, np.nan, 0.8],
+        }
+    )
     figure = plots.dice_boxes(scores, "segmentation", {"a": "First", "b": "Second"})
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["First", "Second"]
-    history = pd.DataFrame({"regime": "a", "step": [1, 2], "turn": ["seg", "reg"], "supervised": [0.5, np.nan],
-                            "similarity": [np.nan, 0.2]})
+    history = pd.DataFrame(
+        {
+            "regime": "a",
+            "step": [1, 2],
+            "turn": ["seg", "reg"],
+            "supervised": [0.5, np.nan],
+            "similarity": [np.nan, 0.2],
+        }
+    )
     figure = plots.loss_curves(history, {"a": "First"})
-    assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {"supervised (seg)",
-                                                                                     "similarity (reg)"}
+    assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {
+        "supervised (seg)",
+        "similarity (reg)",
+    }
     plt.close("all")
 
 
 def test_dice_against_n_has_an_interval_for_every_arm():
-    table = pd.DataFrame([{"dataset": dataset, "task": task, "regime": regime, "labelled": n, "mean": 80 + n,
-                           "low": 78.0, "high": 90.0} for dataset in ("a", "b") for n in (1, 5)
-                          for task, regime in (("segmentation", "x"), ("segmentation", "y"), ("registration", "x"))])
+    table = pd.DataFrame(
+        [
+            {
+                "dataset": dataset,
+                "task": task,
+                "regime": regime,
+                "labelled": n,
+                "mean": 80 + n,
+                "low": 78.0,
+                "high": 90.0,
+            }
+            for dataset in ("a", "b")
+            for n in (1, 5)
+            for task, regime in (
+                ("segmentation", "x"),
+                ("segmentation", "y"),
+                ("registration", "x"),
+            )
+        ]
+    )
     figure = plots.curves_figure(table, {"x": "joint", "y": "alone"})
     segmentation, registration = figure.axes[0], figure.axes[2]
     assert [len(axes.containers) for axes in (segmentation, registration)] == [2, 1]
     assert segmentation.containers[0].lines[0].get_ydata().tolist() == [81, 85]
-    lengths = [path.vertices[:, 1].tolist() for path in segmentation.containers[0].lines[2][0].get_paths()]
+    lengths = [
+        path.vertices[:, 1].tolist() for path in segmentation.containers[0].lines[2][0].get_paths()
+    ]
     assert lengths == [[78, 90], [78, 90]]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["joint", "alone"]
     plt.close(figure)
@@ -85,7 +128,14 @@ def test_dice_against_n_has_an_interval_for_every_arm():
 def test_the_four_cases_say_what_counts_and_what_learns(turn, learning):
     figure = plots.cases_figure(turn)
     texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
-    assert [("counts" in words) for words in texts] == ([False, True, True, False] if turn == "seg" else [True] * 4)
-    orange = {text.get_text() for axes in figure.axes for text in axes.texts if text.get_color() == "#D55E00"}
+    assert [("counts" in words) for words in texts] == (
+        [False, True, True, False] if turn == "seg" else [True] * 4
+    )
+    orange = {
+        text.get_text()
+        for axes in figure.axes
+        for text in axes.texts
+        if text.get_color() == "#D55E00"
+    }
     assert orange and all(learning in text for text in orange)
     plt.close(figure)

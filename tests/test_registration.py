@@ -16,14 +16,21 @@ from deepatlas.warp import Deformation, voxel_grid
 
 SHAPES = {"2D": (32, 40), "3D": (24, 32, 24)}
 dimensions = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-BLOBS = (  # i, j, k and sigma as shares of the sides, peak; not in one plane, or an affine map would not be unique
-    (0.30, 0.35, 0.35, 0.13, 1.0), (0.65, 0.30, 0.60, 0.09, 0.7), (0.45, 0.70, 0.65, 0.11, 0.5),
-    (0.70, 0.65, 0.30, 0.10, 0.8), (0.25, 0.60, 0.75, 0.08, 0.6),
+# i, j, k and sigma as shares of the sides, peak; not in one plane, or an affine map would not be
+# unique
+BLOBS = (
+    (0.30, 0.35, 0.35, 0.13, 1.0),
+    (0.65, 0.30, 0.60, 0.09, 0.7),
+    (0.45, 0.70, 0.65, 0.11, 0.5),
+    (0.70, 0.65, 0.30, 0.10, 0.8),
+    (0.25, 0.60, 0.75, 0.08, 0.6),
 )
 
 
 def blobs(points, shape):
-    """An asymmetric sum of Gaussians at ``points`` (D, ...), in voxels of a grid of ``shape``: (1, 1, ...)."""
+    """An asymmetric sum of Gaussians at ``points`` (D, ...), in voxels of a grid of ``shape``: (1,
+    1, ...).
+    """
     side = max(shape)
     image = torch.zeros(points.shape[1:])
     for *centre, sigma, peak in BLOBS:
@@ -34,7 +41,9 @@ def blobs(points, shape):
 
 
 def small_affine(shape, seed):
-    """[[A, t], [0, 1]] about the middle of the grid: up to 8 percent of scale and shear, up to 2 voxels of shift."""
+    """[[A, t], [0, 1]] about the middle of the grid: up to 8 percent of scale and shear, up to 2
+    voxels of shift.
+    """
     rng, d = np.random.default_rng(seed), len(shape)
     linear = np.eye(d) + rng.uniform(-0.08, 0.08, (d, d))
     middle = (np.array(shape) - 1) / 2
@@ -44,7 +53,9 @@ def small_affine(shape, seed):
 
 
 def seen_through(matrix, shape):
-    """The blobs in which the point M x of the image shows what x shows in the plain blobs: (1, 1, I, J, K)."""
+    """The blobs in which the point M x of the image shows what x shows in the plain blobs: (1, 1,
+    I, J, K).
+    """
     return blobs(Deformation.affine(matrix.inverse()[None], shape).points[0], shape)
 
 
@@ -75,17 +86,23 @@ def marked(shape, voxel):
 def mark_in_world(scan):
     """The centre of the marked voxels, in mm."""
     index = scan.labels.nonzero().double().mean(0)
-    return (scan.affine @ torch.cat([index, torch.zeros(3 - len(index)), torch.ones(1)]).double())[:3]
+    return (scan.affine @ torch.cat([index, torch.zeros(3 - len(index)), torch.ones(1)]).double())[
+        :3
+    ]
 
 
-# --- affine maps ---------------------------------------------------------------------------------------------------
+# --- affine maps ----------------------------------------------------------------------------------
 
 
 @dimensions
 def test_two_known_affine_maps_are_recovered_within_half_a_voxel(shape):
     wanted = [small_affine(shape, seed) for seed in (1, 2)]
-    found = affine_matrices(torch.cat([seen_through(matrix, shape) for matrix in wanted]), plain(shape))
-    assert worst_distance(*wanted, shape) > 2, "the two maps must differ for this test to mean anything"
+    found = affine_matrices(
+        torch.cat([seen_through(matrix, shape) for matrix in wanted]), plain(shape)
+    )
+    assert worst_distance(*wanted, shape) > 2, (
+        "the two maps must differ for this test to mean anything"
+    )
     for one, other in zip(found, wanted, strict=True):
         assert worst_distance(torch.eye(len(shape) + 1), other, shape) > 1.5
         assert worst_distance(one, other, shape) < 0.5
@@ -106,7 +123,9 @@ def test_the_map_of_one_image_does_not_depend_on_the_batch_it_came_in():
 
 
 def test_the_last_row_stays_affine_and_no_gradient_is_kept():
-    found = affine_matrices(seen_through(small_affine((16, 16), 1), (16, 16)), plain((16, 16)), steps=(3, 3))
+    found = affine_matrices(
+        seen_through(small_affine((16, 16), 1), (16, 16)), plain((16, 16)), steps=(3, 3)
+    )
     assert found[0, -1].tolist() == [0, 0, 1]
     assert not found.requires_grad
 
@@ -123,7 +142,7 @@ def test_affine_alignment_refuses_images_on_two_grids():
         affine_matrices(plain((32, 40)), plain((24, 40)))
 
 
-# --- alignment of scans --------------------------------------------------------------------------------------------
+# --- alignment of scans ---------------------------------------------------------------------------
 
 
 @dimensions
@@ -134,12 +153,16 @@ def test_an_aligned_scan_still_knows_where_in_its_file_a_voxel_lies(shape):
     aligned = align([reference, original], [reference, original], reference)[1]
     moved = aligned.labels.nonzero().double().mean(0) - torch.tensor(voxel)
     assert moved.norm() > 0.5, "the mark must have moved on the grid for this test to mean anything"
-    torch.testing.assert_close(mark_in_world(aligned), mark_in_world(original), rtol=0, atol=1.0)  # half a voxel
+    # half a voxel
+    torch.testing.assert_close(mark_in_world(aligned), mark_in_world(original), rtol=0, atol=1.0)
 
 
 @dimensions
 def test_alignment_makes_a_scan_look_like_the_reference(shape):
-    reference, other = scan_of(plain(shape), "reference"), scan_of(seen_through(small_affine(shape, 2), shape), "b")
+    reference, other = (
+        scan_of(plain(shape), "reference"),
+        scan_of(seen_through(small_affine(shape, 2), shape), "b"),
+    )
     aligned = align([other], [other], reference)[0]
     before, after = ((scan.image - reference.image).abs().mean() for scan in (other, aligned))
     assert after < before / 4
@@ -147,7 +170,9 @@ def test_alignment_makes_a_scan_look_like_the_reference(shape):
 
 def test_the_reference_stays_itself_and_the_order_is_kept_across_chunks():
     shape = (16, 24)
-    scans = [scan_of(seen_through(small_affine(shape, seed), shape), f"scan{seed}") for seed in range(5)]
+    scans = [
+        scan_of(seen_through(small_affine(shape, seed), shape), f"scan{seed}") for seed in range(5)
+    ]
     aligned = align(scans, scans, scans[3], chunk=2)
     assert [scan.id for scan in aligned] == [scan.id for scan in scans]
     assert aligned[3] is scans[3]
@@ -156,7 +181,10 @@ def test_the_reference_stays_itself_and_the_order_is_kept_across_chunks():
 @dimensions
 def test_alignment_never_looks_at_labels(shape):
     labels = marked(shape, tuple(n // 2 for n in shape))
-    scans = [scan_of(seen_through(small_affine(shape, seed), shape), f"scan{seed}", labels) for seed in (1, 2)]
+    scans = [
+        scan_of(seen_through(small_affine(shape, seed), shape), f"scan{seed}", labels)
+        for seed in (1, 2)
+    ]
     bare = [replace(scan, labels=None) for scan in scans]
     for one, other in zip(align(scans, scans, scans[0]), align(bare, bare, bare[0]), strict=True):
         assert other.labels is None
@@ -179,37 +207,65 @@ def test_the_aligned_scan_is_resampled_once_from_the_original():
 def dice_of_pairs(scans, structures):
     """Mean Dice over all ordered pairs and structures, without registration."""
     pairs = itertools.permutations(scans, 2)
-    return float(np.nanmean([row["dice"] for one, other in pairs
-                             for row in score_labels(one.labels, other.labels, structures)]))
+    return float(
+        np.nanmean(
+            [
+                row["dice"]
+                for one, other in pairs
+                for row in score_labels(one.labels, other.labels, structures)
+            ]
+        )
+    )
 
 
 @pytest.mark.parametrize(("name", "count"), [("oasis35", 6), ("hippocampus", 12)])
 def test_alignment_brings_real_scans_closer_than_centring(real_data, name, count):
-    """Labels only judge; the maps come from images. Centred, resampled scans against aligned ones, on one grid."""
+    """Labels only judge; the maps come from images. Centred, resampled scans against aligned ones,
+    on one grid.
+    """
     entry = datasets.describe(name)
     folder, grid = real_data / name, entry["grids"]["class-3d"]
     structures, lookup = datasets._structures(entry, folder)
-    items = [item for item in json.loads((folder / "dataset.json").read_text())["training"]
-             if item.get("group", "train") == "train"][:count]
-    raw = [load_scan(folder / item["image"], folder / item["label"], id=item["image"], subject=item["image"],
-                     structures=lookup) for item in items]
+    items = [
+        item
+        for item in json.loads((folder / "dataset.json").read_text())["training"]
+        if item.get("group", "train") == "train"
+    ][:count]
+    raw = [
+        load_scan(
+            folder / item["image"],
+            folder / item["label"],
+            id=item["image"],
+            subject=item["image"],
+            structures=lookup,
+        )
+        for item in items
+    ]
     shape, spacing = tuple(grid["shape"]), grid["spacing"]
     centred = [resample(scan, centred_affine(scan, shape, spacing), shape) for scan in raw]
-    before, after = (dice_of_pairs(scans, structures) for scans in (centred, align(centred, raw, centred[0])))
+    before, after = (
+        dice_of_pairs(scans, structures) for scans in (centred, align(centred, raw, centred[0]))
+    )
     print(f"\n{name}, {count} scans: mean pairwise Dice centred {before:.3f}, aligned {after:.3f}")
     assert after >= before + 0.03
 
 
-# --- one pair by gradient descent ----------------------------------------------------------------------------------
+# --- one pair by gradient descent -----------------------------------------------------------------
 
 
 def texture(points):
-    """A smooth random pattern of wavelengths from 8 to 20 voxels at ``points`` (D, ...): (1, 1, ...), about [0, 1]."""
+    """A smooth random pattern of wavelengths from 8 to 20 voxels at ``points`` (D, ...): (1, 1,
+    ...), about [0, 1].
+    """
     rng, image = np.random.default_rng(0), torch.zeros(points.shape[1:])
     for _ in range(24):
         direction = rng.normal(size=len(points))
-        wave = torch.tensor(direction / np.linalg.norm(direction) * 2 * np.pi / rng.uniform(8, 20)).float()
-        image += torch.cos(torch.einsum("d,d...->...", wave, points) + float(rng.uniform(0, 2 * np.pi)))
+        wave = torch.tensor(
+            direction / np.linalg.norm(direction) * 2 * np.pi / rng.uniform(8, 20)
+        ).float()
+        image += torch.cos(
+            torch.einsum("d,d...->...", wave, points) + float(rng.uniform(0, 2 * np.pi))
+        )
     return (image / 14 + 0.5)[None, None]
 
 
@@ -257,8 +313,10 @@ def test_optimisation_takes_any_similarity_and_stronger_regularity_bends_less():
     def distance(a, b):
         return (a - b).square().mean()
 
-    soft, stiff = (optimise_pair(moving, fixed, similarity=distance, regularity=weight, steps=40).displacement
-                   for weight in (0.01, 10.0))
+    soft, stiff = (
+        optimise_pair(moving, fixed, similarity=distance, regularity=weight, steps=40).displacement
+        for weight in (0.01, 10.0)
+    )
     assert stiff.diff(n=2, dim=2).abs().mean() < soft.diff(n=2, dim=2).abs().mean() / 2
 
 
@@ -274,12 +332,14 @@ def test_optimisation_refuses_images_on_two_grids():
         optimise_pair(torch.rand(1, 1, 8, 8), torch.rand(1, 1, 8, 16))
 
 
-# --- label propagation ---------------------------------------------------------------------------------------------
+# --- label propagation ----------------------------------------------------------------------------
 
 
 def atlas(*rows, name="a"):
     labels = torch.tensor(rows, dtype=torch.uint8)
-    return Scan(name, name, torch.zeros(1, *labels.shape), torch.eye(4, dtype=torch.float64), labels)
+    return Scan(
+        name, name, torch.zeros(1, *labels.shape), torch.eye(4, dtype=torch.float64), labels
+    )
 
 
 def no_registration(moving, fixed):
@@ -287,7 +347,11 @@ def no_registration(moving, fixed):
 
 
 def test_labels_are_propagated_by_majority_vote():
-    atlases = [atlas([0, 1, 2], [3, 3, 0]), atlas([0, 1, 1], [3, 2, 0]), atlas([1, 1, 2], [0, 2, 0])]
+    atlases = [
+        atlas([0, 1, 2], [3, 3, 0]),
+        atlas([0, 1, 1], [3, 2, 0]),
+        atlas([1, 1, 2], [0, 2, 0]),
+    ]
     assert propagate_labels(no_registration, atlases, atlases[0]).tolist() == [[0, 1, 2], [3, 2, 0]]
 
 
@@ -298,7 +362,10 @@ def test_ties_go_to_the_smaller_label_whatever_the_order():
 
 
 def test_each_atlas_is_the_moving_scan_and_its_labels_are_pulled():
-    one, scan = atlas([0, 7, 0, 0], [0, 7, 0, 0], name="atlas"), replace(atlas([0] * 4, [0] * 4), labels=None)
+    one, scan = (
+        atlas([0, 7, 0, 0], [0, 7, 0, 0], name="atlas"),
+        replace(atlas([0] * 4, [0] * 4), labels=None),
+    )
     seen = []
 
     def register(moving, fixed):

@@ -1,4 +1,6 @@
-"""The lessons as pages: executed, whole, asking nobody for anything; read in a real browser, from disk."""
+"""The lessons as pages: executed, whole, asking nobody for anything; read in a real browser, from
+disk.
+"""
 
 import nbformat
 import pytest
@@ -25,7 +27,9 @@ def page(browser):
     page.on("request", lambda request: page.asked.append(request.url))
     yield page
     page.close()
-    outside = [url for url in page.asked if not url.startswith(("file:", "data:", "about:", "blob:"))]
+    outside = [
+        url for url in page.asked if not url.startswith(("file:", "data:", "about:", "blob:"))
+    ]
     assert not outside
 
 
@@ -40,10 +44,16 @@ def test_a_page_reads_as_a_lesson(pages, page, lesson):
     page.goto((pages / f"{lesson}.html").as_uri())
     text = page.inner_text("body")
     assert "Traceback" not in text and "step/s" not in text and ".ipynb" not in page.content()
-    assert ("profile: str = 'smoke'" in text or lesson == "00_start_here") and "display: str = 'html'" in text
-    assert all(alt for alt in page.locator("img").evaluate_all("images => images.map(image => image.alt)"))
+    assert (
+        "profile: str = 'smoke'" in text or lesson == "00_start_here"
+    ) and "display: str = 'html'" in text
+    assert all(
+        alt for alt in page.locator("img").evaluate_all("images => images.map(image => image.alt)")
+    )
     assert page.locator("iframe").count() <= 3
-    for link in page.locator("a[href$='.html']").evaluate_all("links => links.map(link => link.getAttribute('href'))"):
+    for link in page.locator("a[href$='.html']").evaluate_all(
+        "links => links.map(link => link.getAttribute('href'))"
+    ):
         assert (pages / link).is_file() or link.startswith("http"), link
 
 
@@ -53,7 +63,10 @@ def test_solutions_are_folded_and_whole(pages, page, lesson):
     cells = nbformat.read(reporting.NOTEBOOK.with_stem(lesson), 4).cells
     solutions = [cell.source for cell in cells if "solution" in cell.metadata.get("tags", [])]
     assert page.locator("details[open]").count() == 0
-    assert page.locator("details code").evaluate_all("codes => codes.map(code => code.textContent)") == solutions
+    assert (
+        page.locator("details code").evaluate_all("codes => codes.map(code => code.textContent)")
+        == solutions
+    )
 
 
 def test_formulas_are_set(pages, page):
@@ -77,6 +90,7 @@ def test_a_viewer_works_without_a_kernel(pages, page):
             before = now
             page.wait_for_timeout(200)
         raise AssertionError("the viewer goes on changing")
+
     before = settled()
     slider.fill("0")
     page.wait_for_timeout(200)
@@ -89,8 +103,13 @@ def test_slides_turn(pages, page):
     page.keyboard.press("ArrowRight")
     assert page.inner_text("nav.slide").startswith("2 / ") and page.url.endswith("#2")
     assert page.locator("h2:visible").count() == 1
-    assert page.locator("p:visible").first.evaluate("p => parseFloat(getComputedStyle(p).fontSize)") >= 18
-    assert "def warp(moving, u)" in page.inner_text("body") and "def push" not in page.inner_text("body")
+    assert (
+        page.locator("p:visible").first.evaluate("p => parseFloat(getComputedStyle(p).fontSize)")
+        >= 18
+    )
+    assert "def warp(moving, u)" in page.inner_text("body") and "def push" not in page.inner_text(
+        "body"
+    )
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
     assert page.inner_text("nav.slide").startswith("1 / ")
@@ -113,4 +132,6 @@ def test_a_lesson_that_stops_is_named(tmp_path):
 @pytest.mark.parametrize("arguments", [["profil=smoke"], ["display=live"]])
 def test_a_parameter_that_no_lesson_has_is_refused(tmp_path, arguments):
     done = CliRunner().invoke(app, ["site", *arguments, "--to", str(tmp_path / "site")])
-    assert "choose from dataset, profile" in str(done.exception) and not (tmp_path / "site").exists()
+    assert (
+        "choose from dataset, profile" in str(done.exception) and not (tmp_path / "site").exists()
+    )

@@ -1,4 +1,6 @@
-"""The method by formula: loss terms by case, regimes, and a loop that ends with the same bits wherever it stops."""
+"""The method by formula: loss terms by case, regimes, and a loop that ends with the same bits
+wherever it stops.
+"""
 
 import math
 import os
@@ -32,11 +34,16 @@ from deepatlas.terms import (
 from deepatlas.training import Settings, train
 from deepatlas.warp import Deformation
 
-CASES = {"known -> unknown": (True, False), "unknown -> known": (False, True), "known -> known": (True, True),
-         "unknown -> unknown": (False, False)}
+CASES = {
+    "known -> unknown": (True, False),
+    "unknown -> known": (False, True),
+    "known -> known": (True, True),
+    "unknown -> unknown": (False, False),
+}
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 TERMS = {"seg": {"anatomy", "supervised"}, "reg": {"similarity", "regularity", "anatomy"}}
-JOINT = Settings({"seg": 4, "reg": 8}, batch_size=2, validations=3, seed=1)  # a checkpoint after 4, 8 and 12 steps
+# a checkpoint after 4, 8 and 12 steps
+JOINT = Settings({"seg": 4, "reg": 8}, batch_size=2, validations=3, seed=1)
 
 
 class TinySeg(nn.Module):
@@ -44,8 +51,11 @@ class TinySeg(nn.Module):
 
     def __init__(self, norm=False):
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4) if norm else nn.Tanh(),
-                                    nn.Conv2d(4, 3, 1))
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4) if norm else nn.Tanh(),
+            nn.Conv2d(4, 3, 1),
+        )
 
     def forward(self, image):
         return self.layers(image)
@@ -56,7 +66,9 @@ class TinyReg(nn.Module):
 
     def __init__(self, norm=False):
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2) if norm else nn.Identity())
+        self.layers = nn.Sequential(
+            nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2) if norm else nn.Identity()
+        )
 
     def forward(self, moving, fixed):
         return self.layers(2 * torch.cat([moving, fixed], 1))
@@ -74,13 +86,17 @@ def networks(seed=0):
 
 def batches(*wanted):
     """Moving and fixed batch with one pair for each (moving known, fixed known)."""
-    sides = zip(*[(scan(2 * i, m), scan(2 * i + 1, f)) for i, (m, f) in enumerate(wanted)], strict=True)
+    sides = zip(
+        *[(scan(2 * i, m), scan(2 * i + 1, f)) for i, (m, f) in enumerate(wanted)], strict=True
+    )
     return [Batch.of(side, 3) for side in sides]
 
 
 def dice_loss(p, q):
     """1 - 2 sum(p q) / (sum p + sum q), a structure at a time, of one pair (1, C, I, J)."""
-    scores = [2 * (p[0, c] * q[0, c]).sum() / (p[0, c].sum() + q[0, c].sum()) for c in range(p.shape[1])]
+    scores = [
+        2 * (p[0, c] * q[0, c]).sum() / (p[0, c].sum() + q[0, c].sum()) for c in range(p.shape[1])
+    ]
     return 1 - sum(scores) / len(scores)
 
 
@@ -103,7 +119,7 @@ def assert_zero_without_gradient(term):
     assert term == 0 and not term.requires_grad
 
 
-# --- what the networks mean ----------------------------------------------------------------------------------------
+# --- what the networks mean -----------------------------------------------------------------------
 
 
 def test_a_displacement_is_added_and_a_velocity_is_integrated():
@@ -142,13 +158,18 @@ def test_the_experts_labels_where_they_exist_the_guess_where_not():
     assert torch.equal(mixed[0], batch.one_hot[0]) and torch.equal(mixed[1], p[1])
 
 
-# --- the segmentation turn -----------------------------------------------------------------------------------------
+# --- the segmentation turn ------------------------------------------------------------------------
 
 
 def seg_formula(seg_net, reg_net, moving, fixed, case):
     """The paper's table for one pair: (anatomy, supervised), None for a term that is not there."""
     phi = Deformation(reg_net(moving.image, fixed.image).detach())
-    s_m, s_f, f_m, f_f = moving.one_hot, fixed.one_hot, guess(seg_net, moving), guess(seg_net, fixed)
+    s_m, s_f, f_m, f_f = (
+        moving.one_hot,
+        fixed.one_hot,
+        guess(seg_net, moving),
+        guess(seg_net, fixed),
+    )
     return {
         (True, False): (dice_loss(phi.warp(s_m), f_f), dice_loss(f_m, s_m)),
         (False, True): (dice_loss(phi.warp(f_m), s_f), dice_loss(f_f, s_f)),
@@ -172,13 +193,23 @@ def test_terms_of_a_segmentation_turn_are_those_of_the_paper(case):
             assert_same_value_and_gradient(term, formula, seg_net)
 
 
-@pytest.mark.parametrize("wanted", [list(CASES.values()), [(False, True), (True, True)], [(True, True), (False, False)],
-                                    [(True, False), (True, False), (False, True)]])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        list(CASES.values()),
+        [(False, True), (True, True)],
+        [(True, True), (False, False)],
+        [(True, False), (True, False), (False, True)],
+    ],
+)
 def test_a_mixed_batch_is_the_mean_over_the_pairs_that_count(wanted):
     seg_net, reg_net = tiny()
     moving, fixed = batches(*wanted)
     terms = seg_terms(seg_net, reg_net, moving, fixed)
-    singles = [seg_formula(seg_net, reg_net, part(moving, i), part(fixed, i), case) for i, case in enumerate(wanted)]
+    singles = [
+        seg_formula(seg_net, reg_net, part(moving, i), part(fixed, i), case)
+        for i, case in enumerate(wanted)
+    ]
     for i, name in enumerate(("anatomy", "supervised")):
         counted = [single[i] for single in singles if single[i] is not None]
         if counted:
@@ -188,7 +219,12 @@ def test_a_mixed_batch_is_the_mean_over_the_pairs_that_count(wanted):
 
 
 def part(batch, i):
-    return Batch(batch.image[i:i + 1], batch.one_hot[i:i + 1], batch.known[i:i + 1], batch.ids[i:i + 1])
+    return Batch(
+        batch.image[i : i + 1],
+        batch.one_hot[i : i + 1],
+        batch.known[i : i + 1],
+        batch.ids[i : i + 1],
+    )
 
 
 @cases
@@ -198,7 +234,9 @@ def test_the_segmentation_baseline_has_no_anatomy(case):
     terms = seg_terms(seg_net, None, moving, fixed)
     assert_zero_without_gradient(terms["anatomy"])
     if case[0]:
-        assert_same_value_and_gradient(terms["supervised"], dice_loss(guess(seg_net, moving), moving.one_hot), seg_net)
+        assert_same_value_and_gradient(
+            terms["supervised"], dice_loss(guess(seg_net, moving), moving.one_hot), seg_net
+        )
     else:
         assert_zero_without_gradient(terms["supervised"])
 
@@ -218,7 +256,8 @@ def test_the_anatomy_gradient_passes_through_the_warp():
     moving, fixed = batches((False, True))
     scores = torch.zeros(1, 3, 16, 16, requires_grad=True)
     shift = torch.zeros(1, 2, 16, 16)
-    shift[:, 0] = 5  # warped(x) = moving(x + 5): rows 0 to 4 of the moving image are never looked up
+    # warped(x) = moving(x + 5): rows 0 to 4 of the moving image are never looked up
+    shift[:, 0] = 5
     seg_net, reg_net = nn.Identity(), nn.Identity()
     seg_net.forward, reg_net.forward = lambda image: scores, lambda moving, fixed: shift
     seg_terms(seg_net, reg_net, moving, fixed)["anatomy"].backward()
@@ -235,7 +274,9 @@ def test_sampled_warps_show_the_labelled_moving_scan_as_it_is_warped():
     m, f = part(moving, 0), part(fixed, 0)
     phi = Deformation(reg_net(m.image, f.image).detach())
     seen = dice_loss(seg_net(phi.warp(m.image)).softmax(1), phi.warp(m.one_hot))
-    others = [seg_formula(seg_net, reg_net, part(moving, i), part(fixed, i), wanted[i])[1] for i in (1, 2)]
+    others = [
+        seg_formula(seg_net, reg_net, part(moving, i), part(fixed, i), wanted[i])[1] for i in (1, 2)
+    ]
     assert_same_value_and_gradient(terms["supervised"], (seen + sum(others)) / 3, seg_net)
 
 
@@ -244,21 +285,26 @@ def test_the_fourth_case_compares_two_guesses_when_it_is_asked_for():
     moving, fixed = batches((False, False))
     terms = seg_terms(seg_net, reg_net, moving, fixed, fourth_case=True)
     phi = Deformation(reg_net(moving.image, fixed.image).detach())
-    assert_same_value_and_gradient(terms["anatomy"], dice_loss(phi.warp(guess(seg_net, moving)), guess(seg_net, fixed)),
-                                   seg_net)
+    assert_same_value_and_gradient(
+        terms["anatomy"],
+        dice_loss(phi.warp(guess(seg_net, moving)), guess(seg_net, fixed)),
+        seg_net,
+    )
     assert_zero_without_gradient(terms["supervised"])
 
 
-# --- the registration turn -----------------------------------------------------------------------------------------
+# --- the registration turn ------------------------------------------------------------------------
 
 
 def reg_formula(seg_net, reg_net, moving, fixed):
     """Eq. 2 for one pair, each missing S replaced by F_S's prediction."""
     phi = Deformation(reg_net(moving.image, fixed.image))
     s_m, s_f = (b.one_hot if b.known else guess(seg_net, b).detach() for b in (moving, fixed))
-    return {"similarity": correlation_loss(phi.warp(moving.image), fixed.image),
-            "regularity": hessian_energy(phi.displacement),
-            "anatomy": dice_loss(phi.warp(s_m), s_f)}
+    return {
+        "similarity": correlation_loss(phi.warp(moving.image), fixed.image),
+        "regularity": hessian_energy(phi.displacement),
+        "anatomy": dice_loss(phi.warp(s_m), s_f),
+    }
 
 
 def correlation_loss(a, b):
@@ -267,32 +313,43 @@ def correlation_loss(a, b):
 
 def hessian_energy(u):
     i, j, ij = u.diff(n=2, dim=2), u.diff(n=2, dim=3), u.diff(dim=2).diff(dim=3)
-    return 2 * (i.square().mean() + j.square().mean() + 2 * ij.square().mean())  # 2: a sum over channels
+    # 2: a sum over channels
+    return 2 * (i.square().mean() + j.square().mean() + 2 * ij.square().mean())
 
 
-@pytest.mark.parametrize("wanted", [[case] for case in CASES.values()] + [list(CASES.values())],
-                         ids=[*CASES, "mixed batch"])
+@pytest.mark.parametrize(
+    "wanted",
+    [[case] for case in CASES.values()] + [list(CASES.values())],
+    ids=[*CASES, "mixed batch"],
+)
 def test_terms_of_a_registration_turn_are_those_of_the_paper(wanted):
     seg_net, reg_net = tiny()
     moving, fixed = batches(*wanted)
     terms = reg_terms(reg_net, seg_net, moving, fixed)
     assert terms.keys() == TERMS["reg"]
-    singles = [reg_formula(seg_net, reg_net, part(moving, i), part(fixed, i)) for i in range(len(wanted))]
+    singles = [
+        reg_formula(seg_net, reg_net, part(moving, i), part(fixed, i)) for i in range(len(wanted))
+    ]
     for name, term in terms.items():
         expected = sum(single[name] for single in singles) / len(singles)
         assert expected > 0.01
         assert_same_value_and_gradient(term, expected, reg_net)
 
 
-@pytest.mark.parametrize("wanted", [[case] for case in CASES.values()] + [list(CASES.values())],
-                         ids=[*CASES, "mixed batch"])
+@pytest.mark.parametrize(
+    "wanted",
+    [[case] for case in CASES.values()] + [list(CASES.values())],
+    ids=[*CASES, "mixed batch"],
+)
 def test_only_two_experts_teach_the_registration_baseline_anatomy(wanted):
     _, reg_net = tiny()
     moving, fixed = batches(*wanted)
     terms = reg_terms(reg_net, None, moving, fixed)
     experts = [i for i, case in enumerate(wanted) if case == (True, True)]
     if experts:
-        expected = reg_formula(None, reg_net, part(moving, experts[0]), part(fixed, experts[0]))["anatomy"]
+        expected = reg_formula(None, reg_net, part(moving, experts[0]), part(fixed, experts[0]))[
+            "anatomy"
+        ]
         assert_same_value_and_gradient(terms["anatomy"], expected, reg_net)
     else:
         assert_zero_without_gradient(terms["anatomy"])
@@ -322,7 +379,7 @@ def test_weights_weigh_the_terms_that_are_there():
     assert (Weights().anatomy, Weights().supervised) == (3, 3)  # the authors' lambda_a
 
 
-# --- regimes -------------------------------------------------------------------------------------------------------
+# --- regimes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("labelled", [1, 2, 21])
@@ -331,7 +388,10 @@ def test_a_regime_starts_from_networks_that_were_trained_before_it(labelled):
     assert list(table) == list(REGIMES)
     for i, (key, regime) in enumerate(table.items()):
         before = dict(list(table.items())[:i])
-        assert all(source in before and network in before[source].trains for network, source in regime.start.items())
+        assert all(
+            source in before and network in before[source].trains
+            for network, source in regime.start.items()
+        )
         assert regime.consults == key.startswith(("semi", "deepatlas"))
         assert regime.title == REGIMES[key].title and regime.trains == REGIMES[key].trains
         consulted = {"seg", "reg"} - set(regime.trains) if regime.consults else set()
@@ -343,19 +403,31 @@ def test_semi_trains_one_network_and_deepatlas_both():
     assert REGIMES["semi_seg"].trains == ("seg",) and REGIMES["semi_reg"].trains == ("reg",)
     assert set(REGIMES["deepatlas"].trains) == {"seg", "reg"}
     assert all(REGIMES[key].start == baselines for key in ("semi_seg", "semi_reg", "deepatlas"))
-    assert all(REGIMES[f"{key}_control"].start == REGIMES[key].start for key in ("semi_seg", "semi_reg"))
+    assert all(
+        REGIMES[f"{key}_control"].start == REGIMES[key].start for key in ("semi_seg", "semi_reg")
+    )
     assert {key for key, regime in REGIMES.items() if regime.all_labels} == {"seg_full", "reg_full"}
 
 
 def test_with_one_label_an_unsupervised_registration_teaches_segmentation_first():
     table = regimes(1, "baselines")
     assert table["semi_seg"].start == {"reg": "reg_baseline"}
-    assert table["deepatlas"].start == table["semi_reg"].start == {"seg": "semi_seg", "reg": "reg_baseline"}
+    assert (
+        table["deepatlas"].start
+        == table["semi_reg"].start
+        == {"seg": "semi_seg", "reg": "reg_baseline"}
+    )
 
 
 def test_what_a_network_has_spent_includes_what_it_started_from():
-    own = {"seg_baseline": {"seg": 1}, "reg_baseline": {"reg": 10}, "semi_seg": {"seg": 100}, "semi_reg": {"reg": 1000},
-           "deepatlas": {"seg": 2, "reg": 20}, "seg_control": {"seg": 7}}
+    own = {
+        "seg_baseline": {"seg": 1},
+        "reg_baseline": {"reg": 10},
+        "semi_seg": {"seg": 100},
+        "semi_reg": {"reg": 1000},
+        "deepatlas": {"seg": 2, "reg": 20},
+        "seg_control": {"seg": 7},
+    }
     assert spent(REGIMES, "deepatlas", "seg", own) == 1 + 2
     assert spent(REGIMES, "deepatlas", "reg", own) == 10 + 20
     assert spent(REGIMES, "semi_seg", "seg", own) == 1 + 100
@@ -368,8 +440,14 @@ def test_what_a_network_has_spent_includes_what_it_started_from():
 
 
 def test_joint_training_starts_where_it_is_told():
-    semi, baselines = {"seg": "semi_seg", "reg": "semi_reg"}, {"seg": "seg_baseline", "reg": "reg_baseline"}
-    starts = {start: regimes(5, start)["deepatlas"].start for start in ("baselines", "alike", "semi", "none")}
+    semi, baselines = (
+        {"seg": "semi_seg", "reg": "semi_reg"},
+        {"seg": "seg_baseline", "reg": "reg_baseline"},
+    )
+    starts = {
+        start: regimes(5, start)["deepatlas"].start
+        for start in ("baselines", "alike", "semi", "none")
+    }
     assert starts == {"alike": baselines, "baselines": baselines, "semi": semi, "none": {}}
     assert regimes(1)["deepatlas"].start == {"seg": "semi_seg", "reg": "reg_baseline"}
     assert regimes(1, "alike")["deepatlas"].start == {"reg": "reg_baseline"}
@@ -378,19 +456,30 @@ def test_joint_training_starts_where_it_is_told():
 def test_a_regime_and_all_that_it_needs():
     assert list(needed(regimes(5), "semi_reg")) == ["seg_baseline", "reg_baseline", "semi_reg"]
     assert list(needed(regimes(1), "semi_reg")) == ["reg_baseline", "semi_seg", "semi_reg"]
-    with pytest.raises(ValueError, match="no regime semi in this experiment: choose from seg_baseline"):
+    with pytest.raises(
+        ValueError, match="no regime semi in this experiment: choose from seg_baseline"
+    ):
         needed(regimes(1), "semi")
 
 
-# --- the loop ------------------------------------------------------------------------------------------------------
+# --- the loop -------------------------------------------------------------------------------------
 
 
 def trainer(settings, regime="deepatlas", nets=None, cohort=None):
     return training._Trainer(nets or networks(), cohort or disks(), REGIMES[regime], settings)
 
 
-@pytest.mark.parametrize("steps", [{"seg": 5, "reg": 5}, {"seg": 30, "reg": 60}, {"seg": 7, "reg": 140},
-                                   {"seg": 100, "reg": 3}, {"seg": 1, "reg": 1}, {"seg": 13, "reg": 31}])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"seg": 5, "reg": 5},
+        {"seg": 30, "reg": 60},
+        {"seg": 7, "reg": 140},
+        {"seg": 100, "reg": 3},
+        {"seg": 1, "reg": 1},
+        {"seg": 13, "reg": 31},
+    ],
+)
 def test_turns_are_exact_and_evenly_spread(steps):
     loop, total = trainer(Settings(steps)), sum(steps.values())
     for step in range(1, total + 1):
@@ -406,7 +495,11 @@ def test_the_rate_warms_up_and_falls_along_a_cosine(tmp_path):
     for turn in range(100):
         loop.turns["seg"] = turn
         rates.append(loop._rate("seg"))
-    assert 0 < rates[0] < 0.003 and max(rates) == pytest.approx(0.01, rel=0.02) and rates.index(max(rates)) <= 5
+    assert (
+        0 < rates[0] < 0.003
+        and max(rates) == pytest.approx(0.01, rel=0.02)
+        and rates.index(max(rates)) <= 5
+    )
     assert rates[6:] == sorted(rates[6:], reverse=True)
     for turn in (25, 50, 75):
         assert rates[turn] == pytest.approx(0.01 * math.cos(math.pi * turn / 200) ** 2)
@@ -417,18 +510,26 @@ def test_the_optimiser_uses_the_rate_of_the_history():
     """Adam's first step moves every weight whose gradient is not tiny by the learning rate."""
     nets = networks()
     head, before = nets["seg"].head.weight, nets["seg"].head.weight.detach().clone()
-    row = trainer(Settings({"seg": 10}, learning_rates={"seg": 0.01}), "seg_baseline", nets).advance()
-    torch.testing.assert_close((head - before).abs().median().item(), row["rate"], rtol=1e-3, atol=0)
+    row = trainer(
+        Settings({"seg": 10}, learning_rates={"seg": 0.01}), "seg_baseline", nets
+    ).advance()
+    torch.testing.assert_close(
+        (head - before).abs().median().item(), row["rate"], rtol=1e-3, atol=0
+    )
 
 
 def test_only_the_network_whose_turn_it_is_moves():
     nets = networks()
     loop = trainer(JOINT, nets=nets)
     for _ in range(6):
-        before = {name: [p.detach().clone() for p in net.parameters()] for name, net in nets.items()}
+        before = {
+            name: [p.detach().clone() for p in net.parameters()] for name, net in nets.items()
+        }
         turn = loop.advance()["turn"]
         for name, net in nets.items():
-            moved = any(not torch.equal(a, b) for a, b in zip(before[name], net.parameters(), strict=True))
+            moved = any(
+                not torch.equal(a, b) for a, b in zip(before[name], net.parameters(), strict=True)
+            )
             assert moved == (name == turn)
 
 
@@ -461,7 +562,9 @@ def test_batch_norm_of_a_consulted_network_stops_learning(turn):
         assert moved == (name == turn)
 
 
-@pytest.mark.parametrize("regime", ["seg_baseline", "reg_baseline", "semi_seg", "semi_reg", "deepatlas"])
+@pytest.mark.parametrize(
+    "regime", ["seg_baseline", "reg_baseline", "semi_seg", "semi_reg", "deepatlas"]
+)
 def test_every_row_of_the_history_names_its_terms(regime, tmp_path):
     steps = {name: JOINT.steps[name] for name in REGIMES[regime].trains}
     history = train(networks(), disks(), REGIMES[regime], replace(JOINT, steps=steps), tmp_path)
@@ -474,8 +577,11 @@ def test_every_row_of_the_history_names_its_terms(regime, tmp_path):
 
 
 def test_no_usable_pair_is_explained(tmp_path):
-    with pytest.raises(ValueError, match=r"Baseline: no pair among 3 training scans, 0 of them labelled, "
-                                         r"can teach the network 'seg': label more"):
+    with pytest.raises(
+        ValueError,
+        match=r"Baseline: no pair among 3 training scans, 0 of them labelled, "
+        r"can teach the network 'seg': label more",
+    ):
         train(networks(), disks(0, 3), REGIMES["seg_baseline"], Settings({"seg": 2}), tmp_path)
     assert not any(tmp_path.iterdir())
 
@@ -483,7 +589,9 @@ def test_no_usable_pair_is_explained(tmp_path):
 def test_mixed_precision_is_for_the_networks_alone(tmp_path):
     nets, seen = networks(), []
     nets["seg"].head.register_forward_hook(lambda *call: seen.append(call[-1].dtype))
-    history = train(nets, disks(), REGIMES["deepatlas"], replace(JOINT, mixed_precision=True), tmp_path)
+    history = train(
+        nets, disks(), REGIMES["deepatlas"], replace(JOINT, mixed_precision=True), tmp_path
+    )
     assert set(seen) == {torch.bfloat16}
     assert all(p.dtype == torch.float32 for net in nets.values() for p in net.parameters())
     exact = train(networks(), disks(), REGIMES["deepatlas"], JOINT, tmp_path / "exact")
@@ -491,15 +599,22 @@ def test_mixed_precision_is_for_the_networks_alone(tmp_path):
         assert all(row[name] == pytest.approx(other[name], abs=0.05) for name in TERMS[row["turn"]])
 
 
-# --- which weights are kept ----------------------------------------------------------------------------------------
+# --- which weights are kept -----------------------------------------------------------------------
 
 
 def kept_scores(tmp_path, seg, reg=(0, 1, 2, 3)):
-    """Validation number (0: before the first step) whose weights each network is left with, for these scores."""
+    """Validation number (0: before the first step) whose weights each network is left with, for
+    these scores.
+    """
     nets, seen = networks(), []
 
     def validate():
-        seen.append({name: {k: v.clone() for k, v in net.state_dict().items()} for name, net in nets.items()})
+        seen.append(
+            {
+                name: {k: v.clone() for k, v in net.state_dict().items()}
+                for name, net in nets.items()
+            }
+        )
         scores = {"seg": seg[len(seen) - 1], "reg": reg[len(seen) - 1]}
         return {name: score for name, score in scores.items() if score is not None}
 
@@ -507,27 +622,46 @@ def kept_scores(tmp_path, seg, reg=(0, 1, 2, 3)):
     assert len(seen) == 4
     rows = [row for row in history if "validation_seg" in row]
     assert [row["step"] for row in rows] == [4, 8, 12]
-    assert [row["validation_seg"] for row in rows] == pytest.approx([math.nan if s is None else s for s in seg[1:]],
-                                                                    nan_ok=True)
-    return {name: [i for i, state in enumerate(seen)
-                   if all(torch.equal(v, net.state_dict()[k]) for k, v in state[name].items())]
-            for name, net in nets.items()}
+    assert [row["validation_seg"] for row in rows] == pytest.approx(
+        [math.nan if s is None else s for s in seg[1:]], nan_ok=True
+    )
+    return {
+        name: [
+            i
+            for i, state in enumerate(seen)
+            if all(torch.equal(v, net.state_dict()[k]) for k, v in state[name].items())
+        ]
+        for name, net in nets.items()
+    }
 
 
 def test_each_network_is_left_at_its_best_validation_score(tmp_path):
-    assert kept_scores(tmp_path, seg=(0.2, 0.1, 0.9, 0.5), reg=(0.1, 0.7, 0.6, 0.5)) == {"seg": [2], "reg": [1]}
+    assert kept_scores(tmp_path, seg=(0.2, 0.1, 0.9, 0.5), reg=(0.1, 0.7, 0.6, 0.5)) == {
+        "seg": [2],
+        "reg": [1],
+    }
 
 
 def test_a_network_that_training_on_makes_worse_stays_where_it_started(tmp_path):
-    assert kept_scores(tmp_path, seg=(0.6, 0.1, 0.5, 0.4), reg=(0.6, 0.7, 0.6, 0.5)) == {"seg": [0], "reg": [1]}
+    assert kept_scores(tmp_path, seg=(0.6, 0.1, 0.5, 0.4), reg=(0.6, 0.7, 0.6, 0.5)) == {
+        "seg": [0],
+        "reg": [1],
+    }
 
 
 def test_without_scores_the_last_weights_are_kept(tmp_path):
     assert kept_scores(tmp_path, seg=(None, None, None, None)) == {"seg": [3], "reg": [3]}
 
 
-@pytest.mark.parametrize(("scores", "kept"), [((0, math.nan, 0.5, 0.4), 2), ((0, 0.5, math.nan, 0.4), 1),
-                                              ((0, 0.5, 0.4, math.nan), 1), ((0, 0.5, math.nan, 0.6), 3)])
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ((0, math.nan, 0.5, 0.4), 2),
+        ((0, 0.5, math.nan, 0.4), 1),
+        ((0, 0.5, 0.4, math.nan), 1),
+        ((0, 0.5, math.nan, 0.6), 3),
+    ],
+)
 def test_a_score_that_is_nan_beats_no_number(tmp_path, scores, kept):
     assert kept_scores(tmp_path, seg=scores)["seg"] == [kept]
 
@@ -538,17 +672,28 @@ def test_of_equal_scores_the_first_is_kept(tmp_path):
 
 def test_a_finished_regime_is_only_loaded(tmp_path, monkeypatch):
     first = networks()
-    history = train(first, disks(), REGIMES["deepatlas"], JOINT, tmp_path, lambda: {"seg": 0.5, "reg": 0.5})
+    history = train(
+        first, disks(), REGIMES["deepatlas"], JOINT, tmp_path, lambda: {"seg": 0.5, "reg": 0.5}
+    )
     before = (tmp_path / "checkpoint.pt").read_bytes()
     monkeypatch.setattr(training._Trainer, "advance", lambda self: pytest.fail("trained again"))
     again = networks(seed=9)
-    repeated = train(again, disks(), REGIMES["deepatlas"], JOINT, tmp_path, lambda: pytest.fail("validated again"))
+    repeated = train(
+        again,
+        disks(),
+        REGIMES["deepatlas"],
+        JOINT,
+        tmp_path,
+        lambda: pytest.fail("validated again"),
+    )
     assert_same(repeated, history)
-    assert_same({k: v.state_dict() for k, v in again.items()}, {k: v.state_dict() for k, v in first.items()})
+    assert_same(
+        {k: v.state_dict() for k, v in again.items()}, {k: v.state_dict() for k, v in first.items()}
+    )
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
-# --- stopping and going on -----------------------------------------------------------------------------------------
+# --- stopping and going on ------------------------------------------------------------------------
 
 
 def assert_same(a, b):
@@ -570,7 +715,10 @@ def assert_same(a, b):
 
 def score(nets):
     """A validation that depends on the weights: best somewhere in the middle."""
-    return lambda: {name: float(next(net.parameters()).detach().double().sum().sin()) for name, net in nets.items()}
+    return lambda: {
+        name: float(next(net.parameters()).detach().double().sum().sin())
+        for name, net in nets.items()
+    }
 
 
 def train_joint(folder, seed=0, regime="deepatlas", dropout=0.0):
@@ -584,7 +732,10 @@ def train_joint(folder, seed=0, regime="deepatlas", dropout=0.0):
     assert_same(state["history"], history)
     for row in [state, *state["history"]]:
         row.pop("seconds")
-    return {"final": {name: dict(nets[name].state_dict()) for name in REGIMES[regime].trains}, **state}
+    return {
+        "final": {name: dict(nets[name].state_dict()) for name in REGIMES[regime].trains},
+        **state,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -617,22 +768,30 @@ def test_training_is_repeatable(uninterrupted, tmp_path):
 
 
 @pytest.mark.parametrize("step", [2, 5, 8, 9, 12])
-def test_after_a_crash_training_goes_on_from_the_last_checkpoint(uninterrupted, tmp_path, monkeypatch, step):
+def test_after_a_crash_training_goes_on_from_the_last_checkpoint(
+    uninterrupted, tmp_path, monkeypatch, step
+):
     with monkeypatch.context() as patch:
         calls(patch, training, "draw_pair", fail, 2 * step - 1)  # two pairs a step
         with pytest.raises(RuntimeError, match="power cut"):
             train_joint(tmp_path)
     assert (tmp_path / "checkpoint.pt").exists() == (step > 4)
-    assert_same(train_joint(tmp_path, seed=9 if step > 4 else 0), uninterrupted)  # other weights: all are loaded
+    # other weights: all are loaded
+    assert_same(train_joint(tmp_path, seed=9 if step > 4 else 0), uninterrupted)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [1, 4, 7, 11])
-def test_a_signal_stops_after_the_step_and_training_goes_on(uninterrupted, tmp_path, monkeypatch, number, step):
+def test_a_signal_stops_after_the_step_and_training_goes_on(
+    uninterrupted, tmp_path, monkeypatch, number, step
+):
     with monkeypatch.context() as patch:
         calls(patch, training, "draw_pair", send(number), 2 * step)
-        with pytest.raises(Interrupted, match=rf"DeepAtlas stopped at step {step} of 12; saved in .*checkpoint.pt, and "
-                                              "the same command goes on from there"):
+        with pytest.raises(
+            Interrupted,
+            match=rf"DeepAtlas stopped at step {step} of 12; saved in .*checkpoint.pt, and "
+            "the same command goes on from there",
+        ):
             train_joint(tmp_path)
     assert len(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]) == step
     assert_same(train_joint(tmp_path, seed=9), uninterrupted)
@@ -646,7 +805,9 @@ def test_a_signal_during_validation_waits_for_its_end(uninterrupted, tmp_path, m
     assert_same(train_joint(tmp_path, seed=9), uninterrupted)
 
 
-def test_stopped_at_every_single_step_it_still_ends_with_the_same_bits(uninterrupted, tmp_path, monkeypatch):
+def test_stopped_at_every_single_step_it_still_ends_with_the_same_bits(
+    uninterrupted, tmp_path, monkeypatch
+):
     with monkeypatch.context() as patch:
         calls(patch, training._Trainer, "advance", send(signal.SIGTERM), 0)
         for _ in range(12):
@@ -694,7 +855,9 @@ def test_training_works_in_a_thread(uninterrupted, tmp_path):
 
 
 def train_slowly(folder, threads):
-    """What the process below runs: ``train_joint``, telling of each validation and waiting a little."""
+    """What the process below runs: ``train_joint``, telling of each validation and waiting a
+    little.
+    """
     torch.set_num_threads(int(threads))
     keep_best = training._Trainer.keep_best
 
@@ -708,10 +871,17 @@ def train_slowly(folder, threads):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGKILL"])
-def test_a_process_that_is_killed_loses_only_what_came_after_its_checkpoint(uninterrupted, tmp_path, name):
+def test_a_process_that_is_killed_loses_only_what_came_after_its_checkpoint(
+    uninterrupted, tmp_path, name
+):
     code = "import sys, test_training; test_training.train_slowly(*sys.argv[1:])"
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(torch.get_num_threads())],
-                               cwd=Path(__file__).parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path), str(torch.get_num_threads())],
+        cwd=Path(__file__).parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     for _ in range(3):
         assert process.stdout.readline() == "validated\n"
     process.send_signal(getattr(signal, name))
@@ -725,7 +895,7 @@ def test_a_process_that_is_killed_loses_only_what_came_after_its_checkpoint(unin
     assert_same(train_joint(tmp_path, seed=9), uninterrupted)
 
 
-# --- files and numbers that go wrong -------------------------------------------------------------------------------
+# --- files and numbers that go wrong --------------------------------------------------------------
 
 
 def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
@@ -745,10 +915,13 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
     assert torch.load(path, weights_only=True) == {"step": 3}
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), torch.OutOfMemoryError("CUDA")])
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), torch.OutOfMemoryError("CUDA")]
+)
 def test_a_checkpoint_that_cannot_be_read_here_is_not_called_damaged(tmp_path, monkeypatch, error):
     def unable(*_, **__):
         raise error
+
     monkeypatch.setattr(torch, "load", unable)
     with pytest.raises(type(error)):
         checkpoints.read_checkpoint(tmp_path / "checkpoint.pt")
@@ -770,14 +943,26 @@ def test_two_processes_that_save_at_once_do_not_mix(tmp_path, monkeypatch):
 
 
 def poisoned(cohort):
-    return replace(cohort, train=tuple(replace(s, image=torch.full_like(s.image, math.nan)) for s in cohort.train))
+    return replace(
+        cohort,
+        train=tuple(replace(s, image=torch.full_like(s.image, math.nan)) for s in cohort.train),
+    )
 
 
 def test_a_loss_that_is_not_finite_names_term_step_and_scans(tmp_path, monkeypatch):
     monkeypatch.setitem(SIMILARITIES, "ncc", lambda a, b: math.inf * (a - b).square().mean())
-    with pytest.raises(FloatingPointError, match=r"Baseline, step 1 \(turn of reg\): the term similarity "
-                                                 r"is inf for s\d -> s\d, s\d -> s\d: look at these scans, or lower"):
-        train(networks(), disks(), REGIMES["reg_baseline"], Settings({"reg": 4}, batch_size=2), tmp_path)
+    with pytest.raises(
+        FloatingPointError,
+        match=r"Baseline, step 1 \(turn of reg\): the term similarity "
+        r"is inf for s\d -> s\d, s\d -> s\d: look at these scans, or lower",
+    ):
+        train(
+            networks(),
+            disks(),
+            REGIMES["reg_baseline"],
+            Settings({"reg": 4}, batch_size=2),
+            tmp_path,
+        )
     assert not any(tmp_path.iterdir())
 
 
@@ -787,15 +972,19 @@ def test_a_loss_that_is_not_finite_overwrites_nothing(tmp_path, monkeypatch):
         train_joint(tmp_path)
     before = (tmp_path / "checkpoint.pt").read_bytes()
     nets = networks(seed=9)
-    with pytest.raises(FloatingPointError, match=r"DeepAtlas, step 6 \(turn of \w+\): the term .* is nan for"):
+    with pytest.raises(
+        FloatingPointError, match=r"DeepAtlas, step 6 \(turn of \w+\): the term .* is nan for"
+    ):
         train(nets, poisoned(disks()), REGIMES["deepatlas"], JOINT, tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["networks"]
-    assert_same({name: dict(net.state_dict()) for name, net in nets.items()},
-                {name: dict(state) for name, state in saved.items()})
+    assert_same(
+        {name: dict(net.state_dict()) for name, net in nets.items()},
+        {name: dict(state) for name, state in saved.items()},
+    )
 
 
-# --- it learns -----------------------------------------------------------------------------------------------------
+# --- it learns ------------------------------------------------------------------------------------
 
 
 def mean_of(history, term, turn):
@@ -814,20 +1003,26 @@ def test_sixty_steps_of_the_baseline_learn_to_segment(tmp_path):
     before, after = mean_of(learn(tmp_path, nets, "seg_baseline", {"seg": 60}), "supervised", "seg")
     assert before > 0.3 and after < before / 3
     held_out = scan(100, side=24)
-    dice = dice_loss(guess(nets["seg"].eval(), Batch.of([held_out], 3)), Batch.of([held_out], 3).one_hot)
+    dice = dice_loss(
+        guess(nets["seg"].eval(), Batch.of([held_out], 3)), Batch.of([held_out], 3).one_hot
+    )
     assert dice < 0.25
 
 
 def test_sixty_steps_of_the_baseline_learn_to_register(tmp_path):
     nets = networks()
     cohort = disks(0, 6, side=24)  # unsupervised
-    history = learn(tmp_path, nets, "reg_baseline", {"reg": 60}, cohort, weights=Weights(regularity=0.1))
+    history = learn(
+        tmp_path, nets, "reg_baseline", {"reg": 60}, cohort, weights=Weights(regularity=0.1)
+    )
     before, after = mean_of(history, "similarity", "reg")
     assert after < 0.6 * before
     moving, fixed = (Batch.of([s], 3) for s in cohort.validation)
     with torch.no_grad():
         phi = register(nets["reg"].eval(), moving.image, fixed.image)
-    assert dice_loss(phi.warp(moving.one_hot), fixed.one_hot) < 0.8 * dice_loss(moving.one_hot, fixed.one_hot)
+    assert dice_loss(phi.warp(moving.one_hot), fixed.one_hot) < 0.8 * dice_loss(
+        moving.one_hot, fixed.one_hot
+    )
 
 
 class TwoImages(nn.Module):
@@ -845,9 +1040,19 @@ def test_networks_of_another_library_can_be_trained(tmp_path):
     from monai.networks.nets import UNet
 
     torch.manual_seed(0)
-    seg_net, reg_net = (UNet(spatial_dims=2, in_channels=inputs, out_channels=outputs, channels=(16, 32), strides=(2,))
-                        for inputs, outputs in ((1, 3), (2, 2)))
-    history = learn(tmp_path, {"seg": seg_net, "reg": TwoImages(reg_net)}, "deepatlas", {"seg": 20, "reg": 20})
+    seg_net, reg_net = (
+        UNet(
+            spatial_dims=2,
+            in_channels=inputs,
+            out_channels=outputs,
+            channels=(16, 32),
+            strides=(2,),
+        )
+        for inputs, outputs in ((1, 3), (2, 2))
+    )
+    history = learn(
+        tmp_path, {"seg": seg_net, "reg": TwoImages(reg_net)}, "deepatlas", {"seg": 20, "reg": 20}
+    )
     for turn, term in (("seg", "supervised"), ("seg", "anatomy"), ("reg", "anatomy")):
         before, after = mean_of(history, term, turn)
         assert after < 0.8 * before, (turn, term, before, after)
@@ -857,17 +1062,23 @@ def test_a_gradient_that_is_not_finite_is_refused_and_changes_nothing(tmp_path):
     nets = networks()
     before = {name: value.clone() for name, value in nets["seg"].state_dict().items()}
     next(nets["seg"].parameters()).register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(FloatingPointError, match=r"Baseline, step 1 \(turn of seg\): the gradient is nan for"):
+    with pytest.raises(
+        FloatingPointError, match=r"Baseline, step 1 \(turn of seg\): the gradient is nan for"
+    ):
         train(nets, disks(), REGIMES["seg_baseline"], Settings({"seg": 2}), tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in nets["seg"].state_dict().items())
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     train(networks(), disks(), REGIMES["seg_baseline"], Settings({"seg": 1}), tmp_path)
-    with pytest.raises(ValueError, match=r"checkpoint.pt is of another training .* choose another folder"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint.pt is of another training .* choose another folder"
+    ):
         train(networks(), disks(), REGIMES["seg_baseline"], Settings({"seg": 2}), tmp_path)
 
 
 def test_steps_must_be_positive(tmp_path):
-    with pytest.raises(ValueError, match=r"DeepAtlas: steps must be at least 1 for each of seg, reg, got {'seg': 0"):
+    with pytest.raises(
+        ValueError, match=r"DeepAtlas: steps must be at least 1 for each of seg, reg, got {'seg': 0"
+    ):
         train(networks(), disks(), REGIMES["deepatlas"], Settings({"seg": 0, "reg": 1}), tmp_path)

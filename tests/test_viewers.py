@@ -29,14 +29,17 @@ def noise(shape=SHAPE, seed=0, labelled=True):
     generator = seeded(seed)
     affine = torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0], dtype=torch.float64))
     labels = torch.randint(0, 4, shape, generator=generator) if labelled else None
-    return Scan(f"noise-{seed}", f"noise-{seed}", torch.rand(1, *shape, generator=generator), affine, labels)
+    return Scan(
+        f"noise-{seed}", f"noise-{seed}", torch.rand(1, *shape, generator=generator), affine, labels
+    )
 
 
 def smooth(shape=SHAPE, amplitude=3.0, seed=0):
     """A smooth random displacement (1, D, I, J, K), in voxels."""
     coarse = torch.randn(1, len(shape), *[4] * len(shape), generator=seeded(seed))
     return amplitude * torch.nn.functional.interpolate(
-        coarse, size=shape, mode="bilinear" if len(shape) == 2 else "trilinear", align_corners=True)
+        coarse, size=shape, mode="bilinear" if len(shape) == 2 else "trilinear", align_corners=True
+    )
 
 
 def grey(image):
@@ -47,27 +50,36 @@ def pair(shape=SHAPE, u=None):
     return noise(shape, 1), noise(shape, 2), Deformation(smooth(shape) if u is None else u)
 
 
-# --- in Python -----------------------------------------------------------------------------------------------------
+# --- in Python ------------------------------------------------------------------------------------
 
 
 def test_the_volumes_travel_once_and_whole():
     moving, fixed, phi = pair()
     viewer = viewers.view_registration(moving, fixed, phi, NAMES)
-    wanted = {"moving": grey(moving.image[0]), "fixed": grey(fixed.image[0]),
-              "warped": grey(phi.warp(moving.image[None])[0, 0]), "fixed_labels": fixed.labels.numpy(),
-              "warped_labels": phi.warp_labels(moving.labels[None])[0].numpy(),
-              "folds": (phi.jacobian_determinant()[0] <= 0).numpy()}
+    wanted = {
+        "moving": grey(moving.image[0]),
+        "fixed": grey(fixed.image[0]),
+        "warped": grey(phi.warp(moving.image[None])[0, 0]),
+        "fixed_labels": fixed.labels.numpy(),
+        "warped_labels": phi.warp_labels(moving.labels[None])[0].numpy(),
+        "folds": (phi.jacobian_determinant()[0] <= 0).numpy(),
+    }
     for name, values in wanted.items():
         at = viewer.meta["arrays"][name]
-        sent = np.frombuffer(viewer.data, at["type"], values.size, at["offset"]).reshape(at["shape"])
+        sent = np.frombuffer(viewer.data, at["type"], values.size, at["offset"]).reshape(
+            at["shape"]
+        )
         assert np.array_equal(sent, values), name
-    assert sum(np.prod(a["shape"]) * np.dtype(a["type"]).itemsize for a in viewer.meta["arrays"].values()) == len(
-        viewer.data)
+    assert sum(
+        np.prod(a["shape"]) * np.dtype(a["type"]).itemsize for a in viewer.meta["arrays"].values()
+    ) == len(viewer.data)
 
 
 @pytest.mark.parametrize("shape", [(20, 26), (20, 26, 16)])
 def test_u_travels_at_the_resolution_of_the_network(shape):
-    """What was interpolated from half the resolution is found again, to less than 1/64 voxel; other fields stay."""
+    """What was interpolated from half the resolution is found again, to less than 1/64 voxel; other
+    fields stay.
+    """
     coarse = 4 * torch.randn(1, len(shape), *[n // 2 for n in shape], generator=seeded())
     mode = "bilinear" if len(shape) == 2 else "trilinear"
     u = torch.nn.functional.interpolate(coarse, scale_factor=2, mode=mode)
@@ -78,13 +90,28 @@ def test_u_travels_at_the_resolution_of_the_network(shape):
     assert viewers._at_its_own_resolution(odd) is odd
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda s: replace(s, image=s.image * torch.nan), "moving noise-1: the image holds NaN"),
-    (lambda s: replace(s, image=torch.zeros(1, 0, 4, 4), labels=None), r"the image is empty, \(1, 0, 4, 4\)"),
-    (lambda s: noise((20, 26, 14), 1), r"moving \(20, 26, 14\), fixed \(20, 26, 16\).*share a grid"),
-    (lambda s: replace(s, labels=s.labels + 3), "labels from 3 to 6, but there are names for 4"),
-    (lambda s: replace(s, image=s.image[None]), r"must be \(1, I, J\) or \(1, I, J, K\), got \(1, 1, 20, 26, 16\)"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: replace(s, image=s.image * torch.nan), "moving noise-1: the image holds NaN"),
+        (
+            lambda s: replace(s, image=torch.zeros(1, 0, 4, 4), labels=None),
+            r"the image is empty, \(1, 0, 4, 4\)",
+        ),
+        (
+            lambda s: noise((20, 26, 14), 1),
+            r"moving \(20, 26, 14\), fixed \(20, 26, 16\).*share a grid",
+        ),
+        (
+            lambda s: replace(s, labels=s.labels + 3),
+            "labels from 3 to 6, but there are names for 4",
+        ),
+        (
+            lambda s: replace(s, image=s.image[None]),
+            r"must be \(1, I, J\) or \(1, I, J, K\), got \(1, 1, 20, 26, 16\)",
+        ),
+    ],
+)
 def test_bad_input_gets_one_sentence(change, message):
     moving, fixed, phi = pair()
     for display in ("live", "static"):
@@ -97,25 +124,33 @@ def test_a_bad_deformation_and_a_bad_display_get_one_sentence():
     with pytest.raises(ValueError, match="NaN or infinity: look at the training"):
         viewers.view_registration(moving, fixed, Deformation(phi.displacement * torch.nan))
     with pytest.raises(ValueError, match=r"\(2, 3, 20, 26, 16\).*one pair of the batch"):
-        viewers.view_registration(moving, fixed, Deformation(phi.displacement.repeat(2, 1, 1, 1, 1)))
+        viewers.view_registration(
+            moving, fixed, Deformation(phi.displacement.repeat(2, 1, 1, 1, 1))
+        )
     with pytest.raises(ValueError, match="'live', 'html' or 'static', got 'big'"):
         viewers.view_scan(moving, NAMES, display="big")
     with pytest.raises(ValueError, match=r"at least 2 voxels, got \(6, 6, 1\): give a 2D scan as"):
-        viewers.view_registration(noise((6, 6, 1), 1), noise((6, 6, 1), 2), Deformation.identity((6, 6, 1)))
+        viewers.view_registration(
+            noise((6, 6, 1), 1), noise((6, 6, 1), 2), Deformation.identity((6, 6, 1))
+        )
 
 
 def test_letters_follow_the_affine():
     scan = noise()
     assert viewers.view_scan(scan).meta["letters"] == [("L", "R"), ("P", "A"), ("I", "S")]
-    turned = replace(scan, affine=scan.affine[:, [1, 0, 2, 3]] * torch.tensor([1.0, -1.0, 1.0, 1.0]))
+    turned = replace(
+        scan, affine=scan.affine[:, [1, 0, 2, 3]] * torch.tensor([1.0, -1.0, 1.0, 1.0])
+    )
     assert viewers.view_scan(turned).meta["letters"] == [("P", "A"), ("R", "L"), ("I", "S")]
 
 
 @pytest.mark.parametrize("shape", [(20, 26), SHAPE])
 def test_static_and_html_leave_no_widget(shape):
     moving, fixed, phi = pair(shape)
-    for show in (lambda d: viewers.view_scan(fixed, NAMES, display=d),
-                 lambda d: viewers.view_registration(moving, fixed, phi, NAMES, display=d)):
+    for show in (
+        lambda d: viewers.view_scan(fixed, NAMES, display=d),
+        lambda d: viewers.view_registration(moving, fixed, phi, NAMES, display=d),
+    ):
         static, framed = show("static").data, show("html").data
         assert static.startswith('<img alt="') and "base64" in static
         assert framed.startswith("<div><iframe title=") and "model_id" not in framed
@@ -127,25 +162,36 @@ def test_static_and_html_leave_no_widget(shape):
 
 def test_a_page_of_a_96_cubed_pair_is_small(tmp_path):
     moving, fixed = (phantom.make_scan("brain", i, (96, 96, 96), spacing=2.0) for i in (0, 1))
-    viewer = viewers.view_registration(moving, fixed, phantom.true_deformation(moving, fixed),
-                                       phantom.STRUCTURES["brain"])
+    viewer = viewers.view_registration(
+        moving, fixed, phantom.true_deformation(moving, fixed), phantom.STRUCTURES["brain"]
+    )
     assert viewer.as_html(tmp_path / "pair.html").stat().st_size < 6e6
 
 
-# --- in a browser --------------------------------------------------------------------------------------------------
+# --- in a browser ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def opened(tmp_path, browser):
-    """A function that opens a viewer's page from disk; no console message, no request beyond the file."""
+    """A function that opens a viewer's page from disk; no console message, no request beyond the
+    file.
+    """
     trouble, pages = [], []
 
     def open_page(viewer, **options):
         path = viewer.as_html(tmp_path / f"viewer{len(pages)}.html")
         page = browser.new_page(viewport={"width": 1200, "height": 900}, **options)
-        page.on("console", lambda m: None if "willReadFrequently" in m.text else trouble.append(m.text))  # ours, below
+        # ours, below
+        page.on(
+            "console", lambda m: None if "willReadFrequently" in m.text else trouble.append(m.text)
+        )
         page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else trouble.append(r.url))
+        page.on(
+            "request",
+            lambda r: (
+                None if r.url.startswith(("file:", "data:", "blob:")) else trouble.append(r.url)
+            ),
+        )
         page.goto(path.as_uri())
         page.wait_for_selector("[data-draws]")
         pages.append(page)
@@ -159,7 +205,9 @@ def opened(tmp_path, browser):
 
 def settle(page):
     """Until the next picture is painted."""
-    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.evaluate(
+        "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    )
 
 
 def state(page, name=None, value=None):
@@ -172,7 +220,9 @@ def state(page, name=None, value=None):
 
 def canvas(page, view, layer="base"):
     """The pixels of view number ``view``: (height, width, 4), the top row first."""
-    url = page.evaluate("([n, layer]) => document.querySelectorAll(`canvas.${layer}`)[n].toDataURL()", [view, layer])
+    url = page.evaluate(
+        "([n, layer]) => document.querySelectorAll(`canvas.${layer}`)[n].toDataURL()", [view, layer]
+    )
     pixels = plt.imread(io.BytesIO(base64.b64decode(url.partition(",")[2])))
     return np.round(255 * pixels).astype(np.uint8)
 
@@ -191,7 +241,9 @@ def test_every_pixel_of_every_plane_is_the_voxel(opened):
         for axis, index in zip("ijk", cursor, strict=True):
             state(page, axis, index)
         for view, plane in enumerate(("sagittal", "coronal", "axial")):
-            assert np.array_equal(canvas(page, view)[..., 0], on_screen(volume, plane, cursor[view])), (plane, cursor)
+            assert np.array_equal(
+                canvas(page, view)[..., 0], on_screen(volume, plane, cursor[view])
+            ), (plane, cursor)
             assert (canvas(page, view)[..., 3] == 255).all()
 
 
@@ -201,22 +253,43 @@ def test_a_file_in_any_orientation_is_shown_in_ras(opened, tmp_path, codes):
     tilt = np.eye(4)
     tilt[:2, :2] = [[0.98, -0.2], [0.2, 0.98]]  # oblique by 11 degrees
     ras = nib.Nifti1Image(values, tilt)
-    image = ras.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(ras.affine),
-                                                              nib.orientations.axcodes2ornt(codes)))
+    image = ras.as_reoriented(
+        nib.orientations.ornt_transform(
+            nib.io_orientation(ras.affine), nib.orientations.axcodes2ornt(codes)
+        )
+    )
     nib.save(image, tmp_path / "scan.nii.gz")
     scan = data.load_scan(tmp_path / "scan.nii.gz", None, id="a", subject="a", structures={})
     page = opened(viewers.view_scan(scan))
     for view, (plane, index) in enumerate((("sagittal", 4), ("coronal", 5), ("axial", 6))):
-        wanted = on_screen(grey(torch.from_numpy(data.rescale_intensities(values, "a"))), plane, index)
+        wanted = on_screen(
+            grey(torch.from_numpy(data.rescale_intensities(values, "a"))), plane, index
+        )
         assert np.array_equal(canvas(page, view)[..., 0], wanted)
-    assert page.locator(".letter").all_text_contents() == ["P", "A", "I", "S", "L", "R", "I", "S", "L", "R", "P", "A"]
+    assert page.locator(".letter").all_text_contents() == [
+        "P",
+        "A",
+        "I",
+        "S",
+        "L",
+        "R",
+        "I",
+        "S",
+        "L",
+        "R",
+        "P",
+        "A",
+    ]
 
 
 @pytest.mark.parametrize("shape", [(20, 26), SHAPE])
 def test_warped_is_pythons_at_full_strength_and_near_it_between(opened, shape):
     moving, fixed, _ = pair(shape)
-    blurred = torch.nn.functional.interpolate(torch.rand(1, 1, *[6] * len(shape), generator=seeded(3)), size=shape,
-                                              mode="bilinear" if len(shape) == 2 else "trilinear")
+    blurred = torch.nn.functional.interpolate(
+        torch.rand(1, 1, *[6] * len(shape), generator=seeded(3)),
+        size=shape,
+        mode="bilinear" if len(shape) == 2 else "trilinear",
+    )
     u = smooth(shape)
     moving = replace(moving, image=blurred[0])
     page = opened(viewers.view_registration(moving, fixed, Deformation(u), NAMES))
@@ -225,6 +298,7 @@ def test_warped_is_pythons_at_full_strength_and_near_it_between(opened, shape):
     def wanted(t):
         volume = grey(Deformation(t * u).warp(moving.image[None])[0, 0]).reshape(*shape[:2], -1)
         return on_screen(volume, "axial", index).astype(int)
+
     assert np.array_equal(canvas(page, 2)[..., 0], wanted(1.0))
     for t in (0.25, 0.6, 0.99):
         state(page, "strength", t)
@@ -247,11 +321,19 @@ def test_modes_mix_fixed_and_warped(opened):
     for _ in range(8):
         page.wait_for_timeout(250)
         shown = canvas(page, 2)[..., 0]
-        seen.add("fixed" if np.array_equal(shown, b) else "warped" if np.array_equal(shown, a) else "neither")
+        seen.add(
+            "fixed"
+            if np.array_equal(shown, b)
+            else "warped"
+            if np.array_equal(shown, a)
+            else "neither"
+        )
     assert seen == {"fixed", "warped"}
     state(page, "mode", "difference")
     red, blue = (canvas(page, 2)[..., c].astype(int) for c in (0, 2))
-    assert (red - blue)[a.astype(int) - b > 60].min() > 0 > (red - blue)[b.astype(int) - a > 60].max()
+    assert (
+        (red - blue)[a.astype(int) - b > 60].min() > 0 > (red - blue)[b.astype(int) - a > 60].max()
+    )
 
 
 ORANGE = np.array([0xD5, 0x5E, 0x00])
@@ -263,22 +345,28 @@ def orange_columns(page, view, y, side):
     scale, found = pixels.shape[0] / side, []
     for x in range(side - 2):
         row, column = int((side - 0.5 - y) * scale), int((x + 0.5) * scale)
-        near = pixels[max(row - 1, 0): row + 2, max(column - 1, 0): column + 2].reshape(-1, 4)
+        near = pixels[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].reshape(-1, 4)
         if ((np.abs(near[:, :3].astype(int) - ORANGE).max(1) < 40) & (near[:, 3] > 100)).any():
             found.append(x)
     return found
 
 
 def test_grid_lines_pass_where_the_convention_says(opened):
-    """u = 1 voxel along the first axis. Moving: the node of voxel 4 is drawn at 5. Warped: the level line of
-    phi = x + 1 = 4 passes through x = 3. Drawn as a push, the node of 4 lies at 5 on warped, too, where no level is."""
+    """u = 1 voxel along the first axis. Moving: the node of voxel 4 is drawn at 5. Warped: the
+    level line of phi = x + 1 = 4 passes through x = 3. Drawn as a push, the node of 4 lies at 5 on
+    warped, too, where no level is."""
     u = torch.zeros(1, 2, 24, 24)
     u[:, 0] = 1.0
-    viewer = viewers.view_registration(*(noise((24, 24), s, labelled=False) for s in (1, 2)), Deformation(u))
+    viewer = viewers.view_registration(
+        *(noise((24, 24), s, labelled=False) for s in (1, 2)), Deformation(u)
+    )
     viewer.i, viewer.j = 23, 23
     page = opened(viewer)
     assert [orange_columns(page, view, 6, 24) for view in range(3)] == [
-        [1, 5, 9, 13, 17, 21], [0, 4, 8, 12, 16, 20], [3, 7, 11, 15, 19]]
+        [1, 5, 9, 13, 17, 21],
+        [0, 4, 8, 12, 16, 20],
+        [3, 7, 11, 15, 19],
+    ]
     state(page, "push", True)
     assert orange_columns(page, 2, 6, 24) == [1, 5, 9, 13, 17, 21]
     assert "Wrong on purpose" in page.locator(".note").text_content()
@@ -301,14 +389,23 @@ def test_keys_wheel_pointer_and_sliders_change_the_picture(opened):
     page.mouse.wheel(0, 100)
     settle(page)
     assert state(page, "k") == 7
-    for key, axis, wanted in (("PageUp", "k", 8), ("End", "k", 15), ("Home", "k", 0), ("PageDown", "k", 0),
-                              ("ArrowLeft", "i", 9), ("ArrowRight", "i", 10), ("ArrowUp", "j", 14),
-                              ("ArrowDown", "j", 13)):
+    for key, axis, wanted in (
+        ("PageUp", "k", 8),
+        ("End", "k", 15),
+        ("Home", "k", 0),
+        ("PageDown", "k", 0),
+        ("ArrowLeft", "i", 9),
+        ("ArrowRight", "i", 10),
+        ("ArrowUp", "j", 14),
+        ("ArrowDown", "j", 13),
+    ):
         page.keyboard.press(key)
         settle(page)
         assert state(page, axis) == wanted, key
     assert np.array_equal(canvas(page, 2)[..., 0], on_screen(volume, "axial", 0))
-    assert axial.get_attribute("aria-valuenow") == "1" and axial.get_attribute("aria-valuemax") == "16"
+    assert (
+        axial.get_attribute("aria-valuenow") == "1" and axial.get_attribute("aria-valuemax") == "16"
+    )
     assert "slice 1 of 16" in axial.get_attribute("aria-valuetext")
     page.mouse.click(box["x"] + 0.26 * box["width"], box["y"] + 0.51 * box["height"])
     settle(page)
@@ -330,11 +427,20 @@ def test_layers_and_styles_change_the_upper_canvas(opened):
     page = opened(viewers.view_registration(moving, fixed, phi, NAMES))
     state(page, "layers", [])
     empty = [canvas(page, view, "top") for view in range(3)]
-    shows = {"labels": (0, 1, 2), "grid": (0, 1, 2), "arrows": (1,), "|u|": (2,), "det J": (2,), "folds": (2,)}
+    shows = {
+        "labels": (0, 1, 2),
+        "grid": (0, 1, 2),
+        "arrows": (1,),
+        "|u|": (2,),
+        "det J": (2,),
+        "folds": (2,),
+    }
     for number, (layer, views) in enumerate(shows.items(), 1):
         page.locator(f"[data-layer='{layer}']").click()
         settle(page)
-        changed = [view for view in range(3) if not np.array_equal(canvas(page, view, "top"), empty[view])]
+        changed = [
+            view for view in range(3) if not np.array_equal(canvas(page, view, "top"), empty[view])
+        ]
         assert tuple(changed) == views, layer
         page.locator(".stack").first.focus()
         page.keyboard.press(str(number))
@@ -345,7 +451,12 @@ def test_layers_and_styles_change_the_upper_canvas(opened):
     pixels = canvas(page, 2, "top")
     scale = pixels.shape[0] / 26
     for row, column in np.argwhere(folded)[:20]:
-        assert pixels[int((row + 0.3) * scale), int((column + 0.3) * scale)].tolist() == [255, 0, 0, 255]
+        assert pixels[int((row + 0.3) * scale), int((column + 0.3) * scale)].tolist() == [
+            255,
+            0,
+            0,
+            255,
+        ]
 
 
 def test_hovering_names_the_structure_and_the_place(opened):
@@ -383,7 +494,11 @@ def test_the_line_below_says_what_warped_shows_at_this_strength(opened):
 def test_both_themes_and_fine_screens(opened, scheme):
     page = opened(viewers.view_scan(noise(), NAMES), color_scheme=scheme, device_scale_factor=2)
     colour = page.evaluate("getComputedStyle(document.querySelector('.deepatlas .status')).color")
-    assert max(map(int, re.findall(r"\d+", colour)[:3])) < 100 if scheme == "light" else "rgb(255" in colour
+    assert (
+        max(map(int, re.findall(r"\d+", colour)[:3])) < 100
+        if scheme == "light"
+        else "rgb(255" in colour
+    )
     width = page.locator(".stack").first.bounding_box()["width"]
     assert canvas(page, 0, "top").shape[1] == pytest.approx(2 * width, abs=2)
 

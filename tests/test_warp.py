@@ -1,4 +1,6 @@
-"""Deformations, tested by oracle: linear interpolation reproduces linear maps, so the answers are matrix algebra."""
+"""Deformations, tested by oracle: linear interpolation reproduces linear maps, so the answers are
+matrix algebra.
+"""
 
 import dataclasses
 
@@ -35,7 +37,9 @@ def assert_close(actual, expected, tolerance):
 
 
 def generator(shape, dtype, seed=0):
-    """A linear velocity (B, D + 1, D + 1): about the grid's centre, plus a translation of half a voxel."""
+    """A linear velocity (B, D + 1, D + 1): about the grid's centre, plus a translation of half a
+    voxel.
+    """
     d = len(shape)
     linear = torch.randn(BATCH, d, d, dtype=dtype, generator=seeded(seed))
     linear = 0.15 * linear / torch.linalg.matrix_norm(linear, ord=2)[:, None, None]
@@ -65,7 +69,9 @@ def smooth_field(shape, size, seed=0, sigma=4.0):
 
 
 def shifted(volume, axis, by):
-    """``volume`` whose voxel x shows voxel x + by along ``axis``, the border voxel beyond the border."""
+    """``volume`` whose voxel x shows voxel x + by along ``axis``, the border voxel beyond the
+    border.
+    """
     n = volume.shape[axis]
     return volume.index_select(axis, (torch.arange(n) + by).clamp(0, n - 1))
 
@@ -76,7 +82,7 @@ def translation(shape, axis, by, dtype=torch.float32):
     return Deformation(u)
 
 
-# --- affine oracles ------------------------------------------------------------------------------------------------
+# --- affine oracles -------------------------------------------------------------------------------
 
 
 @both
@@ -86,8 +92,14 @@ def test_affine_moves_every_voxel_by_the_matrix(shape, dtype):
     points = Deformation.affine(matrix, shape).points
     for b in range(BATCH):
         corner = torch.tensor([*(n - 1 for n in shape), 1], dtype=dtype)
-        assert_close(points[(b, slice(None), *[-1] * len(shape))], (matrix[b] @ corner)[:-1], TOLERANCE[dtype])
-        assert_close(points[(b, slice(None), *[0] * len(shape))], matrix[b, :-1, -1], TOLERANCE[dtype])
+        assert_close(
+            points[(b, slice(None), *[-1] * len(shape))],
+            (matrix[b] @ corner)[:-1],
+            TOLERANCE[dtype],
+        )
+        assert_close(
+            points[(b, slice(None), *[0] * len(shape))], matrix[b, :-1, -1], TOLERANCE[dtype]
+        )
 
 
 @both
@@ -116,9 +128,13 @@ def test_exp_is_the_matrix_exponential(shape, dtype):
     velocity = generator(shape, dtype)
     identity = torch.eye(len(shape) + 1, dtype=dtype)
     phi = Deformation.exp(Deformation.affine(identity + velocity, shape).displacement)
-    actual = interior(phi.displacement, 9)  # each squaring lets the border reach one voxel further in
-    squared = torch.linalg.matrix_power(identity + velocity / 2**7, 2**7)  # what seven squarings make of the matrix
-    assert_close(actual, interior(Deformation.affine(squared, shape).displacement, 9), 5 * TOLERANCE[dtype])
+    # each squaring lets the border reach one voxel further in
+    actual = interior(phi.displacement, 9)
+    # what seven squarings make of the matrix
+    squared = torch.linalg.matrix_power(identity + velocity / 2**7, 2**7)
+    assert_close(
+        actual, interior(Deformation.affine(squared, shape).displacement, 9), 5 * TOLERANCE[dtype]
+    )
     exact = interior(Deformation.affine(torch.linalg.matrix_exp(velocity), shape).displacement, 9)
     assert_close(actual, exact, 2e-3)
     assert exact.abs().max() > 0.5
@@ -131,9 +147,11 @@ def test_more_squarings_come_closer_to_the_matrix_exponential(shape):
     u = Deformation.affine(identity + velocity, shape).displacement
     exact = interior(Deformation.affine(torch.linalg.matrix_exp(velocity), shape).displacement)
     coarse, fine = (
-        (interior(Deformation.exp(u, squarings=n).displacement) - exact).abs().max().item() for n in (4, 8)
+        (interior(Deformation.exp(u, squarings=n).displacement) - exact).abs().max().item()
+        for n in (4, 8)
     )
-    assert coarse / fine == pytest.approx(2**4, rel=0.1)  # first order: half the step, half the error
+    # first order: half the step, half the error
+    assert coarse / fine == pytest.approx(2**4, rel=0.1)
 
 
 @both
@@ -143,20 +161,25 @@ def test_jacobian_is_the_determinant(shape, dtype):
     determinant = torch.linalg.det(matrix[:, :-1, :-1])
     assert (determinant - 1).abs().max() > 0.01
     actual = Deformation.affine(matrix, shape).jacobian_determinant()
-    assert_close(actual, determinant.view(-1, *[1] * len(shape)).expand(-1, *shape), TOLERANCE[dtype])
+    assert_close(
+        actual, determinant.view(-1, *[1] * len(shape)).expand(-1, *shape), TOLERANCE[dtype]
+    )
 
 
 @shapes
 def test_jacobian_is_negative_where_space_is_mirrored(shape):
     mirror = torch.eye(len(shape) + 1).repeat(1, 1, 1)
     mirror[0, 0, 0] = -1
-    assert_close(Deformation.affine(mirror, shape).jacobian_determinant(), -torch.ones(1, *shape), 1e-5)
+    assert_close(
+        Deformation.affine(mirror, shape).jacobian_determinant(), -torch.ones(1, *shape), 1e-5
+    )
 
 
 def test_jacobian_is_of_central_differences():
     u = torch.zeros(1, 2, 9, 7, dtype=torch.float64)
     i, j = voxel_grid((9, 7), u)
-    u[0, 0], u[0, 1] = 0.01 * i**2 + 0.02 * j**2, 0.03 * i * j  # central differences are exact for quadratics
+    # central differences are exact for quadratics
+    u[0, 0], u[0, 1] = 0.01 * i**2 + 0.02 * j**2, 0.03 * i * j
     expected = (1 + 0.02 * i) * (1 + 0.03 * i) - 0.04 * j * 0.03 * j
     actual = Deformation(u).jacobian_determinant()[0]
     assert_close(actual[1:-1, 1:-1], expected[1:-1, 1:-1], 1e-12)
@@ -172,7 +195,7 @@ def test_warping_a_ramp_by_an_affine_map_is_exact(shape, dtype):
     assert_close(interior(phi.warp(image)), interior(expected), 10 * TOLERANCE[dtype])
 
 
-# --- points --------------------------------------------------------------------------------------------------------
+# --- points ---------------------------------------------------------------------------------------
 
 
 @both
@@ -199,10 +222,14 @@ def test_beyond_the_border_the_displacement_of_the_border_holds(shape):
     first, last = (0,) * len(shape), tuple(n - 1 for n in shape)
     for corner, outward in ((first, -6.0), (last, 6.0)):
         outside = torch.tensor(corner, dtype=torch.float64)[None, :, None] + outward
-        assert_close(phi(outside)[0, :, 0], outside[0, :, 0] + phi.displacement[(0, slice(None), *corner)], 1e-9)
+        assert_close(
+            phi(outside)[0, :, 0],
+            outside[0, :, 0] + phi.displacement[(0, slice(None), *corner)],
+            1e-9,
+        )
 
 
-# --- warping -------------------------------------------------------------------------------------------------------
+# --- warping --------------------------------------------------------------------------------------
 
 
 @both
@@ -231,8 +258,12 @@ def test_adding_one_pulls_the_right_neighbour():
     image = torch.tensor([[10.0, 20.0, 30.0], [40.0, 50.0, 60.0]])[None, None]
     down = Deformation(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 2, 3))
     right = Deformation(torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 2, 3))
-    assert_close(right.warp(image)[0, 0], torch.tensor([[20.0, 30.0, 30.0], [50.0, 60.0, 60.0]]), 1e-5)
-    assert_close(down.warp(image)[0, 0], torch.tensor([[40.0, 50.0, 60.0], [40.0, 50.0, 60.0]]), 1e-5)
+    assert_close(
+        right.warp(image)[0, 0], torch.tensor([[20.0, 30.0, 30.0], [50.0, 60.0, 60.0]]), 1e-5
+    )
+    assert_close(
+        down.warp(image)[0, 0], torch.tensor([[40.0, 50.0, 60.0], [40.0, 50.0, 60.0]]), 1e-5
+    )
 
 
 @both
@@ -267,11 +298,15 @@ def test_moving_and_fixed_may_have_different_shapes():
 
 def test_composing_different_grids_lands_on_the_grid_of_the_first():
     phi = Deformation(random(1, 2, 11, 9))
-    psi = Deformation.affine(torch.diag(torch.tensor([2.0, 2.0, 1.0], dtype=torch.float64))[None], (6, 5))
+    psi = Deformation.affine(
+        torch.diag(torch.tensor([2.0, 2.0, 1.0], dtype=torch.float64))[None], (6, 5)
+    )
     assert_close((phi @ psi).points, phi.points[..., ::2, ::2], 1e-9)
 
 
-@pytest.mark.parametrize("image_dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "image_dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+)
 @both
 def test_warping_keeps_the_images_dtype(image_dtype, dtype):
     image = random(BATCH, 1, *SHAPES[0]).to(image_dtype)
@@ -284,7 +319,7 @@ def test_warping_an_image_stored_channels_last():
     assert torch.equal(phi.warp(image.to(memory_format=torch.channels_last)), phi.warp(image))
 
 
-# --- sample --------------------------------------------------------------------------------------------------------
+# --- sample ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode, order", [("bilinear", 1), ("nearest", 0)])
@@ -298,7 +333,9 @@ def test_sample_against_scipy(shape, dtype, mode, order):
     assert actual.shape == (BATCH, 2, 20, 6)
     for b in range(BATCH):
         for c in range(2):
-            expected = ndimage.map_coordinates(volume[b, c].numpy(), points[b].numpy(), order=order, mode="nearest")
+            expected = ndimage.map_coordinates(
+                volume[b, c].numpy(), points[b].numpy(), order=order, mode="nearest"
+            )
             assert_close(actual[b, c], torch.from_numpy(expected), TOLERANCE[dtype])
 
 
@@ -308,7 +345,11 @@ def test_padding_with_zeros_fades_over_one_voxel(shape):
     middle = torch.tensor([(n - 1) / 2 for n in shape])
     points = middle[:, None].repeat(1, 4)
     points[0] = torch.tensor([0.0, -0.5, -1.0, shape[0] + 3.0])
-    assert_close(sample(volume, points[None], padding="zeros")[0, 0], torch.tensor([1.0, 0.5, 0.0, 0.0]), 1e-5)
+    assert_close(
+        sample(volume, points[None], padding="zeros")[0, 0],
+        torch.tensor([1.0, 0.5, 0.0, 0.0]),
+        1e-5,
+    )
     assert_close(sample(volume, points[None])[0, 0], torch.ones(4), 1e-5)
 
 
@@ -320,14 +361,17 @@ def test_axes_of_length_one(shape):
     for c in range(2):
         expected = ndimage.map_coordinates(image[0, c].numpy(), points, order=1, mode="nearest")
         assert_close(phi.warp(image)[0, c], torch.from_numpy(expected), 1e-9)
-    assert all(warp.displacement.isfinite().all() for warp in (phi @ phi, phi.inverse(), Deformation.exp(u)))
+    assert all(
+        warp.displacement.isfinite().all()
+        for warp in (phi @ phi, phi.inverse(), Deformation.exp(u))
+    )
     still = torch.zeros_like(u).requires_grad_()
     assert torch.equal(Deformation(still).warp(image), image)
     Deformation(still).warp(image).sum().backward()
     assert still.grad.isfinite().all()
 
 
-# --- diffeomorphisms -----------------------------------------------------------------------------------------------
+# --- diffeomorphisms ------------------------------------------------------------------------------
 
 
 @shapes
@@ -338,14 +382,16 @@ def test_exp_of_the_negative_velocity_is_the_inverse(shape):
     assert (forward.jacobian_determinant() > 0).all()
     for there_and_back in (forward @ backward, backward @ forward):
         assert interior(there_and_back.displacement).abs().max() < 0.05
-    assert (interior(forward.displacement) + interior(backward.displacement)).abs().max() > 0.1  # no mere minus sign
+    # no mere minus sign
+    assert (interior(forward.displacement) + interior(backward.displacement)).abs().max() > 0.1
 
 
 @shapes
 def test_inverse_undoes_a_smooth_deformation(shape):
     phi = Deformation(smooth_field(shape, 1.5))
     inverse = phi.inverse()
-    assert interior((phi @ inverse).displacement).abs().max() < 1e-6  # the fixed point's own equation
+    # the fixed point's own equation
+    assert interior((phi @ inverse).displacement).abs().max() < 1e-6
     assert interior((inverse @ phi).displacement).abs().max() < 0.1  # the inverse is interpolated
 
 
@@ -362,13 +408,14 @@ def test_minus_u_is_not_the_inverse(shape):
     assert minus.abs().max().item() == pytest.approx(0.04 * furthest, abs=1e-4)  # 1.2 * 0.8 = 0.96
 
 
-# --- gradients, precision, errors ----------------------------------------------------------------------------------
+# --- gradients, precision, errors -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (4, 3, 3)], ids=["2D", "3D"])
 def test_gradients_of_warping(shape):
     image = random(BATCH, 2, *shape).requires_grad_()
-    u = (0.1 + 0.3 * random(BATCH, len(shape), *shape, seed=1)).requires_grad_()  # away from the kinks at voxels
+    # away from the kinks at voxels
+    u = (0.1 + 0.3 * random(BATCH, len(shape), *shape, seed=1)).requires_grad_()
     assert torch.autograd.gradcheck(lambda m, v: Deformation(v).warp(m), (image, u))
 
 
@@ -402,7 +449,9 @@ def test_half_precision_displacements_are_promoted(half):
 def test_half_precision_images_do_not_round_the_coordinates(half):
     stripes = (torch.arange(3000) % 2).view(1, 1, -1, 1).expand(1, 1, -1, 2).to(half)
     warped = translation((3000, 2), 0, 1.0).warp(stripes.expand(BATCH, -1, -1, -1))
-    assert_close(warped[:, :, :-1].float(), stripes[:, :, 1:].expand(BATCH, -1, -1, -1).float(), 1e-2)
+    assert_close(
+        warped[:, :, :-1].float(), stripes[:, :, 1:].expand(BATCH, -1, -1, -1).float(), 1e-2
+    )
 
 
 def test_a_deformation_cannot_be_changed():
@@ -413,7 +462,10 @@ def test_a_deformation_cannot_be_changed():
 @pytest.mark.parametrize(
     "u, message",
     [
-        (torch.zeros(1, 3, 8, 8), r"\(B, 2, I, J\) or \(B, 3, I, J, K\) in voxels, got \(1, 3, 8, 8\)"),
+        (
+            torch.zeros(1, 3, 8, 8),
+            r"\(B, 2, I, J\) or \(B, 3, I, J, K\) in voxels, got \(1, 3, 8, 8\)",
+        ),
         (torch.zeros(1, 2, 8, 8, 8), r"got \(1, 2, 8, 8, 8\)"),
         (torch.zeros(2, 8, 8), r"got \(2, 8, 8\)"),
         (torch.zeros(1, 2, 8, 8, dtype=torch.int64), "floating-point tensor .* of torch.int64"),
@@ -429,7 +481,9 @@ def test_labels_are_not_interpolated():
     identity = Deformation.identity((4, 4))
     with pytest.raises(TypeError, match=r"warp interpolates.*use warp_labels for torch.uint8"):
         identity.warp(torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
-    with pytest.raises(TypeError, match=r"labels must be integers, got torch.float32: use warp for images"):
+    with pytest.raises(
+        TypeError, match=r"labels must be integers, got torch.float32: use warp for images"
+    ):
         identity.warp_labels(torch.zeros(1, 4, 4))
 
 

@@ -21,13 +21,19 @@ def test_kept_networks_answer_as_before(tmp_path, monkeypatch):
     trained = experiments.load_networks(experiments.runs_folder() / experiment.name, "deepatlas")
     image = torch.rand(1, 1, 32, 32)
     torch.testing.assert_close(nets["seg"](image), trained["seg"](image), atol=0.02, rtol=0.02)
-    torch.testing.assert_close(nets["reg"](image, image), trained["reg"](image, image), atol=0.02, rtol=0.02)
+    torch.testing.assert_close(
+        nets["reg"](image, image), trained["reg"](image, image), atol=0.02, rtol=0.02
+    )
 
 
 def test_what_is_not_there_or_damaged_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"zebra\.pt: no such file; .* with the project: phantom-brain"):
+    with pytest.raises(
+        FileNotFoundError, match=r"zebra\.pt: no such file; .* with the project: phantom-brain"
+    ):
         weights.load("zebra")
-    (tmp_path / "half.pt").write_bytes(weights.WEIGHTS.joinpath("phantom-brain.pt").read_bytes()[:1000])
+    (tmp_path / "half.pt").write_bytes(
+        weights.WEIGHTS.joinpath("phantom-brain.pt").read_bytes()[:1000]
+    )
     with pytest.raises(ValueError, match=r"half\.pt: damaged, or not written by this version"):
         weights.load(tmp_path / "half.pt")
 
@@ -35,6 +41,7 @@ def test_what_is_not_there_or_damaged_is_named(tmp_path):
 def test_a_file_that_may_not_be_read_is_not_called_damaged(monkeypatch):
     def forbidden(*_, **__):
         raise PermissionError(13, "Permission denied")
+
     monkeypatch.setattr(torch, "load", forbidden)
     with pytest.raises(PermissionError):
         weights.load("phantom-brain")
@@ -50,11 +57,15 @@ def test_the_projects_weights_are_small_and_good():
     path = weights.WEIGHTS / "phantom-brain.pt"
     assert path.stat().st_size < 2**21
     nets, experiment = weights.load("phantom-brain")
-    cohort = datasets.load_cohort(experiment.dataset, size=experiment.profile, dims=experiment.dims,
-                                  seed=experiment.seed)
+    cohort = datasets.load_cohort(
+        experiment.dataset, size=experiment.profile, dims=experiment.dims, seed=experiment.seed
+    )
     seg = evaluation.score_segmentation(terms.segmenter(nets["seg"]), cohort, cohort.test)
-    reg = evaluation.score_registration(terms.registrar(nets["reg"]), cohort,
-                                        evaluation.registration_pairs(cohort.test, per_fixed=1))
+    reg = evaluation.score_registration(
+        terms.registrar(nets["reg"]),
+        cohort,
+        evaluation.registration_pairs(cohort.test, per_fixed=1),
+    )
     assert evaluation.per_subject(seg).mean() > 0.90
     assert evaluation.per_subject(reg).mean() > 0.82
     assert reg["folds_percent"].max() < 0.5

@@ -1,7 +1,8 @@
-"""Questions in a notebook: a prediction that is stored before the answer is shown, and a quiz that says why.
+"""Questions in a notebook: a prediction that is stored before the answer is shown, and a quiz that
+says why.
 
-Widgets exist only in ``display="live"``. In pages without a kernel ("html") the answers are folded away; "static" has
-the questions alone.
+Widgets exist only in ``display="live"``. In pages without a kernel ("html") the answers are folded
+away; "static" has the questions alone.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from . import HERE, count_try, store
 WIDE = {"width": "auto"}
 
 
-def predict(name: str, question: str, options: Sequence[str], answer: str, *, display: str = "live") -> None:
-    """Ask for a prediction; ``answer`` is revealed by a button that works only after one was stored.
+def predict(
+    name: str, question: str, options: Sequence[str], answer: str, *, display: str = "live"
+) -> None:
+    """Ask for a prediction; ``answer`` is revealed by a button that works only after one was
+    stored.
 
     ``name`` is "<lesson>.<what>"; running the notebook stores and reveals nothing.
     """
@@ -46,7 +50,9 @@ def predict(name: str, question: str, options: Sequence[str], answer: str, *, di
 
 
 def quiz(lesson: str, *, display: str = "live") -> None:
-    """The questions of ``quiz_<lesson>.yaml``, each with the reason why an answer is right or wrong."""
+    """The questions of ``quiz_<lesson>.yaml``, each with the reason why an answer is right or
+    wrong.
+    """
     for number, item in enumerate(read_quiz(lesson), 1):
         question = f"{number}. {item['question']}"
         options = [option["answer"] for option in item["options"]]
@@ -83,7 +89,9 @@ def _ask(name: str, question: str, options: Sequence[dict]) -> None:
 
 
 def _choice(options: Sequence[str]) -> ipywidgets.RadioButtons:
-    return ipywidgets.RadioButtons(options=list(options), value=None, layout={"width": "max-content"})
+    return ipywidgets.RadioButtons(
+        options=list(options), value=None, layout={"width": "max-content"}
+    )
 
 
 def _text(question: str) -> ipywidgets.HTML:
@@ -94,11 +102,27 @@ def _verdict(option: Mapping) -> str:
     return f"<b>{'✓ Right.' if option.get('right') else '✗ Not quite.'}</b> {html.escape(option['why'])}"
 
 
-def _without_widgets(question: str, options: Sequence[str], folded: Mapping[str, str], display: str) -> None:
+def _without_widgets(
+    question: str, options: Sequence[str], folded: Mapping[str, str], display: str
+) -> None:
     """The question as text; in a page, what is ``folded`` opens by a click on its name."""
     if display == "static":
-        print(question, *(f"  ( ) {option}" for option in options), "  (Answers are given in JupyterLab.)", sep="\n")
+        print(
+            question,
+            *(f"  ( ) {option}" for option in options),
+            "  (Answers are given in JupyterLab.)",
+            sep="\n",
+        )
         return
-    choices = "".join(f"<li>{html.escape(option)}</li>" for option in options if option not in folded)
-    folds = "".join(f"<details><summary>{html.escape(name)}</summary>{text}</details>" for name, text in folded.items())
-    shown.display(shown.HTML(f"<p><b>{html.escape(question)}</b></p>{choices and f'<ul>{choices}</ul>'}{folds}"))
+    choices = "".join(
+        f"<li>{html.escape(option)}</li>" for option in options if option not in folded
+    )
+    folds = "".join(
+        f"<details><summary>{html.escape(name)}</summary>{text}</details>"
+        for name, text in folded.items()
+    )
+    shown.display(
+        shown.HTML(
+            f"<p><b>{html.escape(question)}</b></p>{choices and f'<ul>{choices}</ul>'}{folds}"
+        )
+    )

@@ -1,4 +1,6 @@
-"""How fast the viewers are in a browser, beside interact + matplotlib and ipympl: `make bench`. Not a test."""
+"""How fast the viewers are in a browser, beside interact + matplotlib and ipympl: `make bench`. Not
+a test.
+"""
 
 import shutil
 import statistics
@@ -10,7 +12,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from lab import open_notebook, printed, run_all, serve, write_notebook
 
 from deepatlas import phantom, viewers
@@ -32,12 +34,12 @@ RIVALS = {
     "viewer": "display(viewers.view_scan(fixed, names)); print('made', time.time())",
     "registration": "display(viewers.view_registration(moving, fixed, phi, names)); print('made', time.time())",
     "interact": "@ipywidgets.interact(k=(0, 95))\ndef show(k=8):\n    draw(plt.subplots(1, 3, figsize=(9, 3))[1], k)\n"
-                "    plt.show()\nprint('made', time.time())",
+    "    plt.show()\nprint('made', time.time())",
     "ipympl": "%matplotlib widget\nfigure, axes = plt.subplots(1, 3, figsize=(9, 3))\nshown = draw(axes, 8)\n"
-              "slider = ipywidgets.IntSlider(8, 0, 95)\ndef move(change):\n    k = change['new']\n"
-              "    shown[4].set_data(image[:, :, k].T); shown[5].set_data(labels[:, :, k].T)\n"
-              "    figure.canvas.draw_idle()\nslider.observe(move, 'value'); display(slider)\n"
-              "print('made', time.time())",
+    "slider = ipywidgets.IntSlider(8, 0, 95)\ndef move(change):\n    k = change['new']\n"
+    "    shown[4].set_data(image[:, :, k].T); shown[5].set_data(labels[:, :, k].T)\n"
+    "    figure.canvas.draw_idle()\nslider.observe(move, 'value'); display(slider)\n"
+    "print('made', time.time())",
 }
 COUNT = {  # how many new pictures have appeared
     "viewer": "() => Number(document.querySelector('.deepatlas').dataset.draws)",
@@ -54,15 +56,19 @@ WATCH = """(rival) => { window.pictures = 0;
 
 
 def draw_times(browser, folder):
-    """A page of a 160^3 pair with labels and grid: pictures drawn of STEPS, and milliseconds for each."""
+    """A page of a 160^3 pair with labels and grid: pictures drawn of STEPS, and milliseconds for
+    each.
+    """
     moving, fixed = (phantom.make_scan("brain", i, (160, 160, 160), spacing=1.2) for i in (0, 1))
-    viewer = viewers.view_registration(moving, fixed, phantom.true_deformation(moving, fixed),
-                                       phantom.STRUCTURES["brain"])
+    viewer = viewers.view_registration(
+        moving, fixed, phantom.true_deformation(moving, fixed), phantom.STRUCTURES["brain"]
+    )
     viewer.layers = ["labels", "grid"]
     page = browser.new_page(viewport={"width": 1400, "height": 900})
     page.goto(viewer.as_html(folder / "pair.html").as_uri())
     page.wait_for_selector("[data-draws]", timeout=60000)
-    times = page.evaluate("""async ([steps, rate]) => {
+    times = page.evaluate(
+        """async ([steps, rate]) => {
       const root = document.querySelector('.deepatlas'), before = Number(root.dataset.draws), times = [];
       new MutationObserver(() => times.push(Number(root.dataset.drawMs)))
         .observe(root, { attributes: true, attributeFilter: ['data-draws'] });
@@ -71,7 +77,9 @@ def draw_times(browser, folder):
         await new Promise((done) => setTimeout(done, 1000 / rate));
       }
       await new Promise((done) => setTimeout(done, 500));
-      return [Number(root.dataset.draws) - before, times]; }""", [STEPS, RATE])
+      return [Number(root.dataset.draws) - before, times]; }""",
+        [STEPS, RATE],
+    )
     page.close()
     return times
 
@@ -81,8 +89,12 @@ def in_jupyterlab(browser, address, rival):
     page = browser.new_page(viewport={"width": 1400, "height": 1600})
     open_notebook(page, address, rival)
     run_all(page)
-    first = {"viewer": ".deepatlas[data-draws]", "registration": ".deepatlas[data-draws]",
-             "interact": ".jp-OutputArea img", "ipympl": "canvas"}[rival]
+    first = {
+        "viewer": ".deepatlas[data-draws]",
+        "registration": ".deepatlas[data-draws]",
+        "interact": ".jp-OutputArea img",
+        "ipympl": "canvas",
+    }[rival]
     page.wait_for_selector(f".jp-Notebook {first}", timeout=120000)
     seen = time.time()
     output = printed(page, "made")
@@ -96,8 +108,13 @@ def in_jupyterlab(browser, address, rival):
     page.locator(".deepatlas .stack" if rival == "viewer" else ".noUi-handle").last.focus()
     before, begun, last = page.evaluate(COUNT[rival]), time.time(), time.time()
     for n in range(STEPS):
-        page.keyboard.press("PageDown" if rival == "viewer" and n < 40 else "PageUp" if rival == "viewer"
-                            else "ArrowRight")
+        page.keyboard.press(
+            "PageDown"
+            if rival == "viewer" and n < 40
+            else "PageUp"
+            if rival == "viewer"
+            else "ArrowRight"
+        )
         time.sleep(max(0, begun + (n + 1) / RATE - time.time()))
     count = page.evaluate(COUNT[rival])
     while time.time() < last + 2:  # until nothing new has come for two seconds
@@ -113,10 +130,14 @@ def main():
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as driver, tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = driver.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
         drawn, times = draw_times(browser, folder)
-        print(f"160^3 pair, labels and grid, {STEPS} steps at {RATE} a second: {drawn} drawn, median "
-              f"{statistics.median(times):.1f} ms, slowest {max(times):.1f} ms")
+        print(
+            f"160^3 pair, labels and grid, {STEPS} steps at {RATE} a second: {drawn} drawn, median "
+            f"{statistics.median(times):.1f} ms, slowest {max(times):.1f} ms"
+        )
         for rival, cell in RIVALS.items():
             write_notebook(folder / f"{rival}.ipynb", (SET_UP, cell))
         with serve(folder) as address:
@@ -126,7 +147,9 @@ def main():
                     continue
                 wait, pictures, rate = in_jupyterlab(browser, address, rival)
                 speed = f"; {pictures} of {STEPS} pictures, {rate:.1f} a second" if pictures else ""
-                print(f"{rival}, 96^3, in JupyterLab: first picture {wait:.2f} s after the cell's end{speed}")
+                print(
+                    f"{rival}, 96^3, in JupyterLab: first picture {wait:.2f} s after the cell's end{speed}"
+                )
         browser.close()
 
 

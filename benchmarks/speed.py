@@ -1,4 +1,6 @@
-"""What the README says about time, measured: `make bench`. A benchmark, not a test: compare numbers of one run only."""
+"""What the README says about time, measured: `make bench`. A benchmark, not a test: compare numbers
+of one run only.
+"""
 
 import statistics
 import subprocess
@@ -31,9 +33,14 @@ def step_seconds(cohort, turn, consults, mixed, steps=12):
     """Median seconds of a training step of the default experiment's size."""
     experiment = parameters.parse({})
     networks = experiments.new_networks(experiment, len(cohort.structures))
-    regime = Regime(f"{turn}, {'joint' if consults else 'alone'}, {'bfloat16' if mixed else 'float32'}", (turn,),
-                    consults=consults)
-    settings = training.Settings({turn: steps}, batch_size=experiment.batch_size, mixed_precision=mixed)
+    regime = Regime(
+        f"{turn}, {'joint' if consults else 'alone'}, {'bfloat16' if mixed else 'float32'}",
+        (turn,),
+        consults=consults,
+    )
+    settings = training.Settings(
+        {turn: steps}, batch_size=experiment.batch_size, mixed_precision=mixed
+    )
     with tempfile.TemporaryDirectory() as folder:
         history = training.train(networks, cohort.hide_labels(1), regime, settings, Path(folder))
     ends = [row["seconds"] for row in history]
@@ -41,19 +48,30 @@ def step_seconds(cohort, turn, consults, mixed, steps=12):
 
 
 def watching_share(cohort, steps=240):
-    """Share of the time of a joint training that a live view takes: pictures of a real pair, but no browser."""
+    """Share of the time of a joint training that a live view takes: pictures of a real pair, but no
+    browser.
+    """
     experiment, spent = parameters.parse({}), [0.0]
     networks = experiments.new_networks(experiment, len(cohort.structures))
-    watch = explorers.view_training(*cohort.validation[:2], register=terms.registrar(networks["reg"]),
-                                    segment=terms.segmenter(networks["seg"]), structures=cohort.structures)
+    watch = explorers.view_training(
+        *cohort.validation[:2],
+        register=terms.registrar(networks["reg"]),
+        segment=terms.segmenter(networks["seg"]),
+        structures=cohort.structures,
+    )
 
     def timed(row):
         spent[0] += seconds(lambda: watch(row))
-    settings = training.Settings({"seg": steps // 3, "reg": 2 * steps // 3}, batch_size=experiment.batch_size,
-                                 watch=timed)
+
+    settings = training.Settings(
+        {"seg": steps // 3, "reg": 2 * steps // 3}, batch_size=experiment.batch_size, watch=timed
+    )
     with tempfile.TemporaryDirectory() as folder:
-        whole = seconds(lambda: training.train(networks, cohort.hide_labels(1), REGIMES["deepatlas"], settings,
-                                               Path(folder)))
+        whole = seconds(
+            lambda: training.train(
+                networks, cohort.hide_labels(1), REGIMES["deepatlas"], settings, Path(folder)
+            )
+        )
     return spent[0] / whole
 
 
@@ -61,15 +79,21 @@ def main():
     """Print one line per measurement."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     doctor = [sys.executable, "-m", "deepatlas.cli", "doctor"]
-    print(f"deepatlas doctor: {seconds(lambda: subprocess.run(doctor, capture_output=True, check=True)):.1f} s")
+    print(
+        f"deepatlas doctor: {seconds(lambda: subprocess.run(doctor, capture_output=True, check=True)):.1f} s"
+    )
     for anatomy in phantom.STRUCTURES:
-        print(f"30 {anatomy} phantoms of 64 x 80 x 64: {seconds(lambda name=anatomy: phantoms(name)):.1f} s")
+        print(
+            f"30 {anatomy} phantoms of 64 x 80 x 64: {seconds(lambda name=anatomy: phantoms(name)):.1f} s"
+        )
     cohort = datasets.load_cohort("phantom-brain")
     for turn in ("seg", "reg"):
         for consults in (False, True):
             single, mixed = (step_seconds(cohort, turn, consults, mixed) for mixed in (False, True))
-            print(f"a step of {turn}, {'joint' if consults else 'alone'}: float32 {1000 * single:.0f} ms, bfloat16 "
-                  f"{1000 * mixed:.0f} ms, ratio {single / mixed:.2f}")
+            print(
+                f"a step of {turn}, {'joint' if consults else 'alone'}: float32 {1000 * single:.0f} ms, bfloat16 "
+                f"{1000 * mixed:.0f} ms, ratio {single / mixed:.2f}"
+            )
     print(f"watching a training live takes {100 * watching_share(cohort):.1f} % of its time")
 
 
