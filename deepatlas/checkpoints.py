@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
 import torch
+
+from .errors import UserError
 
 
 class Interrupted(KeyboardInterrupt):
@@ -31,8 +35,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(text: str, path: Path) -> None:
+    """``text`` in UTF-8; never half-written."""
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def write_json(values: Mapping, path: Path) -> None:
+    """A JSON file, indented; never half-written."""
+    write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", path)
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """A table, numbers with six digits; never half-written."""
+    write_atomically(path, lambda file: frame.to_csv(file, index=False, float_format="%.6g"))
+
+
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
-    """What ``train`` saved; ValueError if the file is damaged (or memory too short for it: PyTorch
+    """What ``train`` saved; UserError if the file is damaged (or memory too short for it: PyTorch
     tells no more).
     """
     try:
@@ -40,12 +59,13 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     except (OSError, torch.OutOfMemoryError):  # nothing is wrong with the file
         raise
     except Exception as error:  # whatever a damaged file makes of the reader
-        raise ValueError(
-            f"{path}: cannot be read ({str(error).partition(chr(10))[0] or type(error).__name__}); unless "
-            "memory is short the file is damaged: remove it, and this regime is trained again"
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"{path}: cannot be read ({reason}); unless memory is short the file is damaged: "
+            "remove it, and this regime is trained again"
         ) from error
     if not isinstance(state, dict) or not {"networks", "best", "of"} <= state.keys():
-        raise ValueError(
+        raise UserError(
             f"{path}: is not a checkpoint of this kit: remove it, and this regime is trained again"
         )
     return state

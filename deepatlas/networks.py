@@ -2,7 +2,8 @@
 paper's own two.
 
 Any ``nn.Module`` of the same call works in their place: ``seg_net(image) -> scores`` (B, C, I, J,
-K), before the softmax, and ``reg_net(moving, fixed) -> displacement`` (B, D, I, J, K), in voxels.
+K), before the softmax, and ``reg_net(moving, fixed)`` -> displacement (B, D, I, J, K), in voxels,
+or a ``Deformation``.
 """
 
 from __future__ import annotations
@@ -97,23 +98,14 @@ class SegmentationNet(nn.Module):
 class RegistrationNet(nn.Module):
     """F_R: (moving, fixed), each (B, 1, I, J, K) -> displacement u (B, D, I, J, K), in voxels.
 
-    With ``velocity`` the output is meant as a stationary velocity v, and the deformation is exp(v),
-    invertible by construction; with more ``passes`` than one, the pair is looked at again as warped
-    so far (``terms.register`` reads both attributes). With ``half`` it is computed at half the
-    resolution and interpolated. The head starts near zero, so that training starts at the identity.
+    ``models.Registration`` may read it as a velocity instead. With ``half`` it is computed at half
+    the resolution and interpolated. The head starts near zero, so that training starts at the
+    identity.
     """
 
-    def __init__(
-        self,
-        dims: int,
-        widths: Sequence[int] = REG_WIDTHS,
-        *,
-        half: bool = True,
-        velocity: bool = False,
-        passes: int = 1,
-    ) -> None:
+    def __init__(self, dims: int, widths: Sequence[int] = REG_WIDTHS, *, half: bool = True) -> None:
         super().__init__()
-        self.half, self.velocity, self.passes = half, velocity, passes
+        self.half = half
         self.features = UNet(dims, 2, widths, half=half)
         self.head = near_zero(_conv(dims, widths[0], dims))
 
@@ -187,8 +179,6 @@ class PaperRegistrationNet(nn.Module):
     """The registration network of Xu & Niethammer (2019), VoxelMorph as of CVPR 2018, 3D: 253,627
     parameters.
     """
-
-    velocity = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,9 +1,13 @@
-"""The method: what the two networks mean, and the named terms of their losses.
+"""The named terms of the two networks' losses.
 
 Registration minimises    similarity + lambda_r regularity + lambda_a anatomy
 Segmentation minimises    lambda_a anatomy + lambda_sp supervised, by case
 
 and each network supplies the labels that the other lacks (Xu & Niethammer, MICCAI 2019).
+
+To add a term, write a function of the turn and add a row to ``TERMS``: it is trained with, logged,
+plotted and drawn in the live view, since everything that lists terms reads this table. To add a
+similarity, name it in ``SIMILARITIES``.
 """
 
 from __future__ import annotations
@@ -15,33 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from . import losses
-from .data import Batch, Scan
+from .data import Batch
+from .errors import UserError
+from .models import probabilities, register
 from .warp import Deformation
 
 SIMILARITIES = {"ncc": losses.ncc, "lncc": losses.lncc, "mse": losses.mse}
-
-# --- what the networks mean -----------------------------------------------------------------------
-
-
-def register(reg_net: nn.Module, moving: Tensor, fixed: Tensor) -> Deformation:
-    """The deformation a registration network means: x + u(x), or exp(v) of one whose output is a
-    velocity.
-
-    One with ``passes`` looks again at the pair as warped so far, and its deformations are composed.
-    """
-    phi = None
-    for _ in range(getattr(reg_net, "passes", 1)):
-        output = reg_net(moving if phi is None else phi.warp(moving), fixed).float()
-        update = (
-            Deformation.exp(output) if getattr(reg_net, "velocity", False) else Deformation(output)
-        )
-        phi = update if phi is None else phi @ update
-    return phi
-
-
-def probabilities(seg_net: nn.Module, image: Tensor) -> Tensor:
-    """F_S(I): (B, 1, I, J, K) -> (B, C, I, J, K), positive, summing to 1 over the structures."""
-    return seg_net(image).float().softmax(1)
 
 
 def labels_or_guess(batch: Batch, guess: Tensor) -> Tensor:
@@ -49,41 +32,101 @@ def labels_or_guess(batch: Batch, guess: Tensor) -> Tensor:
     return torch.where(_per_pair(batch.known, guess), batch.one_hot, guess)
 
 
-def segmenter(seg_net: nn.Module) -> Callable[[Scan], Tensor]:
-    """A function scan -> labels (I, J, K): the most probable structure of each voxel."""
-
-    @torch.no_grad()
-    def segment(scan: Scan) -> Tensor:
-        return seg_net.eval()(scan.image[None])[0].argmax(0)
-
-    return segment
-
-
-def registrar(reg_net: nn.Module) -> Callable[[Scan, Scan], Deformation]:
-    """A function (moving, fixed) -> Deformation."""
-
-    @torch.no_grad()
-    def register_scans(moving: Scan, fixed: Scan) -> Deformation:
-        return register(reg_net.eval(), moving.image[None], fixed.image[None])
-
-    return register_scans
-
-
-# --- the loss terms -------------------------------------------------------------------------------
+# --- what a turn holds, and the terms that look at it ---------------------------------------------
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Weight of each named loss term."""
+class RegTurn:
+    """What a term of registration may look at; labels and guesses are (B, C, I, J, K)."""
 
-    similarity: float = 1.0
-    regularity: float = 1.0  # lambda_r: belongs to a grid and a similarity, so sweep it
-    anatomy: float = 3.0  # lambda_a
-    supervised: float = 3.0  # lambda_sp
+    moving: Batch
+    fixed: Batch
+    phi: Deformation  # what the registration network means: gradients flow through it
+    s_moving: Tensor  # S_m: the expert's labels, or the segmentation network's guess
+    s_fixed: Tensor  # S_f
+    counted: Tensor  # (B,) bool: pairs with an S on both sides
+    similarity: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SegTurn:
+    """What a term of segmentation may look at; labels and guesses are (B, C, I, J, K)."""
+
+    guess: Tensor  # F_S of the labelled side of each pair
+    truth: Tensor  # the expert's labels of that side
+    known: Tensor  # (B,) bool: pairs that have such a side
+    compared: Tensor  # (B,) bool: pairs whose two sides are compared through phi
+    # None where no pair of the batch is compared:
+    phi: Deformation | None = None
+    s_moving: Tensor | None = None  # the expert's labels where they exist, else F_S(I_m)
+    s_fixed: Tensor | None = None
+
+
+def _similarity(turn: RegTurn) -> Tensor:
+    """L_i(I_m o phi, I_f)."""
+    return turn.similarity(turn.phi.warp(turn.moving.image), turn.fixed.image)
+
+
+def _regularity(turn: RegTurn) -> Tensor:
+    """L_r(phi)."""
+    return losses.bending_energy(turn.phi.displacement)
+
+
+def _reg_anatomy(turn: RegTurn) -> Tensor:
+    """L_a(S_m o phi, S_f), over the pairs that count."""
+    return _warped_dice(turn.phi, turn.s_moving, turn.s_fixed, turn.counted)
+
+
+def _seg_anatomy(turn: SegTurn) -> Tensor:
+    """L_a(S_m o phi, S_f), over the pairs that are compared."""
+    if turn.phi is None:
+        return turn.guess.new_zeros(())
+    return _warped_dice(turn.phi, turn.s_moving, turn.s_fixed, turn.compared)
+
+
+def _supervised(turn: SegTurn) -> Tensor:
+    """L_sp(F_S(I), S), over the pairs with a labelled side."""
+    return _mean_dice(turn.guess, turn.truth, turn.known)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One named loss term, and in whose turn it counts."""
+
+    weight: float  # unless an experiment says otherwise
+    colour: str  # in every figure
+    reg: Callable[[RegTurn], Tensor] | None = None
+    seg: Callable[[SegTurn], Tensor] | None = None
+    # The experiment's parameter that weighs it; None: an entry of its ``term_weights``.
+    parameter: str | None = None
+
+
+TERMS = {
+    "similarity": Term(1.0, "#0072B2", reg=_similarity),
+    # lambda_r belongs to a grid and a similarity, so sweep it.
+    "regularity": Term(1.0, "#009E73", reg=_regularity, parameter="lambda_r"),
+    "anatomy": Term(3.0, "#D55E00", reg=_reg_anatomy, seg=_seg_anatomy, parameter="lambda_a"),
+    "supervised": Term(3.0, "#CC79A7", seg=_supervised, parameter="lambda_sp"),
+}
+
+
+class Weights(dict):
+    """Weight of each named loss term, as in ``Weights(regularity=0.2)``; of others, that in TERMS."""
+
+    def __init__(self, **given: float) -> None:
+        if unknown := given.keys() - TERMS.keys():
+            raise UserError(
+                f"there is no loss term {', '.join(sorted(unknown))}: "
+                f"choose from {', '.join(TERMS)}"
+            )
+        super().__init__({name: term.weight for name, term in TERMS.items()} | given)
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of ``terms``."""
-        return sum(getattr(self, name) * term for name, term in terms.items())
+        return sum(self[name] * term for name, term in terms.items())
+
+
+# --- the two turns --------------------------------------------------------------------------------
 
 
 def reg_terms(
@@ -100,19 +143,21 @@ def reg_terms(
     """
     phi = register(reg_net, moving.image, fixed.image)
     if seg_net is None:
-        pairs, s_moving, s_fixed = moving.known & fixed.known, moving.one_hot, fixed.one_hot
+        counted = moving.known & fixed.known
+        s_moving, s_fixed = moving.one_hot, fixed.one_hot
     else:
-        with torch.no_grad():
-            pairs = torch.ones_like(moving.known)
-            s_moving, s_fixed = (
-                b.one_hot if b.known.all() else labels_or_guess(b, probabilities(seg_net, b.image))
-                for b in (moving, fixed)
-            )
-    return {
-        "similarity": similarity(phi.warp(moving.image), fixed.image),
-        "regularity": losses.bending_energy(phi.displacement),
-        "anatomy": _anatomy(phi, s_moving, s_fixed, pairs),
-    }
+        counted = torch.ones_like(moving.known)
+        s_moving, s_fixed = _consulted(seg_net, moving), _consulted(seg_net, fixed)
+    turn = RegTurn(moving, fixed, phi, s_moving, s_fixed, counted, similarity)
+    return {name: term.reg(turn) for name, term in TERMS.items() if term.reg}
+
+
+@torch.no_grad()
+def _consulted(seg_net: nn.Module, batch: Batch) -> Tensor:
+    """The labels of ``batch``, guessed where the expert's are missing; no network is asked in vain."""
+    if batch.known.all():
+        return batch.one_hot
+    return labels_or_guess(batch, probabilities(seg_net, batch.image))
 
 
 def seg_terms(
@@ -141,30 +186,53 @@ def seg_terms(
     L_sp(F_S(I_m o phi), S_m o phi). ``fourth_case`` lets two guesses be compared, to show why they
     must not be.
     """
-    mixed = moving.known ^ fixed.known if reg_net is not None else torch.zeros_like(moving.known)
-    taught = mixed | ~(moving.known | fixed.known) if fourth_case and reg_net is not None else mixed
-    if not taught.any():
+    nobody = torch.zeros_like(moving.known)
+    mixed = nobody if reg_net is None else moving.known ^ fixed.known
+    compared = mixed
+    if fourth_case and reg_net is not None:
+        compared = mixed | ~(moving.known | fixed.known)
+    if compared.any():
+        turn = _compared_turn(seg_net, reg_net, moving, fixed, (mixed, compared), sampled_warps)
+    else:
         guess = probabilities(seg_net, moving.image)
-        return {
-            "anatomy": guess.new_zeros(()),
-            "supervised": _mean_dice(guess, moving.one_hot, moving.known),
-        }
+        turn = SegTurn(guess, moving.one_hot, moving.known, nobody)
+    return {name: term.seg(turn) for name, term in TERMS.items() if term.seg}
+
+
+def _compared_turn(
+    seg_net: nn.Module,
+    reg_net: nn.Module,
+    moving: Batch,
+    fixed: Batch,
+    pairs: tuple[Tensor, Tensor],
+    sampled_warps: bool,
+) -> SegTurn:
+    """A turn in which both sides are segmented; ``pairs``: (B,) bool, those of one label, those
+    compared.
+    """
+    mixed, compared = pairs
     with torch.no_grad():
         phi = register(reg_net, moving.image, fixed.image)
+
+    # The labelled moving scan as it is, or as it looks when it lies like the fixed scan.
     image, truth = moving.image, moving.one_hot
     if sampled_warps:
         warped = _per_pair(moving.known & mixed, image)
-        image, truth = (
-            torch.where(warped, phi.warp(image), image),
-            torch.where(warped, phi.warp(truth), truth),
-        )
+        image = torch.where(warped, phi.warp(image), image)
+        truth = torch.where(warped, phi.warp(truth), truth)
     p_moving, p_fixed = probabilities(seg_net, image), probabilities(seg_net, fixed.image)
-    anatomy = _anatomy(
-        phi, labels_or_guess(moving, p_moving), labels_or_guess(fixed, p_fixed), taught
-    )
+
+    # Of each pair the side that an expert labelled; of two, the moving one.
     side = _per_pair(moving.known, p_moving)
-    guess, truth = torch.where(side, p_moving, p_fixed), torch.where(side, truth, fixed.one_hot)
-    return {"anatomy": anatomy, "supervised": _mean_dice(guess, truth, moving.known | mixed)}
+    return SegTurn(
+        guess=torch.where(side, p_moving, p_fixed),
+        truth=torch.where(side, truth, fixed.one_hot),
+        known=moving.known | mixed,
+        compared=compared,
+        phi=phi,
+        s_moving=labels_or_guess(moving, p_moving),
+        s_fixed=labels_or_guess(fixed, p_fixed),
+    )
 
 
 def _per_pair(flags: Tensor, like: Tensor) -> Tensor:
@@ -172,16 +240,14 @@ def _per_pair(flags: Tensor, like: Tensor) -> Tensor:
     return flags.view(-1, *[1] * (like.ndim - 1))
 
 
-def _anatomy(phi: Deformation, s_moving: Tensor, s_fixed: Tensor, pairs: Tensor) -> Tensor:
-    """L_a(S_m o phi, S_f), a mean over the ``pairs`` (B,) that count; probabilities are warped
-    linearly.
-    """
-    return (
-        _mean_dice(phi.warp(s_moving), s_fixed, pairs)
-        if pairs.any()
-        else phi.displacement.new_zeros(())
-    )
+def _warped_dice(phi: Deformation, s_moving: Tensor, s_fixed: Tensor, pairs: Tensor) -> Tensor:
+    """1 - Dice of S_m o phi and S_f, a mean over ``pairs`` (B,); probabilities are warped linearly."""
+    if not pairs.any():
+        return phi.displacement.new_zeros(())
+    return _mean_dice(phi.warp(s_moving), s_fixed, pairs)
 
 
 def _mean_dice(p: Tensor, q: Tensor, counted: Tensor) -> Tensor:
-    return losses.soft_dice(p[counted], q[counted]) if counted.any() else p.new_zeros(())
+    if not counted.any():
+        return p.new_zeros(())
+    return losses.soft_dice(p[counted], q[counted])

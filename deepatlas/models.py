@@ -1,0 +1,176 @@
+"""What a network means: its output as a deformation or as labels; pairs of networks by name; and
+trained networks in one small file.
+
+To add a pair of networks, add a row to ``NETWORKS``: the parameter ``networks`` of an experiment
+takes its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import networks
+from .checkpoints import write_atomically
+from .data import Scan
+from .errors import UserError
+from .places import WEIGHTS
+from .warp import Deformation
+
+# --- networks by name -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A pair of networks, and how the output of the second is read.
+
+    Unless a row says otherwise, the registration network looks once, and answers with a
+    displacement.
+    """
+
+    seg: Callable[[int, int], nn.Module]  # (dims, structures) -> F_S
+    reg: Callable[[int], nn.Module]  # (dims) -> F_R
+    dims: tuple[int, ...] = (2, 3)
+    multiple: int = 8  # every side of a grid must be divisible by it
+    velocity: bool | None = False  # is the output a velocity? None: as the experiment says
+    passes: int | None = 1  # looks at a pair; None: as the experiment says
+
+
+NETWORKS = {
+    "kit": Networks(networks.SegmentationNet, networks.RegistrationNet, velocity=None, passes=None),
+    "paper": Networks(
+        lambda dims, structures: networks.PaperSegmentationNet(structures),
+        lambda dims: networks.PaperRegistrationNet(),
+        dims=(3,),
+        multiple=16,
+    ),
+}
+
+
+def build(
+    name: str, dims: int, structures: int, *, velocity: bool, passes: int
+) -> dict[str, nn.Module]:
+    """Untrained networks {"seg": ..., "reg": ...} of the row ``name``, for ``structures`` labels."""
+    row = NETWORKS[name]
+    seg_net = row.seg(dims, structures)
+    reg_net = Registration(row.reg(dims), velocity=velocity, passes=passes)
+    return {"seg": seg_net, "reg": reg_net}
+
+
+class Registration(nn.Module):
+    """F_R as the deformation that it means: (moving, fixed), each (B, 1, I, J, K) -> Deformation.
+
+    The output of ``net`` is the displacement u, or with ``velocity`` the stationary velocity v of
+    exp(v), invertible by construction. With more ``passes`` than one it looks again at the pair as
+    warped so far, and its deformations are composed.
+    """
+
+    def __init__(self, net: nn.Module, *, velocity: bool, passes: int) -> None:
+        super().__init__()
+        self.net = net
+        self.velocity = velocity
+        self.passes = passes
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Deformation:
+        phi = self._look(moving, fixed)
+        for _ in range(self.passes - 1):
+            phi = phi @ self._look(phi.warp(moving), fixed)
+        return phi
+
+    def _look(self, moving: Tensor, fixed: Tensor) -> Deformation:
+        output = self.net(moving, fixed).float()
+        return Deformation.exp(output) if self.velocity else Deformation(output)
+
+
+# --- what they mean -------------------------------------------------------------------------------
+
+
+def register(reg_net: nn.Module, moving: Tensor, fixed: Tensor) -> Deformation:
+    """The deformation that a registration network means; a tensor is its displacement u, in voxels."""
+    output = reg_net(moving, fixed)
+    return output if isinstance(output, Deformation) else Deformation(output.float())
+
+
+def probabilities(seg_net: nn.Module, image: Tensor) -> Tensor:
+    """F_S(I): (B, 1, I, J, K) -> (B, C, I, J, K), positive, summing to 1 over the structures."""
+    return seg_net(image).float().softmax(1)
+
+
+def segmenter(seg_net: nn.Module) -> Callable[[Scan], Tensor]:
+    """A function scan -> labels (I, J, K): the most probable structure of each voxel."""
+
+    @torch.no_grad()
+    def segment(scan: Scan) -> Tensor:
+        return seg_net.eval()(scan.image[None])[0].argmax(0)
+
+    return segment
+
+
+def registrar(reg_net: nn.Module) -> Callable[[Scan, Scan], Deformation]:
+    """A function (moving, fixed) -> Deformation."""
+
+    @torch.no_grad()
+    def register_scans(moving: Scan, fixed: Scan) -> Deformation:
+        return register(reg_net.eval(), moving.image[None], fixed.image[None])
+
+    return register_scans
+
+
+# --- in one file ----------------------------------------------------------------------------------
+
+
+def keep(nets: Mapping[str, nn.Module], record: Mapping, path: Path) -> None:
+    """Write trained ``nets`` to ``path`` in half precision, with what the ``record`` of their run
+    says of their parameters and structures.
+    """
+    halves = {}
+    for name, net in nets.items():
+        halves[name] = {key: value.half() for key, value in net.state_dict().items()}
+    kept = {
+        "experiment": dict(record["experiment"]),
+        "structures": list(record["structures"]),
+        "networks": halves,
+    }
+    write_atomically(path, lambda file: torch.save(kept, file))
+
+
+def load(path: str | Path) -> tuple[dict[str, nn.Module], dict]:
+    """The networks {"seg": ..., "reg": ...}, ready to use on the CPU, and the parameters of the
+    experiment that trained them, by name.
+
+    ``path`` is a file, or the name of a cohort whose weights come with the project.
+    FileNotFoundError names those there are; UserError if the file is damaged or not of this kit.
+    """
+    path = Path(path)
+    if not path.is_file() and not path.suffix:
+        path = WEIGHTS / f"{path}.pt"
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.pt")))
+        raise FileNotFoundError(
+            f"{path}: no such file; weights that come with the project: {there or 'none'}"
+        )
+    try:
+        kept = torch.load(path, weights_only=True)
+        values = kept["experiment"]
+        with torch.random.fork_rng(devices=[]):  # whoever loads networks keeps his random numbers
+            nets = build(
+                values["networks"],
+                values["dims"],
+                len(kept["structures"]),
+                velocity=values["velocity"],
+                passes=values["passes"],
+            )
+        for name, weights in kept["networks"].items():
+            nets[name].load_state_dict(weights)
+    except OSError:  # nothing is wrong with the file
+        raise
+    except Exception as error:  # whatever a damaged file makes of the reader
+        raise UserError(
+            f"{path}: damaged, or not written by this version of the kit ({error}): make them "
+            "again with `deepatlas weights`"
+        ) from error
+    return {name: nets[name].eval() for name in kept["networks"]}, values
