@@ -19,7 +19,10 @@ import time
 SETTINGS = {
     "as torch comes": {"GOMP_SPINCOUNT": None},
     "OMP_WAIT_POLICY=PASSIVE": {"GOMP_SPINCOUNT": None, "OMP_WAIT_POLICY": "PASSIVE"},
-    **{f"GOMP_SPINCOUNT={n}": {"GOMP_SPINCOUNT": n} for n in ("0", "3000", "10000", "30000", "100000")},
+    **{
+        f"GOMP_SPINCOUNT={n}": {"GOMP_SPINCOUNT": n}
+        for n in ("0", "1000", "3000", "10000", "30000", "100000")
+    },
     "one thread": {"GOMP_SPINCOUNT": None, "OMP_NUM_THREADS": "1"},
 }
 
@@ -81,18 +84,18 @@ def finish(process):
     process.stdin.flush()
 
 
-def median(values):
-    return sorted(values)[len(values) // 2]
+def mean(values):
+    return sum(values) / len(values)
 
 
 def step_seconds(dims, setting, busy, seconds):
-    """The median of a step, beside ``busy`` processes that never wait."""
+    """Seconds of a step in the mean, beside ``busy`` processes that never wait."""
     process = begin(dims, seconds, 3, setting)
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
     try:
         time.sleep(0.5)
         finish(process)
-        return median(json.loads(process.stdout.readline()))
+        return mean(json.loads(process.stdout.readline()))
     finally:
         for other in others:
             other.kill()
@@ -117,8 +120,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--class-of", type=int, default=0)
     parser.add_argument("--busy", type=int, default=2 * (os.cpu_count() or 1))
-    parser.add_argument("--seconds", type=float, default=8, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=2, help="every setting in turn, so often")
+    parser.add_argument(
+        "--seconds", type=float, default=12, help="beside busy processes; a third of it idle"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="every setting in turn, so often")
+    parser.add_argument("--dims", nargs="*", type=int, default=(2, 3))
     parser.add_argument("--only", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
     options = parser.parse_args()
     if options.class_of:
@@ -126,17 +132,19 @@ def main():
             rate = class_of(options.class_of, SETTINGS[name], options.seconds)
             print(f"{name:26s} {options.class_of} at once: {rate:.2f} steps a second", flush=True)
         return
-    for dims in (2, 3):
+    for dims in options.dims:
         found = {name: {0: [], options.busy: []} for name in options.only}
         for _ in range(options.rounds):
             for name in options.only:
                 for busy in found[name]:
-                    seconds = step_seconds(dims, SETTINGS[name], busy, options.seconds)
+                    seconds = options.seconds if busy else options.seconds / 3
+                    seconds = step_seconds(dims, SETTINGS[name], busy, seconds)
                     found[name][busy].append(seconds)
         for name, results in found.items():
             print(
                 f"{dims}D {name:26s} idle {min(results[0]):.3f} s,"
-                f" beside {options.busy} busy processes {median(results[options.busy]):.3f} s a step",
+                f" beside {options.busy} busy processes {mean(results[options.busy]):.3f} s a step"
+                f" ({min(results[options.busy]):.3f} to {max(results[options.busy]):.3f})",
                 flush=True,
             )
 

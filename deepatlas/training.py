@@ -1,6 +1,4 @@
-"""The one loop that trains every regime: draw a pair, compute the terms of whose turn it is, step,
-validate, save.
-"""
+"""The one loop that trains every regime; ``Trainer.take_turn`` is its heart."""
 
 from __future__ import annotations
 
@@ -17,9 +15,12 @@ from tqdm import tqdm
 
 from .checkpoints import Interrupted, read_checkpoint, stop_requests, write_atomically
 from .data import Batch, Cohort
+from .errors import UserError
 from .pairs import augment, draw_pair, pairs_by_case
 from .regimes import Regime
-from .terms import SIMILARITIES, Weights, reg_terms, seg_terms
+from .terms import SIMILARITIES, TERMS, Weights, reg_terms, seg_terms
+
+MINUTES_UNSAVED = 5
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def train(
     loaded). Returns the history, one row per step. Raises FloatingPointError at the first loss that
     is not finite, Interrupted after Ctrl-C or SIGTERM.
     """
-    trainer = _Trainer(networks, cohort, regime, settings)
+    trainer = Trainer(networks, cohort, regime, settings)
     path = Path(folder) / "checkpoint.pt"
     if path.exists():
         trainer.load(read_checkpoint(path, cohort.train[0].image.device), path)
@@ -80,12 +81,12 @@ def train(
         if trainer.step == 0 and regime.consults and validate is not None:
             trainer.keep_best(validate())  # where it starts: training on need not make it better
         while not trainer.finished:
-            row = trainer.advance()
+            row = trainer.take_turn()
             bar.update()
-            bar.set_postfix(
-                {name: f"{row[name]:.3f}" for name in row if name in _TERMS}, refresh=False
-            )
-            if validated := trainer.validation_is_due():
+            shown = {name: f"{row[name]:.3f}" for name in TERMS if name in row}
+            bar.set_postfix(shown, refresh=False)
+            validated = trainer.validation_is_due()
+            if validated:
                 trainer.keep_best({} if validate is None else validate())
             if settings.watch:
                 settings.watch(row)
@@ -94,26 +95,24 @@ def train(
                 saved = time.monotonic()
             if stopped:
                 raise Interrupted(
-                    f"{regime.title} stopped at step {trainer.step} of {trainer.total}; saved in {path}, "
-                    "and the same command goes on from there"
+                    f"{regime.title} stopped at step {trainer.step} of {trainer.total}; saved in "
+                    f"{path}, and the same command goes on from there"
                 )
     for name in regime.trains:
         networks[name].load_state_dict(trainer.best[name])
     return trainer.history
 
 
-MINUTES_UNSAVED = 5
-_TERMS = {"similarity", "regularity", "anatomy", "supervised"}
-
-
-class _Trainer:
-    """Everything a step changes, so that it can be saved and restored as one."""
+class Trainer:
+    """A training in progress: everything a turn changes, so that it is saved and restored as one."""
 
     def __init__(
         self, networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, settings: Settings
     ) -> None:
-        self.networks, self.structures = networks, len(cohort.structures)
-        self.regime, self.settings = regime, settings
+        self.networks = networks
+        self.structures = len(cohort.structures)
+        self.regime = regime
+        self.settings = settings
         self.device = cohort.train[0].image.device
         if min(settings.steps.get(name, 0) for name in regime.trains) < 1:
             raise ValueError(
@@ -144,7 +143,7 @@ class _Trainer:
     def _cases(cohort: Cohort, regime: Regime, turn: str, fourth_case: bool) -> list:
         cases = pairs_by_case(cohort.train, turn, regime.consults, fourth_case)
         if not cases:
-            raise ValueError(
+            raise UserError(
                 f"{regime.title}: no pair among {len(cohort.train)} training scans, "
                 f"{len(cohort.labelled)} of them labelled, can teach the network '{turn}': "
                 "label more scans, or add some"
@@ -167,31 +166,36 @@ class _Trainer:
             self.turns, key=lambda name: (self.turns[name] + 0.5) / self.settings.steps[name]
         )
 
-    def advance(self) -> dict:
-        """One turn: draw, compute the named terms, step, and return the row of the history."""
-        start, turn = time.perf_counter(), self.next_turn()
+    def take_turn(self) -> dict:
+        """One turn, the heart of the method: draw pairs, compute the named loss terms of the
+        network whose turn it is, take a step, and return the row of the history.
+        """
+        start = time.perf_counter()
+        turn = self.next_turn()
         for name, network in self.networks.items():
             network.train(name == turn)  # batch norm of a consulted network must not go on learning
-        pairs = [
-            draw_pair(self.cases[turn], self.generator) for _ in range(self.settings.batch_size)
-        ]
-        moving, fixed = (Batch.of(side, self.structures) for side in zip(*pairs, strict=True))
+
+        count = self.settings.batch_size
+        pairs = [draw_pair(self.cases[turn], self.generator) for _ in range(count)]
+        moving = Batch.of([moving for moving, _ in pairs], self.structures)
+        fixed = Batch.of([fixed for _, fixed in pairs], self.structures)
         moving, fixed = augment(moving, fixed, self.settings.augmentation, self.generator)
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.settings.mixed_precision
-        ):
+
+        mixed = self.settings.mixed_precision
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
             terms = self._terms(turn, moving, fixed)
         values = {name: term.item() for name, term in terms.items()}
         self._check_finite({f"term {name}": value for name, value in values.items()}, turn, pairs)
-        rate = self._update(turn, self.settings.weights.total(terms), pairs)
+
+        rate = self._step(turn, self.settings.weights.total(terms), pairs)
         self.turns[turn] += 1
         self.seconds += time.perf_counter() - start
-        self.history.append(
-            {"step": self.step, "turn": turn, "rate": rate, "seconds": self.seconds, **values}
-        )
-        return self.history[-1]
+        row = {"step": self.step, "turn": turn, "rate": rate, "seconds": self.seconds, **values}
+        self.history.append(row)
+        return row
 
     def _terms(self, turn: str, moving: Batch, fixed: Batch) -> dict[str, Tensor]:
+        """The named loss terms of a turn; the other network, or its average, is only consulted."""
         other = "seg" if turn == "reg" else "reg"
         consulted = self.networks[other] if self.regime.consults else None
         if other in self.teachers:
@@ -204,9 +208,10 @@ class _Trainer:
             self.networks["reg"], consulted, moving, fixed, SIMILARITIES[self.settings.similarity]
         )
 
-    def _update(self, turn: str, loss: Tensor, pairs: list) -> float:
+    def _step(self, turn: str, loss: Tensor, pairs: list) -> float:
         """One step of the optimiser of this turn's network; returns the learning rate."""
-        optimiser, rate = self.optimisers[turn], self._rate(turn)
+        optimiser = self.optimisers[turn]
+        rate = self._rate(turn)
         optimiser.param_groups[0]["lr"] = rate
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -285,7 +290,7 @@ class _Trainer:
     def load(self, state: Mapping, path: Path) -> None:
         """Go on from a checkpoint, if it is of the same regime and settings."""
         if state["of"] != self._identity():
-            raise ValueError(
+            raise UserError(
                 f"{path} is of another training ({state['of']}), not of {self._identity()}: "
                 "choose another folder, or remove that file"
             )
