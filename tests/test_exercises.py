@@ -2,7 +2,9 @@
 nothing is lost.
 """
 
+import ast
 import json
+import stat
 from pathlib import Path
 
 import nbformat
@@ -12,11 +14,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from deepatlas import exercises
+from deepatlas import exercises, lessons, places
 from deepatlas.cli import app
 from deepatlas.exercises import asking
 
-ROOT = exercises.HERE.parent.parent
 LESSONS = exercises.lessons()
 NAMES = [f"{lesson}.{task}" for lesson in LESSONS for task in exercises.exercises_of(lesson)]
 MISTAKES = [(name, mistake) for name in NAMES for mistake in exercises.find(name).mistakes]
@@ -47,9 +48,8 @@ def test_every_classic_mistake_gets_its_own_hints(name, mistake):
         for seed in range(20)
     } == {mistake}
     hints = exercise.mistakes[mistake].hints
-    assert len(set(hints)) == 3 and hints not in [exercise.hints] + [
-        other.hints for key, other in exercise.mistakes.items() if key != mistake
-    ]
+    others = [other.hints for key, other in exercise.mistakes.items() if key != mistake]
+    assert len(set(hints)) == 3 and hints not in [exercise.hints, *others]
 
 
 def unwrapped(capsys):
@@ -76,14 +76,11 @@ def test_a_stub_may_raise():
 
 def test_hints_come_one_by_one(capsys):
     name, mistake = MISTAKES[0]
-    wrong, hints = (
-        exercises.find(name).mistakes[mistake].made,
-        exercises.find(name).mistakes[mistake].hints,
-    )
+    wrong = exercises.find(name).mistakes[mistake]
     for shown in (1, 2, 3, 3):
-        exercises.check(name, wrong)
+        exercises.check(name, wrong.made)
         out = unwrapped(capsys)
-        assert [hint in out for hint in hints] == [n < shown for n in range(3)]
+        assert [hint in out for hint in wrong.hints] == [n < shown for n in range(3)]
         assert ("one more hint" in out) == (shown < 3)
 
 
@@ -194,8 +191,19 @@ def test_an_answer_cannot_change_what_it_is_compared_with():
 
 
 def cells(lesson, tag):
-    (path,) = (ROOT / "notebooks").glob(f"{lesson}_*.ipynb")
-    return [cell for cell in nbformat.read(path, 4).cells if tag in cell.metadata.get("tags", [])]
+    return [cell for cell in all_cells(lesson) if tag in cell.metadata.get("tags", [])]
+
+
+def all_cells(lesson):
+    (path,) = places.NOTEBOOKS.glob(f"{lesson}_*.ipynb")
+    return nbformat.read(path, 4).cells
+
+
+def imports(lesson):
+    """What a lesson imports, as its cells say it."""
+    code = "\n".join(cell.source for cell in all_cells(lesson) if cell.cell_type == "code")
+    found = [node for node in ast.parse(code).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return "\n".join(ast.unparse(node) for node in found) + "\n"
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
@@ -215,14 +223,10 @@ def test_solutions_pass_and_stubs_do_not(lesson, capsys, answers):
     """As "run all" does: solutions are right, stubs are unfinished or classic mistakes, and
     progress stays at zero.
     """
-    imports = (
-        "import math\nimport numpy as np\nimport torch\nimport torch.nn.functional as F\n"
-        "from deepatlas import exercises, losses\n"
-        "from deepatlas.warp import Deformation, sample\n"
-    )
+    imported = imports(lesson)
     for tag, wanted in (("solution", "✓"), ("exercise", "…✗")):
         for cell in cells(lesson, tag):
-            exec(imports + cell.source, {})
+            exec(imported + cell.source, {})
             assert capsys.readouterr().out[0] in wanted, cell.source
     assert not any(entry["solved"] for entry in exercises.read_answers().values())
 
@@ -234,7 +238,7 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_a_class_is_gathered_in_one_table(tmp_path, answers):
+def test_a_class_is_collected_in_one_table(tmp_path, answers):
     exercises.check(NAMES[0], right(NAMES[0]))
     asking.store("prediction 01.x", solved=True, answer="a, b")
     students = [answers.rename(tmp_path / "ada.json")]
@@ -243,11 +247,8 @@ def test_a_class_is_gathered_in_one_table(tmp_path, answers):
     done = run("collect", *students, "--to", tmp_path / "class.csv")
     assert done.exit_code == 0 and "3 answers of 2 students" in done.output
     table = pd.read_csv(tmp_path / "class.csv")
-    assert table["student"].tolist() == ["ada", "ada", "emmy"] and table["solved"].tolist() == [
-        True,
-        True,
-        False,
-    ]
+    assert table["student"].tolist() == ["ada", "ada", "emmy"]
+    assert table["solved"].tolist() == [True, True, False]
     assert table["answer"][1] == "a, b"
 
 
@@ -273,13 +274,24 @@ def test_two_students_of_one_name_are_refused(tmp_path):
 def test_a_handout_has_the_stubs_but_not_the_solutions(tmp_path):
     assert run("handout", tmp_path / "class").exit_code == 0
     copies = sorted((tmp_path / "class").glob("*.ipynb"))
-    assert [copy.stem[:2] for copy in copies] == ["00", *LESSONS, "ex"]
+    handed_out = [*lessons.paths(), places.EXPERIMENT]
+    assert [copy.name for copy in copies] == [path.name for path in handed_out]
     for copy in copies:
         notebook = nbformat.read(copy, 4)
         nbformat.validate(notebook)
         text = "\n".join(cell.source for cell in notebook.cells)
         assert "def solution_" not in text
         assert ("exercises.check(" in text) == (copy.stem[:2] in LESSONS)
+
+
+def test_a_handout_of_lessons_that_may_only_be_read_can_be_written_in(tmp_path):
+    original = tmp_path / "installed" / "01_data.ipynb"
+    original.parent.mkdir()
+    original.write_bytes((places.NOTEBOOKS / original.name).read_bytes())
+    original.chmod(0o444)
+    (copy,) = exercises.hand_out([original], tmp_path / "class")
+    assert stat.S_IMODE(copy.stat().st_mode) & stat.S_IWUSR
+    assert "def solution_" in original.read_text(encoding="utf-8")
 
 
 def test_a_handout_never_overwrites_answers(tmp_path):

@@ -14,6 +14,7 @@ import ipywidgets
 import yaml
 from IPython import display as shown
 
+from ..errors import UserError
 from . import HERE, count_try, store
 
 WIDE = {"width": "auto"}
@@ -30,23 +31,29 @@ def predict(
     if display != "live":
         _without_widgets(question, options, {"Reveal": answer}, display)
         return
-    choice, line = _choice(options), ipywidgets.HTML()
+    choice = _choice(options)
     keep = ipywidgets.Button(description="Store my prediction", disabled=True, layout=WIDE)
     reveal = ipywidgets.Button(description="Reveal", disabled=True)
+    line = ipywidgets.HTML()
 
     def chosen(_: object) -> None:
         keep.disabled = choice.value is None
 
     def kept(_: object) -> None:
         store(f"prediction {name}", solved=True, answer=choice.value)
-        choice.disabled = keep.disabled = True
+        choice.disabled = True
+        keep.disabled = True
         reveal.disabled = False
         line.value = "Stored. Now you may look."
 
+    def revealed(_: object) -> None:
+        line.value = answer
+
     choice.observe(chosen, "value")
     keep.on_click(kept)
-    reveal.on_click(lambda _: setattr(line, "value", answer))
-    shown.display(ipywidgets.VBox([_text(question), choice, ipywidgets.HBox([keep, reveal]), line]))
+    reveal.on_click(revealed)
+    buttons = ipywidgets.HBox([keep, reveal])
+    shown.display(ipywidgets.VBox([_text(question), choice, buttons, line]))
 
 
 def quiz(lesson: str, *, display: str = "live") -> None:
@@ -67,16 +74,18 @@ def read_quiz(lesson: str) -> list[dict]:
     """The questions of a lesson: question, and options with answer, why, and one that is right."""
     path = HERE / f"quiz_{lesson}.yaml"
     if not path.is_file():
-        raise ValueError(f"lesson {lesson!r} has no quiz: {path.name} is not there")
+        raise UserError(f"lesson {lesson!r} has no quiz: {path.name} is not there")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def _ask(name: str, question: str, options: Sequence[dict]) -> None:
-    choice, line = _choice([option["answer"] for option in options]), ipywidgets.HTML()
+    choice = _choice([option["answer"] for option in options])
     button = ipywidgets.Button(description="Check", disabled=True)
+    line = ipywidgets.HTML()
 
     def chosen(_: object) -> None:
-        button.disabled, line.value = choice.value is None, ""
+        button.disabled = choice.value is None
+        line.value = ""
 
     def checked(_: object) -> None:
         option = options[choice.index]
@@ -99,7 +108,8 @@ def _text(question: str) -> ipywidgets.HTML:
 
 
 def _verdict(option: Mapping) -> str:
-    return f"<b>{'✓ Right.' if option.get('right') else '✗ Not quite.'}</b> {html.escape(option['why'])}"
+    verdict = "✓ Right." if option.get("right") else "✗ Not quite."
+    return f"<b>{verdict}</b> {html.escape(option['why'])}"
 
 
 def _without_widgets(
@@ -107,22 +117,14 @@ def _without_widgets(
 ) -> None:
     """The question as text; in a page, what is ``folded`` opens by a click on its name."""
     if display == "static":
-        print(
-            question,
-            *(f"  ( ) {option}" for option in options),
-            "  (Answers are given in JupyterLab.)",
-            sep="\n",
-        )
+        print(question)
+        for option in options:
+            print(f"  ( ) {option}")
+        print("  (Answers are given in JupyterLab.)")
         return
-    choices = "".join(
-        f"<li>{html.escape(option)}</li>" for option in options if option not in folded
-    )
-    folds = "".join(
-        f"<details><summary>{html.escape(name)}</summary>{text}</details>"
-        for name, text in folded.items()
-    )
-    shown.display(
-        shown.HTML(
-            f"<p><b>{html.escape(question)}</b></p>{choices and f'<ul>{choices}</ul>'}{folds}"
-        )
-    )
+    page = f"<p><b>{html.escape(question)}</b></p>"
+    if choices := [f"<li>{html.escape(option)}</li>" for option in options if option not in folded]:
+        page += f"<ul>{''.join(choices)}</ul>"
+    for name, text in folded.items():
+        page += f"<details><summary>{html.escape(name)}</summary>{text}</details>"
+    shown.display(shown.HTML(page))

@@ -10,25 +10,30 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..losses import soft_dice
-from . import Exercise, Mistake
+from . import Exercise
 from .lesson_02 import uneven_shape
 
 # --- whose turn -----------------------------------------------------------------------------------
 
 
 def _taken_and_planned(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Moments of a training with more turns for one network, among them those where the classic
-    mistakes differ.
+    """Moments (moments, 2) of a training with more turns for one network, among them those where
+    the classic mistakes differ.
     """
-    planned = torch.tensor([[100, 400]] * 8)
-    planned[4:] = torch.tensor([300, 200])
-    share = torch.rand(8, generator=generator) * 0.8
-    taken = (share[:, None] * planned).round().long()
-    behind = torch.tensor([0, 1] * 4)
-    taken[torch.arange(8), behind] -= (0.1 * planned[torch.arange(8), behind]).long()
+    planned = torch.tensor([[100, 400]] * 4 + [[300, 200]] * 4)
+    share = torch.rand(8, 1, generator=generator) * 0.8
+    taken = (share * planned).round().long()
+
+    # One network is clearly behind, in turn the first and the second.
+    moments, behind = torch.arange(8), torch.tensor([0, 1] * 4)
+    taken[moments, behind] -= (0.1 * planned[moments, behind]).long()
     taken = taken.clamp(min=0)
+
+    # The very beginning, and a moment where the half of a turn decides.
     taken[0] = 0
-    return torch.cat([taken, torch.tensor([[0, 2]])]), torch.cat([planned, torch.tensor([[3, 12]])])
+    taken = torch.cat([taken, torch.tensor([[0, 2]])])
+    planned = torch.cat([planned, torch.tensor([[3, 12]])])
+    return taken, planned
 
 
 def _furthest_behind(taken: Tensor, planned: Tensor) -> Tensor:
@@ -37,131 +42,162 @@ def _furthest_behind(taken: Tensor, planned: Tensor) -> Tensor:
 
 TURN = Exercise(
     "Whose turn is it?",
-    _taken_and_planned,
-    _furthest_behind,
-    (
+    arguments=_taken_and_planned,
+    right=_furthest_behind,
+    hints=(
         "Which of the two has taken the smaller share of its turns?",
         "Divide the turns taken, plus a half, by the turns planned; the smaller share is next.",
         "((taken + 0.5) / planned).argmin(1)",
     ),
-    {
-        "fewest turns": Mistake(
-            lambda taken, planned: taken.argmin(1),
-            (
-                "Both networks get as many turns, whatever was planned.",
-                "A network that is to have four times as many turns is behind when it has only twice as many.",
-                "Divide by planned.",
-            ),
-        ),
-        "most left": Mistake(
-            lambda taken, planned: (planned - taken).argmax(1),
-            (
-                "The network with more turns has its surplus first; only then do they alternate.",
-                "What counts is the share that was taken, not the number of turns that are left.",
-                "((taken + 0.5) / planned).argmin(1)",
-            ),
-        ),
-        "furthest ahead": Mistake(
-            lambda taken, planned: ((taken + 0.5) / planned).argmax(1),
-            (
-                "One network has all its turns before the other has any.",
-                "You choose the one that is ahead.",
-                "argmin",
-            ),
-        ),
-        "without the half": Mistake(
-            lambda taken, planned: (taken / planned).argmin(1),
-            (
-                "Some turns come in another order, the very first among them.",
-                "Compare the middles of the next turns, not their beginnings: at first both begin at 0.",
-                "(taken + 0.5) / planned",
-            ),
-        ),
-        "a whole turn": Mistake(
-            lambda taken, planned: ((taken + 1) / planned).argmin(1),
-            (
-                "The network with fewer turns is always a little late.",
-                "Compare the middles of the next turns, not their ends.",
-                "(taken + 0.5) / planned",
-            ),
-        ),
-    },
     dims=(2,),
 )
+
+
+@TURN.mistake(
+    "fewest turns",
+    symptom="Both networks get as many turns, whatever was planned.",
+    idea="A network that is to have four times as many turns is behind when it has only twice as "
+    "many.",
+    line="Divide by planned.",
+)
+def _fewest_turns(taken, planned):
+    return taken.argmin(1)
+
+
+@TURN.mistake(
+    "most left",
+    symptom="The network with more turns has its surplus first; only then do they alternate.",
+    idea="What counts is the share that was taken, not the number of turns that are left.",
+    line="((taken + 0.5) / planned).argmin(1)",
+)
+def _most_left(taken, planned):
+    return (planned - taken).argmax(1)
+
+
+@TURN.mistake(
+    "furthest ahead",
+    symptom="One network has all its turns before the other has any.",
+    idea="You choose the one that is ahead.",
+    line="argmin",
+)
+def _furthest_ahead(taken, planned):
+    return ((taken + 0.5) / planned).argmax(1)
+
+
+@TURN.mistake(
+    "without the half",
+    symptom="Some turns come in another order, the very first among them.",
+    idea="Compare the middles of the next turns, not their beginnings: at first both begin at 0.",
+    line="(taken + 0.5) / planned",
+)
+def _without_the_half(taken, planned):
+    return (taken / planned).argmin(1)
+
+
+@TURN.mistake(
+    "a whole turn",
+    symptom="The network with fewer turns is always a little late.",
+    idea="Compare the middles of the next turns, not their ends.",
+    line="(taken + 0.5) / planned",
+)
+def _a_whole_turn(taken, planned):
+    return ((taken + 1) / planned).argmin(1)
+
 
 # --- where the gradient stops ---------------------------------------------------------------------
 
 
 def _warped_and_scores(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
     shape = (2, 3, *uneven_shape(dims))
-    return torch.rand(shape, generator=generator).softmax(1), 2 * torch.randn(
-        shape, generator=generator
-    )
+    warped = torch.rand(shape, generator=generator).softmax(1)
+    scores = 2 * torch.randn(shape, generator=generator)
+    return warped, scores
+
+
+def _consulted(warped: Tensor, scores: Tensor) -> Tensor:
+    return soft_dice(warped, scores.softmax(1).detach())
 
 
 STOP = Exercise(
     "A guess that is only consulted",
-    _warped_and_scores,
-    lambda warped, scores: soft_dice(warped, scores.softmax(1).detach()),
-    (
-        "In a registration turn the loss may change the warped labels (through the deformation), and nothing else.",
-        "Turn the scores into probabilities and cut them off from their gradient, then the soft Dice loss.",
+    arguments=_warped_and_scores,
+    right=_consulted,
+    hints=(
+        "In a registration turn the loss may change the warped labels (through the deformation), "
+        "and nothing else.",
+        "Turn the scores into probabilities and cut them off from their gradient, then the soft "
+        "Dice loss.",
         "soft_dice(warped, scores.softmax(1).detach())",
     ),
-    {
-        "the guess learns": Mistake(
-            lambda warped, scores: soft_dice(warped, scores.softmax(1)),
-            (
-                "The value is right, but a gradient reaches the segmentation network in the other network's turn.",
-                "Wherever both share an optimiser, the guess would move towards the warped labels: that is agreement, too.",
-                ".detach() on the probabilities, or torch.no_grad() around the network",
-            ),
-        ),
-        "nobody learns": Mistake(
-            lambda warped, scores: soft_dice(warped.detach(), scores.softmax(1)),
-            (
-                "The gradient flows into the wrong side.",
-                "The warped labels carry the deformation: they must keep their gradient. The guess must lose it.",
-                "soft_dice(warped, scores.softmax(1).detach())",
-            ),
-        ),
-        "scores as probabilities": Mistake(
-            lambda warped, scores: soft_dice(warped, scores.detach()),
-            (
-                "The loss is far from anything between 0 and 1.",
-                "Scores are any numbers; Dice wants probabilities.",
-                "softmax over the structures, dimension 1",
-            ),
-        ),
-        "no gradient at all": Mistake(
-            lambda warped, scores: soft_dice(warped, scores.softmax(1)).detach(),
-            (
-                "The value is right, but nobody can learn from it.",
-                "Only the guess is cut off. The warped labels must keep their gradient, or the deformation learns nothing.",
-                "soft_dice(warped, scores.softmax(1).detach())",
-            ),
-        ),
-        "softmax over the batch": Mistake(
-            lambda warped, scores: soft_dice(warped, scores.softmax(0).detach()),
-            (
-                "The probabilities of a voxel do not sum to 1.",
-                "Dimension 0 is the batch.",
-                "softmax(1)",
-            ),
-        ),
-        "the hard guess": Mistake(
-            lambda warped, scores: soft_dice(
-                warped, (scores == scores.amax(1, keepdim=True)).float()
-            ),
-            (
-                "The value is near, but where the network is in doubt you are not.",
-                "The most probable structure says nothing about how sure the network was; the paper compares probabilities.",
-                "softmax(1) instead of argmax",
-            ),
-        ),
-    },
     gradient=True,
 )
+
+
+@STOP.mistake(
+    "the guess learns",
+    symptom="The value is right, but a gradient reaches the segmentation network in the other "
+    "network's turn.",
+    idea="Wherever both share an optimiser, the guess would move towards the warped labels: that "
+    "is agreement, too.",
+    line=".detach() on the probabilities, or torch.no_grad() around the network",
+)
+def _the_guess_learns(warped, scores):
+    return soft_dice(warped, scores.softmax(1))
+
+
+@STOP.mistake(
+    "nobody learns",
+    symptom="The gradient flows into the wrong side.",
+    idea="The warped labels carry the deformation: they must keep their gradient. The guess must "
+    "lose it.",
+    line="soft_dice(warped, scores.softmax(1).detach())",
+)
+def _nobody_learns(warped, scores):
+    return soft_dice(warped.detach(), scores.softmax(1))
+
+
+@STOP.mistake(
+    "scores as probabilities",
+    symptom="The loss is far from anything between 0 and 1.",
+    idea="Scores are any numbers; Dice wants probabilities.",
+    line="softmax over the structures, dimension 1",
+)
+def _scores_as_probabilities(warped, scores):
+    return soft_dice(warped, scores.detach())
+
+
+@STOP.mistake(
+    "no gradient at all",
+    symptom="The value is right, but nobody can learn from it.",
+    idea="Only the guess is cut off. The warped labels must keep their gradient, or the "
+    "deformation learns nothing.",
+    line="soft_dice(warped, scores.softmax(1).detach())",
+)
+def _no_gradient_at_all(warped, scores):
+    return soft_dice(warped, scores.softmax(1)).detach()
+
+
+@STOP.mistake(
+    "softmax over the batch",
+    symptom="The probabilities of a voxel do not sum to 1.",
+    idea="Dimension 0 is the batch.",
+    line="softmax(1)",
+)
+def _softmax_over_the_batch(warped, scores):
+    return soft_dice(warped, scores.softmax(0).detach())
+
+
+@STOP.mistake(
+    "the hard guess",
+    symptom="The value is near, but where the network is in doubt you are not.",
+    idea="The most probable structure says nothing about how sure the network was; the paper "
+    "compares probabilities.",
+    line="softmax(1) instead of argmax",
+)
+def _the_hard_guess(warped, scores):
+    most_probable = scores == scores.amax(1, keepdim=True)
+    return soft_dice(warped, most_probable.float())
+
 
 # --- one turn -------------------------------------------------------------------------------------
 
@@ -173,12 +209,9 @@ def _agreement(seg: Tensor, reg: Tensor) -> Tensor:
 
 def _two_networks(dims: int, generator: Generator) -> tuple[Tensor, Tensor, int, Callable]:
     turn = int(torch.randint(2, (), generator=generator))
-    return (
-        torch.randn(4, generator=generator),
-        torch.randn(4, generator=generator),
-        turn,
-        _agreement,
-    )
+    seg = torch.randn(4, generator=generator)
+    reg = torch.randn(4, generator=generator)
+    return seg, reg, turn, _agreement
 
 
 def _gradients(seg: Tensor, reg: Tensor, loss: Callable) -> tuple[Tensor, Tensor]:
@@ -186,61 +219,73 @@ def _gradients(seg: Tensor, reg: Tensor, loss: Callable) -> tuple[Tensor, Tensor
     return torch.autograd.grad(loss(seg, reg), (seg, reg))
 
 
-def _stepped(steps: Callable) -> Callable:
-    def alternate(seg: Tensor, reg: Tensor, turn: int, loss: Callable) -> Tensor:
-        g_seg, g_reg = _gradients(seg, reg, loss)
-        a, b = steps(turn)
-        return torch.stack([seg - 0.1 * a * g_seg, reg - 0.1 * b * g_reg])
-
-    return alternate
+def _stepped(seg: Tensor, reg: Tensor, loss: Callable, rates: tuple[float, float]) -> Tensor:
+    """Both networks after a step of each, of ``rates`` times its gradient: (2, weights)."""
+    seg_gradient, reg_gradient = _gradients(seg, reg, loss)
+    return torch.stack([seg - rates[0] * seg_gradient, reg - rates[1] * reg_gradient])
 
 
-def _sequential(seg: Tensor, reg: Tensor, turn: int, loss: Callable) -> Tensor:
-    seg = seg - 0.1 * _gradients(seg, reg, loss)[0]
-    return torch.stack([seg, reg - 0.1 * _gradients(seg, reg, loss)[1]])
+def _one_turn(seg: Tensor, reg: Tensor, turn: int, loss: Callable) -> Tensor:
+    return _stepped(seg, reg, loss, (0.1, 0.0) if turn == 0 else (0.0, 0.1))
 
 
 STEP = Exercise(
     "One turn",
-    _two_networks,
-    _stepped(lambda turn: (1 - turn, turn)),
-    (
-        "In turn 0 the segmentation network moves, in turn 1 the registration network; the other one stays as it is.",
-        "Compute the gradient for the network whose turn it is, and subtract 0.1 times it from that one only.",
-        "seg.requires_grad_(); grad, = torch.autograd.grad(loss(seg, reg), seg); torch.stack([seg - 0.1 * grad, reg])",
+    arguments=_two_networks,
+    right=_one_turn,
+    hints=(
+        "In turn 0 the segmentation network moves, in turn 1 the registration network; the other "
+        "one stays as it is.",
+        "Compute the gradient for the network whose turn it is, and subtract 0.1 times it from "
+        "that one only.",
+        "seg.requires_grad_(); grad, = torch.autograd.grad(loss(seg, reg), seg); torch.stack([seg "
+        "- 0.1 * grad, reg])",
     ),
-    {
-        "both move": Mistake(
-            _stepped(lambda turn: (1, 1)),
-            (
-                "Both networks have changed.",
-                "Each would follow a partner that moves at the same time. In a turn one learns, the other is consulted.",
-                "Change only the network whose turn it is.",
-            ),
-        ),
-        "both, one after the other": Mistake(
-            _sequential,
-            (
-                "Both networks have changed.",
-                "That is two turns. One was asked for.",
-                "Change only the network whose turn it is.",
-            ),
-        ),
-        "the other one moves": Mistake(
-            _stepped(lambda turn: (turn, 1 - turn)),
-            (
-                "The wrong network has changed.",
-                "turn 0 is segmentation, turn 1 registration.",
-                "Exchange the two branches.",
-            ),
-        ),
-        "uphill": Mistake(
-            _stepped(lambda turn: (turn - 1, -turn)),
-            ("The loss rises.", "The gradient points uphill.", "Subtract it."),
-        ),
-    },
     dims=(2,),
 )
+
+
+@STEP.mistake(
+    "both move",
+    symptom="Both networks have changed.",
+    idea="Each would follow a partner that moves at the same time. In a turn one learns, the "
+    "other is consulted.",
+    line="Change only the network whose turn it is.",
+)
+def _both_move(seg, reg, turn, loss):
+    return _stepped(seg, reg, loss, (0.1, 0.1))
+
+
+@STEP.mistake(
+    "both, one after the other",
+    symptom="Both networks have changed.",
+    idea="That is two turns. One was asked for.",
+    line="Change only the network whose turn it is.",
+)
+def _both_one_after_the_other(seg, reg, turn, loss):
+    seg, reg = _one_turn(seg, reg, 0, loss)
+    return _one_turn(seg, reg, 1, loss)
+
+
+@STEP.mistake(
+    "the other one moves",
+    symptom="The wrong network has changed.",
+    idea="turn 0 is segmentation, turn 1 registration.",
+    line="Exchange the two branches.",
+)
+def _the_other_one_moves(seg, reg, turn, loss):
+    return _one_turn(seg, reg, 1 - turn, loss)
+
+
+@STEP.mistake(
+    "uphill",
+    symptom="The loss rises.",
+    idea="The gradient points uphill.",
+    line="Subtract it.",
+)
+def _uphill(seg, reg, turn, loss):
+    return _stepped(seg, reg, loss, (-0.1, 0.0) if turn == 0 else (0.0, -0.1))
+
 
 # --- a slow teacher -------------------------------------------------------------------------------
 
@@ -249,51 +294,62 @@ def _weights(dims: int, generator: Generator) -> tuple[Tensor, Tensor, float]:
     return torch.randn(6, generator=generator), torch.randn(6, generator=generator), 0.9
 
 
+def _average(teacher: Tensor, student: Tensor, decay: float) -> Tensor:
+    return decay * teacher + (1 - decay) * student
+
+
 AVERAGE = Exercise(
     "A slow teacher",
-    _weights,
-    lambda teacher, student, decay: decay * teacher + (1 - decay) * student,
-    (
+    arguments=_weights,
+    right=_average,
+    hints=(
         "The teacher keeps most of what it is and takes a little of what the student has become.",
         "A weighted mean with the weights decay and 1 - decay.",
         "decay * teacher + (1 - decay) * student",
     ),
-    {
-        "exchanged": Mistake(
-            lambda teacher, student, decay: (1 - decay) * teacher + decay * student,
-            (
-                "The teacher runs after the student.",
-                "decay near 1 means a long memory.",
-                "decay belongs to the teacher.",
-            ),
-        ),
-        "not a mean": Mistake(
-            lambda teacher, student, decay: decay * teacher + student,
-            (
-                "The weights grow with every turn.",
-                "The two factors must sum to 1.",
-                "(1 - decay) * student",
-            ),
-        ),
-        "half and half": Mistake(
-            lambda teacher, student, decay: (teacher + student) / 2,
-            (
-                "decay makes no difference.",
-                "An ordinary mean forgets half of its past in every turn.",
-                "decay and 1 - decay instead of a half each",
-            ),
-        ),
-        "the student": Mistake(
-            lambda teacher, student, decay: student,
-            (
-                "The teacher is the student.",
-                "That is decay = 0: no memory.",
-                "Keep decay times the old teacher.",
-            ),
-        ),
-    },
     dims=(2,),
 )
+
+
+@AVERAGE.mistake(
+    "exchanged",
+    symptom="The teacher runs after the student.",
+    idea="decay near 1 means a long memory.",
+    line="decay belongs to the teacher.",
+)
+def _exchanged(teacher, student, decay):
+    return (1 - decay) * teacher + decay * student
+
+
+@AVERAGE.mistake(
+    "not a mean",
+    symptom="The weights grow with every turn.",
+    idea="The two factors must sum to 1.",
+    line="(1 - decay) * student",
+)
+def _not_a_mean(teacher, student, decay):
+    return decay * teacher + student
+
+
+@AVERAGE.mistake(
+    "half and half",
+    symptom="decay makes no difference.",
+    idea="An ordinary mean forgets half of its past in every turn.",
+    line="decay and 1 - decay instead of a half each",
+)
+def _half_and_half(teacher, student, decay):
+    return (teacher + student) / 2
+
+
+@AVERAGE.mistake(
+    "the student",
+    symptom="The teacher is the student.",
+    idea="That is decay = 0: no memory.",
+    line="Keep decay times the old teacher.",
+)
+def _the_student(teacher, student, decay):
+    return student
+
 
 # --- a network that stands still ------------------------------------------------------------------
 
@@ -311,66 +367,75 @@ def _batch_norm_net() -> nn.Module:
 
 def _seen_and_test(dims: int, generator: Generator) -> tuple[Callable, Tensor, Tensor]:
     shape = (2, 1, 8, 6)
-    return (
-        _batch_norm_net,
-        2 + torch.randn(shape, generator=generator),
-        torch.randn(shape, generator=generator),
-    )
+    seen = 2 + torch.randn(shape, generator=generator)
+    test = torch.randn(shape, generator=generator)
+    return _batch_norm_net, seen, test
 
 
-def _used(consulted: bool, afterwards: bool, learns: bool = False) -> Callable:
-    """Consult in training or evaluation mode, then use in one."""
+def _descend(net: nn.Module, loss: Tensor) -> None:
+    """One step of gradient descent on the weights of ``net``, in place."""
+    loss.backward()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter -= 0.1 * parameter.grad
 
-    def after_a_turn(make_net: Callable, seen: Tensor, test: Tensor) -> Tensor:
-        net = make_net().train(consulted)
-        guess = net(seen)
-        if learns:
-            guess.square().mean().backward()
-            with torch.no_grad():
-                for parameter in net.parameters():
-                    parameter -= 0.1 * parameter.grad
-        return net.train(afterwards)(test).detach()
 
-    return after_a_turn
+def _stands_still(make_net: Callable, seen: Tensor, test: Tensor) -> Tensor:
+    net = make_net().eval()
+    net(seen)
+    return net(test).detach()
 
 
 FROZEN = Exercise(
     "A network that stands still",
-    _seen_and_test,
-    _used(False, False),
-    (
-        "torch.no_grad() stops gradients. Is there anything in this network that changes without one?",
-        "Batch normalisation keeps running means of what it sees, and updates them whenever the network is in training "
-        "mode, gradient or not.",
+    arguments=_seen_and_test,
+    right=_stands_still,
+    hints=(
+        "torch.no_grad() stops gradients. Is there anything in this network that changes without "
+        "one?",
+        "Batch normalisation keeps running means of what it sees, and updates them whenever the "
+        "network is in training mode, gradient or not.",
         "net.eval() before it is consulted",
     ),
-    {
-        "running means move": Mistake(
-            _used(True, False),
-            (
-                "After a turn in which it was only consulted, the network answers differently.",
-                "Its batch normalisation was in training mode and has learnt the mean brightness of the consulted images.",
-                "net.eval() before it is consulted, not only at the end",
-            ),
-        ),
-        "training mode at the end": Mistake(
-            _used(False, True),
-            (
-                "The answer for one image depends on the others of its batch.",
-                "In training mode batch normalisation uses the batch at hand.",
-                "net.eval() for the test images, too",
-            ),
-        ),
-        "it learns": Mistake(
-            _used(False, False, learns=True),
-            (
-                "The weights themselves have changed.",
-                "A consulted network takes no step.",
-                "No backward(), no optimiser for it in this turn",
-            ),
-        ),
-    },
     dims=(2,),
 )
+
+
+@FROZEN.mistake(
+    "running means move",
+    symptom="After a turn in which it was only consulted, the network answers differently.",
+    idea="Its batch normalisation was in training mode and has learnt the mean brightness of the "
+    "consulted images.",
+    line="net.eval() before it is consulted, not only at the end",
+)
+def _running_means_move(make_net, seen, test):
+    net = make_net().train()
+    net(seen)
+    return net.eval()(test).detach()
+
+
+@FROZEN.mistake(
+    "training mode at the end",
+    symptom="The answer for one image depends on the others of its batch.",
+    idea="In training mode batch normalisation uses the batch at hand.",
+    line="net.eval() for the test images, too",
+)
+def _training_mode_at_the_end(make_net, seen, test):
+    net = make_net().eval()
+    net(seen)
+    return net.train()(test).detach()
+
+
+@FROZEN.mistake(
+    "it learns",
+    symptom="The weights themselves have changed.",
+    idea="A consulted network takes no step.",
+    line="No backward(), no optimiser for it in this turn",
+)
+def _it_learns(make_net, seen, test):
+    net = make_net().eval()
+    _descend(net, net(seen).square().mean())
+    return net(test).detach()
+
 
 EXERCISES = {"turn": TURN, "stop": STOP, "step": STEP, "average": AVERAGE, "frozen": FROZEN}

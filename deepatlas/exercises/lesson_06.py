@@ -4,27 +4,20 @@ not see the test.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from . import Exercise, Mistake
+from . import Exercise, numpy_generator
 from .lesson_02 import uneven_shape
-
-
-def _rng(generator: Generator) -> np.random.Generator:
-    return np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
-
 
 # --- which scan to label --------------------------------------------------------------------------
 
 
 def _likeness(dims: int, generator: Generator) -> tuple[np.ndarray]:
-    """likeness[i, j]: how well scan i, warped, resembles scan j; nobody is warped to himself (NaN)."""
-    rng = _rng(generator)
+    """likeness[i, j]: how well scan i, warped, resembles scan j; NaN where both are the same."""
+    rng = numpy_generator(generator)
     best, easy, twin, steady, one, other = 1 + rng.permutation(6)
     likeness = rng.uniform(0.3, 0.35, (7, 7))
     likeness[best] -= 0.05  # the right answer: very like two of the others
@@ -37,302 +30,388 @@ def _likeness(dims: int, generator: Generator) -> tuple[np.ndarray]:
     return (likeness,)
 
 
+def _most_alike(likeness: np.ndarray) -> int:
+    return int(np.nanmean(likeness, axis=1).argmax())
+
+
 ATLAS = Exercise(
     "Which scan to label",
-    _likeness,
-    lambda likeness: int(np.nanmean(likeness, axis=1).argmax()),
-    (
+    arguments=_likeness,
+    right=_most_alike,
+    hints=(
         "The atlas is always the moving scan. Which one resembles the others best, in the mean?",
-        "Row i holds how well scan i resembles each of the others; leave out the diagonal, where there is nothing.",
+        "Row i holds how well scan i resembles each of the others; leave out the diagonal, where "
+        "there is nothing.",
         "int(np.nanmean(likeness, axis=1).argmax())",
     ),
-    {
-        "as the fixed scan": Mistake(
-            lambda likeness: int(np.nanmean(likeness, axis=0).argmax()),
-            (
-                "You choose the scan that is easiest to reach, by columns, or by rows and columns together.",
-                "An atlas is the moving scan, and likeness[i, j] has the moving scan first.",
-                "axis=1",
-            ),
-        ),
-        "the least alike": Mistake(
-            lambda likeness: int(np.nanmean(likeness, axis=1).argmin()),
-            ("You choose the oddest scan.", "Large means alike.", "argmax"),
-        ),
-        "the best single pair": Mistake(
-            lambda likeness: int(np.nanmax(likeness, axis=1).argmax()),
-            (
-                "You choose the scan that has one near twin.",
-                "An atlas must serve everybody: take the mean over the others, not the best of them.",
-                "np.nanmean instead of np.nanmax",
-            ),
-        ),
-        "nan wins": Mistake(
-            lambda likeness: int(np.mean(likeness, axis=1).argmax()),
-            (
-                "The answer is always 0.",
-                "Every row has a NaN on the diagonal, so every plain mean is NaN, and argmax takes the first.",
-                "np.nanmean",
-            ),
-        ),
-    },
     dims=(2,),
 )
+
+
+@ATLAS.mistake(
+    "as the fixed scan",
+    symptom="You choose the scan that is easiest to reach, by columns, or by rows and columns "
+    "together.",
+    idea="An atlas is the moving scan, and likeness[i, j] has the moving scan first.",
+    line="axis=1",
+)
+def _as_the_fixed_scan(likeness):
+    return int(np.nanmean(likeness, axis=0).argmax())
+
+
+@ATLAS.mistake(
+    "the least alike",
+    symptom="You choose the oddest scan.",
+    idea="Large means alike.",
+    line="argmax",
+)
+def _the_least_alike(likeness):
+    return int(np.nanmean(likeness, axis=1).argmin())
+
+
+@ATLAS.mistake(
+    "the best single pair",
+    symptom="You choose the scan that has one near twin.",
+    idea="An atlas must serve everybody: take the mean over the others, not the best of them.",
+    line="np.nanmean instead of np.nanmax",
+)
+def _the_best_single_pair(likeness):
+    return int(np.nanmax(likeness, axis=1).argmax())
+
+
+@ATLAS.mistake(
+    "nan wins",
+    symptom="The answer is always 0.",
+    idea="Every row has a NaN on the diagonal, so every plain mean is NaN, and argmax takes the "
+    "first.",
+    line="np.nanmean",
+)
+def _nan_wins(likeness):
+    return int(np.mean(likeness, axis=1).argmax())
+
 
 # --- a soft vote ----------------------------------------------------------------------------------
 
 
 def _propagated(dims: int, generator: Generator) -> tuple[Tensor]:
     """Probabilities (atlases, C, ...) of four structures, warped from several atlases."""
-    return ((2 * torch.randn(5, 4, *uneven_shape(dims), generator=generator)).softmax(1),)
+    scores = 2 * torch.randn(5, 4, *uneven_shape(dims), generator=generator)
+    return (scores.softmax(1),)
+
+
+def _soft_vote(probabilities: Tensor) -> Tensor:
+    return probabilities.mean(0).argmax(0)
 
 
 SOFT_VOTE = Exercise(
     "A soft vote",
-    _propagated,
-    lambda probabilities: probabilities.mean(0).argmax(0),
-    (
+    arguments=_propagated,
+    right=_soft_vote,
+    hints=(
         "How probable is each structure in the mean over the atlases? The largest mean wins.",
         "First the mean over atlases, dimension 0, then the argmax over structures.",
         "probabilities.mean(0).argmax(0)",
     ),
-    {
-        "a hard vote": Mistake(
-            lambda probabilities: F.one_hot(probabilities.argmax(1), 4).sum(0).argmax(-1),
-            (
-                "An atlas that is hardly sure counts as much as one that is certain.",
-                "You decide first and count afterwards. A soft vote averages first.",
-                "mean, then argmax",
-            ),
-        ),
-        "the loudest": Mistake(
-            lambda probabilities: probabilities.amax(0).argmax(0),
-            (
-                "One atlas decides each voxel alone.",
-                "You take the largest probability that any atlas gives.",
-                "mean(0) instead of amax(0)",
-            ),
-        ),
-        "a product": Mistake(
-            lambda probabilities: probabilities.log().mean(0).argmax(0),
-            (
-                "One atlas that says *never* overrules all others.",
-                "A product of probabilities treats the atlases as independent witnesses, and their mistakes as certain.",
-                "mean of probabilities, not of logarithms",
-            ),
-        ),
-        "the mean of labels": Mistake(
-            lambda probabilities: probabilities.argmax(1).float().mean(0).round().long(),
-            (
-                "Structures appear that no atlas has there.",
-                "Labels are names.",
-                "Average probabilities.",
-            ),
-        ),
-    },
 )
+
+
+@SOFT_VOTE.mistake(
+    "a hard vote",
+    symptom="An atlas that is hardly sure counts as much as one that is certain.",
+    idea="You decide first and count afterwards. A soft vote averages first.",
+    line="mean, then argmax",
+)
+def _a_hard_vote(probabilities):
+    votes = F.one_hot(probabilities.argmax(1), 4)
+    return votes.sum(0).argmax(-1)
+
+
+@SOFT_VOTE.mistake(
+    "the loudest",
+    symptom="One atlas decides each voxel alone.",
+    idea="You take the largest probability that any atlas gives.",
+    line="mean(0) instead of amax(0)",
+)
+def _the_loudest(probabilities):
+    return probabilities.amax(0).argmax(0)
+
+
+@SOFT_VOTE.mistake(
+    "a product",
+    symptom="One atlas that says *never* overrules all others.",
+    idea="A product of probabilities treats the atlases as independent witnesses, and their "
+    "mistakes as certain.",
+    line="mean of probabilities, not of logarithms",
+)
+def _a_product(probabilities):
+    return probabilities.log().mean(0).argmax(0)
+
+
+@SOFT_VOTE.mistake(
+    "the mean of labels",
+    symptom="Structures appear that no atlas has there.",
+    idea="Labels are names.",
+    line="Average probabilities.",
+)
+def _the_mean_of_labels(probabilities):
+    labels = probabilities.argmax(1)
+    return labels.float().mean(0).round().long()
+
 
 # --- weighting by confidence ----------------------------------------------------------------------
 
 
 def _guess_and_pseudo(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    shape = (2, 3, *uneven_shape(dims))
     # of two scans one is clear, one is not
     sure = torch.tensor([0.5, 4.0]).view(2, *[1] * (dims + 1))
-    shape = (2, 3, *uneven_shape(dims))
-    return tuple((sure * torch.randn(shape, generator=generator)).softmax(1) for _ in range(2))
+    guess = (sure * torch.randn(shape, generator=generator)).softmax(1)
+    pseudo = (sure * torch.randn(shape, generator=generator)).softmax(1)
+    return guess, pseudo
 
 
-def _weighted(
-    below: bool = True, least: bool = False, of_guess: bool = False, stop: str = "pseudo"
-) -> Callable:
-    def loss(guess: Tensor, pseudo: Tensor) -> Tensor:
-        pseudo = pseudo.detach() if stop == "pseudo" else pseudo
-        of = guess if of_guess else pseudo
-        w = of.amin(1, keepdim=True) if least else of.amax(1, keepdim=True)
-        w = w if stop == "nothing" else w.detach()
-        overlap = (w * guess * pseudo).flatten(2).sum(-1)
-        sizes = ((w if below else 1) * (guess + pseudo)).flatten(2).sum(-1)
-        return 1 - (2 * overlap / sizes).mean()
+def _weighted(guess: Tensor, pseudo: Tensor, above: Tensor, below: Tensor | float) -> Tensor:
+    """1 - soft Dice whose voxels are weighted in the overlap and in the sizes."""
+    overlap = (above * guess * pseudo).flatten(2).sum(-1)
+    sizes = (below * (guess + pseudo)).flatten(2).sum(-1)
+    return 1 - (2 * overlap / sizes).mean()
 
-    return loss
+
+def _confident(guess: Tensor, pseudo: Tensor) -> Tensor:
+    pseudo = pseudo.detach()
+    w = pseudo.amax(1, keepdim=True)
+    return _weighted(guess, pseudo, w, w)
 
 
 CONFIDENT = Exercise(
     "Listen to who is sure",
-    _guess_and_pseudo,
-    _weighted(),
-    (
+    arguments=_guess_and_pseudo,
+    right=_confident,
+    hints=(
         "How sure is the teacher at each voxel? That is the weight of the voxel, above and below.",
-        "w = the largest probability of the pseudo-label over the structures; the pseudo-label has no gradient.",
+        "w = the largest probability of the pseudo-label over the structures; the pseudo-label "
+        "has no gradient.",
         "1 - (2 * (w * guess * pseudo).sum / (w * (guess + pseudo)).sum).mean()",
     ),
-    {
-        "above only": Mistake(
-            _weighted(below=False),
-            (
-                "Your loss is too large, most of all where the teacher is in doubt.",
-                "What is weighted in the overlap must be weighted in the sizes, too.",
-                "w * (guess + pseudo) in the denominator",
-            ),
-        ),
-        "the teacher learns": Mistake(
-            _weighted(stop="nothing"),
-            (
-                "The value is right, but a gradient flows back to the teacher's labels.",
-                "A pseudo-label is evidence, not a party (lesson 05).",
-                "pseudo = pseudo.detach(), first of all",
-            ),
-        ),
-        "only the weight is detached": Mistake(
-            _weighted(stop="weight"),
-            (
-                "The value is right, and the weight has no gradient, but the pseudo-label in the overlap has one.",
-                "It stands in three places: in the weight, in the overlap and in the sizes. None may learn.",
-                "pseudo = pseudo.detach(), first of all",
-            ),
-        ),
-        "the student's confidence": Mistake(
-            _weighted(of_guess=True),
-            (
-                "You ask the pupil how sure he is.",
-                "A pupil who is sure of his mistakes would hear himself most.",
-                "w from pseudo, not from guess",
-            ),
-        ),
-        "the least sure": Mistake(
-            _weighted(least=True),
-            (
-                "Voxels where the teacher is in doubt count most.",
-                "The largest probability says how sure, the smallest how impossible the least likely structure is.",
-                "amax",
-            ),
-        ),
-    },
     gradient=True,
 )
+
+
+@CONFIDENT.mistake(
+    "above only",
+    symptom="Your loss is too large, most of all where the teacher is in doubt.",
+    idea="What is weighted in the overlap must be weighted in the sizes, too.",
+    line="w * (guess + pseudo) in the denominator",
+)
+def _above_only(guess, pseudo):
+    pseudo = pseudo.detach()
+    w = pseudo.amax(1, keepdim=True)
+    return _weighted(guess, pseudo, w, 1)
+
+
+@CONFIDENT.mistake(
+    "the teacher learns",
+    symptom="The value is right, but a gradient flows back to the teacher's labels.",
+    idea="A pseudo-label is evidence, not a party (lesson 05).",
+    line="pseudo = pseudo.detach(), first of all",
+)
+def _the_teacher_learns(guess, pseudo):
+    w = pseudo.amax(1, keepdim=True)
+    return _weighted(guess, pseudo, w, w)
+
+
+@CONFIDENT.mistake(
+    "only the weight is detached",
+    symptom="The value is right, and the weight has no gradient, but the pseudo-label in the "
+    "overlap has one.",
+    idea="It stands in three places: in the weight, in the overlap and in the sizes. None may "
+    "learn.",
+    line="pseudo = pseudo.detach(), first of all",
+)
+def _only_the_weight_is_detached(guess, pseudo):
+    w = pseudo.amax(1, keepdim=True).detach()
+    return _weighted(guess, pseudo, w, w)
+
+
+@CONFIDENT.mistake(
+    "the student's confidence",
+    symptom="You ask the pupil how sure he is.",
+    idea="A pupil who is sure of his mistakes would hear himself most.",
+    line="w from pseudo, not from guess",
+)
+def _the_students_confidence(guess, pseudo):
+    w = guess.amax(1, keepdim=True).detach()
+    return _weighted(guess, pseudo.detach(), w, w)
+
+
+@CONFIDENT.mistake(
+    "the least sure",
+    symptom="Voxels where the teacher is in doubt count most.",
+    idea="The largest probability says how sure, the smallest how impossible the least likely "
+    "structure is.",
+    line="amax",
+)
+def _the_least_sure(guess, pseudo):
+    pseudo = pseudo.detach()
+    w = pseudo.amin(1, keepdim=True)
+    return _weighted(guess, pseudo, w, w)
+
 
 # --- draws ----------------------------------------------------------------------------------------
 
 
 def _dice_of_draws(dims: int, generator: Generator) -> tuple[np.ndarray]:
     """Dice (draws of the labelled scan, test subjects)."""
-    rng = _rng(generator)
-    return (rng.uniform(0.7, 0.9, (5, 1)) + rng.normal(0, 0.03, (5, 12)),)
+    rng = numpy_generator(generator)
+    draws = rng.uniform(0.7, 0.9, (5, 1))
+    subjects = rng.normal(0, 0.03, (5, 12))
+    return (draws + subjects,)
+
+
+def _mean_and_scatter(dice: np.ndarray) -> tuple[float, float]:
+    means = dice.mean(1)
+    return float(means.mean()), float(means.std(ddof=1))
 
 
 DRAWS = Exercise(
     "Mean and scatter over draws",
-    _dice_of_draws,
-    lambda dice: (float(dice.mean(1).mean()), float(dice.mean(1).std(ddof=1))),
-    (
-        "One number for each draw first; then the mean and the standard deviation of these numbers.",
-        "The number of a draw is the mean over its subjects. Five such numbers are a sample (ddof=1).",
+    arguments=_dice_of_draws,
+    right=_mean_and_scatter,
+    hints=(
+        "One number for each draw first; then the mean and the standard deviation of these "
+        "numbers.",
+        "The number of a draw is the mean over its subjects. Five such numbers are a sample "
+        "(ddof=1).",
         "means = dice.mean(axis=1); (means.mean(), means.std(ddof=1))",
     ),
-    {
-        "all together": Mistake(
-            lambda dice: (float(dice.mean()), float(dice.std(ddof=1))),
-            (
-                "The mean is right, the scatter is not.",
-                "You mix how subjects differ with how draws differ. The question was: what if another scan had been labelled?",
-                "The mean of each draw first.",
-            ),
-        ),
-        "between subjects": Mistake(
-            lambda dice: (float(dice.mean()), float(dice.mean(0).std(ddof=1))),
-            (
-                "The mean is right, the scatter is too small.",
-                "You average over draws, and with them away goes the scatter that was asked for.",
-                "dice.mean(axis=1)",
-            ),
-        ),
-        "divided by n": Mistake(
-            lambda dice: (float(dice.mean(1).mean()), float(dice.mean(1).std())),
-            (
-                "The scatter is a little too small.",
-                "np.std divides by n; a sample of five wants n - 1.",
-                "std(ddof=1)",
-            ),
-        ),
-        "the best draw": Mistake(
-            lambda dice: (float(dice.mean(1).max()), float(dice.mean(1).std(ddof=1))),
-            (
-                "Your mean is that of the luckiest draw.",
-                "Nobody knows beforehand which scan is the lucky one.",
-                "means.mean(), not means.max()",
-            ),
-        ),
-    },
     dims=(2,),
     tolerance=1e-6,
 )
+
+
+@DRAWS.mistake(
+    "all together",
+    symptom="The mean is right, the scatter is not.",
+    idea="You mix how subjects differ with how draws differ. The question was: what if another "
+    "scan had been labelled?",
+    line="The mean of each draw first.",
+)
+def _all_together(dice):
+    return float(dice.mean()), float(dice.std(ddof=1))
+
+
+@DRAWS.mistake(
+    "between subjects",
+    symptom="The mean is right, the scatter is too small.",
+    idea="You average over draws, and with them away goes the scatter that was asked for.",
+    line="dice.mean(axis=1)",
+)
+def _between_subjects(dice):
+    return float(dice.mean()), float(dice.mean(0).std(ddof=1))
+
+
+@DRAWS.mistake(
+    "divided by n",
+    symptom="The scatter is a little too small.",
+    idea="np.std divides by n; a sample of five wants n - 1.",
+    line="std(ddof=1)",
+)
+def _divided_by_n(dice):
+    means = dice.mean(1)
+    return float(means.mean()), float(means.std())
+
+
+@DRAWS.mistake(
+    "the best draw",
+    symptom="Your mean is that of the luckiest draw.",
+    idea="Nobody knows beforehand which scan is the lucky one.",
+    line="means.mean(), not means.max()",
+)
+def _the_best_draw(dice):
+    means = dice.mean(1)
+    return float(means.max()), float(means.std(ddof=1))
+
 
 # --- a choice that must not see the test ----------------------------------------------------------
 
 
 def _candidates(dims: int, generator: Generator) -> tuple[np.ndarray, np.ndarray]:
     """Dice of eight candidate atlases on validation and on test scans."""
-    rng = _rng(generator)
-    validation, test = rng.uniform(0.65, 0.7, (8, 4)), rng.uniform(0.7, 0.75, (8, 6))
-    # the best there; one with a single lucky scan
+    rng = numpy_generator(generator)
+    validation = rng.uniform(0.65, 0.7, (8, 4))
+    test = rng.uniform(0.7, 0.75, (8, 6))
     on_validation, lucky = 4 + rng.permutation(4)[:2]
     on_test, on_both = rng.permutation(4)[:2]
-    validation[on_validation] += 0.2
-    validation[lucky, 0] = 0.99
-    test[on_test] += 0.2
-    validation[on_both] += 0.15
+    validation[on_validation] += 0.2  # the right choice
+    validation[lucky, 0] = 0.99  # a single lucky scan
+    test[on_test] += 0.2  # the best by the scans that judge
+    validation[on_both] += 0.15  # the best by all scans together
     test[on_both] += 0.15
     return validation, test
 
 
+def _score_of_the_chosen(validation: np.ndarray, test: np.ndarray) -> float:
+    best = validation.mean(1).argmax()
+    return float(test[best].mean())
+
+
 REPORT = Exercise(
     "A choice that must not see the test",
-    _candidates,
-    lambda validation, test: float(test[validation.mean(1).argmax()].mean()),
-    (
+    arguments=_candidates,
+    right=_score_of_the_chosen,
+    hints=(
         "Which scans decide which atlas is taken? Which scans may say how good it is?",
-        "The choice is made on validation scans; then the chosen atlas is scored once on test scans.",
+        "The choice is made on validation scans; then the chosen atlas is scored once on test "
+        "scans.",
         "test[validation.mean(axis=1).argmax()].mean()",
     ),
-    {
-        "chosen by the test": Mistake(
-            lambda validation, test: float(test.mean(1).max()),
-            (
-                "Your number is too good.",
-                "You take the atlas that is best on the test scans: they choose and judge at once.",
-                "best = validation.mean(axis=1).argmax(); test[best].mean()",
-            ),
-        ),
-        "the validation score": Mistake(
-            lambda validation, test: float(validation.mean(1).max()),
-            (
-                "Your number does not come from test scans at all.",
-                "The best of many validation scores is flattered by the choice itself.",
-                "Score the chosen atlas on test.",
-            ),
-        ),
-        "both together": Mistake(
-            lambda validation, test: float(
-                test[np.concatenate([validation, test], 1).mean(1).argmax()].mean()
-            ),
-            (
-                "It is too good in most runs.",
-                "Half of the choice was made by the scans that judge it.",
-                "Choose by validation alone.",
-            ),
-        ),
-        "the mean of all": Mistake(
-            lambda validation, test: float(test.mean()),
-            (
-                "You did not choose.",
-                "That is what an atlas drawn by lot would reach in the mean: a good number to report, but another question.",
-                "test[best].mean()",
-            ),
-        ),
-    },
     dims=(2,),
     tolerance=1e-6,
 )
+
+
+@REPORT.mistake(
+    "chosen by the test",
+    symptom="Your number is too good.",
+    idea="You take the atlas that is best on the test scans: they choose and judge at once.",
+    line="best = validation.mean(axis=1).argmax(); test[best].mean()",
+)
+def _chosen_by_the_test(validation, test):
+    return float(test.mean(1).max())
+
+
+@REPORT.mistake(
+    "the validation score",
+    symptom="Your number does not come from test scans at all.",
+    idea="The best of many validation scores is flattered by the choice itself.",
+    line="Score the chosen atlas on test.",
+)
+def _the_validation_score(validation, test):
+    return float(validation.mean(1).max())
+
+
+@REPORT.mistake(
+    "both together",
+    symptom="It is too good in most runs.",
+    idea="Half of the choice was made by the scans that judge it.",
+    line="Choose by validation alone.",
+)
+def _both_together(validation, test):
+    all_scans = np.concatenate([validation, test], 1)
+    best = all_scans.mean(1).argmax()
+    return float(test[best].mean())
+
+
+@REPORT.mistake(
+    "the mean of all",
+    symptom="You did not choose.",
+    idea="That is what an atlas drawn by lot would reach in the mean: a good number to report, "
+    "but another question.",
+    line="test[best].mean()",
+)
+def _the_mean_of_all(validation, test):
+    return float(test.mean())
+
 
 EXERCISES = {
     "vote": SOFT_VOTE,
