@@ -7,17 +7,17 @@ from __future__ import annotations
 import html
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
 import nbconvert
 import nbformat
-import papermill
 from nbformat import NotebookNode
 
-from . import lessons, reporting
-from .checkpoints import write_atomically
+from . import lessons, notebooks
+from .checkpoints import write_text
+from .errors import UserError
 
 SLIDES = Path(__file__).with_name("slides.html")  # style and script that turn a page into slides
 MATHJAX = "mathjax/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full"
@@ -35,36 +35,41 @@ def build(
     one by one.
 
     ``parameters`` are those of the lessons' second cell; a lesson takes those that it has. The
-    first lesson is the front page, ``index.html``, too. Raises ValueError for a parameter or a
+    first lesson is the front page, ``index.html``, too. Raises UserError for a parameter or a
     lesson that there is not, and one naming the lesson and the cell if a cell stops.
     """
     paths = {path.stem: path for path in lessons.paths()}
-    known = {stem: papermill.inspect_notebook(str(path)) for stem, path in paths.items()}
-    for wanted, there in (
-        (only, set(paths)),
-        (parameters, set().union(*known.values()) - {"display"}),
-    ):
-        if unknown := set(wanted) - there:
-            raise ValueError(
-                f"there is no {', '.join(sorted(unknown))}: choose from {', '.join(sorted(there))}"
-            )
+    known = {stem: _parameters_of(path) for stem, path in paths.items()}
+    all_known = set().union(*known.values()) - {"display"}
+    _check_names(only, paths)
+    _check_names(parameters, all_known)
+
     stems = [stem for stem in paths if stem in only or not only]
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(
-        files("jupyter_server_mathjax") / "static", folder / "mathjax", dirs_exist_ok=True
-    )
+    mathjax = files("jupyter_server_mathjax") / "static"
+    shutil.copytree(mathjax, folder / "mathjax", dirs_exist_ok=True)
     for stem in stems:
-        taken = {name: value for name, value in parameters.items() if name in known[stem]} | {
-            "display": "html"
-        }
-        notebook = _executed(paths[stem], taken)
+        taken = {name: value for name, value in parameters.items() if name in known[stem]}
+        notebook = _executed(paths[stem], taken | {"display": "html"})
         page = _html(_as_page(notebook, stems, _links(stem, stems)), stem)
-        for name in [stem, "index"] if stem == stems[0] else [stem]:
+        names = [stem, "index"] if stem == stems[0] else [stem]
+        for name in names:
             yield _write(folder / f"{name}.html", page)
-        slides = _html(_as_slides(notebook, stems), stem).replace(
-            "</body>", f"{SLIDES.read_text('utf-8')}</body>"
-        )
+        slides = _html(_as_slides(notebook, stems), stem)
+        slides = slides.replace("</body>", f"{SLIDES.read_text('utf-8')}</body>")
         yield _write(folder / f"{stem}_slides.html", slides)
+
+
+def _parameters_of(path: Path) -> set[str]:
+    """The names that the cell of parameters of a notebook sets."""
+    cells = nbformat.read(path, 4).cells
+    texts = [cell.source for cell in cells if "parameters" in _tags(cell)]
+    return set(re.findall(r"^(\w+): ", "\n".join(texts), flags=re.MULTILINE))
+
+
+def _check_names(wanted: Iterable[str], there: Iterable[str]) -> None:
+    if unknown := sorted(set(wanted) - set(there)):
+        raise UserError(f"there is no {', '.join(unknown)}: choose from {', '.join(sorted(there))}")
 
 
 def _executed(path: Path, parameters: Mapping[str, object]) -> NotebookNode:
@@ -76,9 +81,8 @@ def _executed(path: Path, parameters: Mapping[str, object]) -> NotebookNode:
     for cell in notebook.cells:
         if "parameters" in _tags(cell):
             for name, value in parameters.items():
-                cell.source = re.sub(
-                    rf"^({name}: \w+ = )[^ ]+", rf"\g<1>{value!r}", cell.source, flags=re.MULTILINE
-                )
+                line = rf"^({name}: \w+ = )[^ ]+"
+                cell.source = re.sub(line, rf"\g<1>{value!r}", cell.source, flags=re.MULTILINE)
     return notebook
 
 
@@ -86,20 +90,24 @@ def _tags(cell: NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
 
 
+# --- pages and slides -----------------------------------------------------------------------------
+
+
 def _as_page(notebook: NotebookNode, stems: Sequence[str], links: str) -> NotebookNode:
-    """A copy for readers: solutions folded, no progress bars, links to pages instead of notebooks."""
+    """A copy for readers: solutions folded, no progress bars, links to pages, not to notebooks."""
     cells = [nbformat.v4.new_markdown_cell(links)]
     for cell in notebook.cells:
-        if "solution" in _tags(cell):
-            # in Markdown a blank line would end the block
-            code = html.escape(cell.source).replace("\n", "&#10;")
-            folded = (
-                f"<details><summary>A solution</summary><pre><code>{code}</code></pre></details>"
-            )
-            cells.append(nbformat.v4.new_markdown_cell(folded))
-        else:
-            cells.append(_copied(cell, stems))
+        folded = "solution" in _tags(cell)
+        cells.append(_folded(cell) if folded else _copied(cell, stems))
     return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
+
+
+def _folded(solution: NotebookNode) -> NotebookNode:
+    # in Markdown a blank line would end the block
+    code = html.escape(solution.source).replace("\n", "&#10;")
+    return nbformat.v4.new_markdown_cell(
+        f"<details><summary>A solution</summary><pre><code>{code}</code></pre></details>"
+    )
 
 
 def _as_slides(notebook: NotebookNode, stems: Sequence[str]) -> NotebookNode:
@@ -117,7 +125,8 @@ def _copied(cell: NotebookNode, stems: Sequence[str]) -> NotebookNode:
         return nbformat.v4.new_code_cell(cell.source, outputs=shown, metadata={"tags": _tags(cell)})
 
     def link(found: re.Match) -> str:
-        return f"[{found[1]}]({found[2]}.html)" if found[2] in stems else found[1]
+        text, stem = found.groups()
+        return f"[{text}]({stem}.html)" if stem in stems else text
 
     return nbformat.v4.new_markdown_cell(re.sub(r"\[([^\]]+)\]\((\w+)\.ipynb\)", link, cell.source))
 
@@ -125,12 +134,14 @@ def _copied(cell: NotebookNode, stems: Sequence[str]) -> NotebookNode:
 def _links(stem: str, stems: Sequence[str]) -> str:
     """What stands above a lesson: the front page, its neighbours, and its slides."""
     at = stems.index(stem)
-    around = [("contents", "index")] if at else []
-    around += [(f"← {name}", name) for name in stems[max(at - 1, 0) : at]]
-    around += [(f"{name} →", name) for name in stems[at + 1 : at + 2]]
-    return " · ".join(
-        f"[{text}]({target}.html)" for text, target in [*around, ("slides", f"{stem}_slides")]
-    )
+    links = []
+    if at > 0:
+        links.append("[contents](index.html)")
+        links.append(f"[← {stems[at - 1]}]({stems[at - 1]}.html)")
+    if at + 1 < len(stems):
+        links.append(f"[{stems[at + 1]} →]({stems[at + 1]}.html)")
+    links.append(f"[slides]({stem}_slides.html)")
+    return " · ".join(links)
 
 
 def _html(notebook: NotebookNode, title: str) -> str:
@@ -138,14 +149,13 @@ def _html(notebook: NotebookNode, title: str) -> str:
     exporter = nbconvert.HTMLExporter(
         exclude_input_prompt=True,
         exclude_output_prompt=True,
-        **reporting.OFFLINE | {"mathjax_url": MATHJAX},
+        **notebooks.OFFLINE | {"mathjax_url": MATHJAX},
     )
-    body, _ = exporter.from_notebook_node(notebook)
-    return body.replace("<!-- Load mathjax -->", HEAD).replace(
-        "<title>Notebook</title>", f"<title>{title}</title>"
-    )
+    page, _ = exporter.from_notebook_node(notebook)
+    page = page.replace("<!-- Load mathjax -->", HEAD)
+    return page.replace("<title>Notebook</title>", f"<title>{title}</title>")
 
 
 def _write(path: Path, page: str) -> Path:
-    write_atomically(path, lambda file: file.write_text(page, encoding="utf-8"))
+    write_text(page, path)
     return path

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from deepatlas import lessons, reporting
+from deepatlas import lessons, notebooks, places
 from deepatlas.cli import app
 
-ROWS = {row["lesson"]: row for row in pd.read_csv(lessons.COSTS).to_dict("records")}
+ROWS = {row["lesson"]: row for row in pd.read_csv(places.LESSON_COSTS).to_dict("records")}
 ROW = {"first_seconds": 118.0, "again_seconds": 22.0, "cores": 2, "memory_gib": 0.58}
 
 
@@ -79,7 +79,7 @@ def test_a_kernel_that_dies_or_is_not_there_is_one_sentence(tmp_path, code, kern
     )
     nbformat.write(notebook, tmp_path / "short.ipynb")
     with pytest.raises(ValueError, match=r"short\.ipynb: no kernel ran it to its end"):
-        reporting.execute(tmp_path / "short.ipynb", {})
+        notebooks.execute(tmp_path / "short.ipynb", {})
 
 
 def test_a_lesson_is_measured_from_an_empty_folder_and_again(tmp_path, monkeypatch):
@@ -90,11 +90,13 @@ def test_a_lesson_is_measured_from_an_empty_folder_and_again(tmp_path, monkeypat
     parameters = nbformat.v4.new_code_cell(
         'display: str = "live"', metadata={"tags": ["parameters"]}
     )
+    diary = str(tmp_path / "diary")
     body = nbformat.v4.new_code_cell(
-        "from deepatlas.experiments import runs_folder\n"
-        f"with open({str(tmp_path / 'diary')!r}, 'a') as diary:\n"
-        "    diary.write(f\"{display}, trained before: {(runs_folder() / 'trained').exists()}\\n\")\n"
-        "(runs_folder() / 'trained').write_text('')"
+        "from deepatlas.places import runs_folder\n"
+        "trained = runs_folder() / 'trained'\n"
+        f"with open({diary!r}, 'a') as diary:\n"
+        "    diary.write(f'{display}, trained before: {trained.exists()}\\n')\n"
+        "trained.write_text('')"
     )
     path = tmp_path / "lesson.ipynb"
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from deepatlas import lessons, reporting, site
+from deepatlas import lessons, places, site
 from deepatlas.cli import app
 
 LESSONS = [path.stem for path in lessons.paths()]
@@ -60,7 +60,7 @@ def test_a_page_reads_as_a_lesson(pages, page, lesson):
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_solutions_are_folded_and_whole(pages, page, lesson):
     page.goto((pages / f"{lesson}.html").as_uri())
-    cells = nbformat.read(reporting.NOTEBOOK.with_stem(lesson), 4).cells
+    cells = nbformat.read(places.NOTEBOOKS / f"{lesson}.ipynb", 4).cells
     solutions = [cell.source for cell in cells if "solution" in cell.metadata.get("tags", [])]
     assert page.locator("details[open]").count() == 0
     assert (
