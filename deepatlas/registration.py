@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import losses
-from .data import Scan, resample
+from .data import Scan
 from .warp import Deformation
 
 
@@ -70,30 +70,6 @@ def affine_matrices(
 def _smaller(x: Tensor, factor: int) -> Tensor:
     pool = F.avg_pool2d if x.ndim == 4 else F.avg_pool3d
     return x if factor == 1 else pool(x, factor)
-
-
-def align(
-    scans: Sequence[Scan], originals: Sequence[Scan], reference: Scan, chunk: int = 8
-) -> list[Scan]:
-    """``scans`` aligned to the ``reference`` scan by affine maps of their images.
-
-    ``originals`` are the same scans as they were read: the result is resampled from these, once.
-    The affine of each aligned scan still leads from its voxels to the world of its own file.
-    """
-    aligned = []
-    for i in range(0, len(scans), chunk):
-        some = scans[i : i + chunk]
-        matrices = affine_matrices(torch.stack([s.image for s in some]), reference.image[None])
-        for scan, original, matrix in zip(
-            some, originals[i : i + chunk], matrices.double(), strict=True
-        ):
-            whole = torch.eye(4, dtype=torch.float64)  # a 2D alignment moves within the plane
-            d = len(matrix) - 1
-            whole[:d, :d], whole[:d, 3] = matrix[:d, :d], matrix[:d, d]
-            aligned.append(
-                scan if scan is reference else resample(original, scan.affine @ whole, scan.shape)
-            )
-    return aligned
 
 
 @torch.enable_grad()

@@ -1,0 +1,177 @@
+"""One grid for all scans: centring, resampling, planes, and the affine alignment of a cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from ..data import Scan
+from ..errors import UserError
+from ..registration import affine_matrices
+
+Shape = Sequence[int]
+
+
+def check_sides(shape: Shape, multiple: int) -> None:
+    """Refuse a grid that the networks cannot halve often enough."""
+    if len(shape) not in (2, 3) or any(n < multiple or n % multiple for n in shape):
+        raise UserError(
+            f"every side must be divisible by {multiple}, and there must be 2 or 3, "
+            f"got {tuple(shape)}: pass another shape"
+        )
+
+
+def _as_volume(shape: Shape) -> tuple[int, int, int]:
+    """The three sides of a grid; a 2D one is one voxel deep."""
+    return (*shape, 1)[:3]
+
+
+def centred_affine(scan: Scan, shape: Shape, spacing: float) -> Tensor:
+    """(4, 4) of a grid of ``shape`` and ``spacing`` (mm) with RAS axes, centred where ``scan`` is.
+
+    A 2D grid on a 3D scan is the axial plane through that centre. Where source and target have the
+    same spacing the shift is a whole number of voxels, so that nothing is interpolated.
+    """
+    if not spacing > 0:
+        raise UserError(f"spacing must be a positive number of millimetres, got {spacing}")
+    own = torch.tensor(_as_volume(scan.shape), dtype=torch.float64)
+    wanted = torch.tensor(_as_volume(shape), dtype=torch.float64)
+    affine = torch.eye(4, dtype=torch.float64) * spacing
+    affine[3, 3] = 1
+    # the voxel of the scan, not always a whole one, on which the new grid is centred
+    if torch.allclose(scan.affine[:3, :3], affine[:3, :3], atol=1e-4):
+        whole_shift = torch.div(own - wanted, 2, rounding_mode="floor")
+        middle = whole_shift + (wanted - 1) / 2
+    else:
+        middle = (own - 1) / 2
+    centre = scan.affine[:3, :3] @ middle + scan.affine[:3, 3]
+    affine[:3, 3] = centre - spacing * (wanted - 1) / 2
+    return affine
+
+
+# --- resampling -----------------------------------------------------------------------------------
+
+
+def resample(scan: Scan, affine: Tensor, shape: Shape) -> Scan:
+    """``scan`` on the grid of ``affine`` (its voxels -> the scan's world) and ``shape``, in one
+    interpolation.
+
+    The image is smoothed first where the new voxels are larger, and continues its border outside. A
+    new voxel's label is the majority of the nearest labels at 2^D points inside it: integers are
+    counted, never interpolated.
+    """
+    matrix = (torch.linalg.inv(scan.affine) @ affine).numpy()  # new voxel -> old voxel
+    # old voxels per new voxel, along each old axis; what exceeds one is smoothed away
+    step = np.linalg.norm(matrix[:3, : len(shape)], axis=1)
+    sigma = np.maximum(step - 1, 0) / 2
+    volume = scan.image.numpy()[0].reshape(_as_volume(scan.shape))
+    smooth = ndimage.gaussian_filter(volume, sigma, mode="nearest")
+    image = ndimage.affine_transform(
+        smooth, matrix[:3, :3], matrix[:3, 3], _as_volume(shape), order=1, mode="nearest"
+    )
+    labels = None
+    if scan.labels is not None:
+        numbers = scan.labels.numpy().reshape(volume.shape)
+        labels = torch.from_numpy(_majority(numbers, matrix, shape).reshape(shape))
+    image = torch.from_numpy(image.reshape(1, *shape).clip(0, 1))
+    return replace(scan, image=image, affine=affine, labels=labels)
+
+
+def _majority(labels: np.ndarray, matrix: np.ndarray, shape: Shape) -> np.ndarray:
+    """Majority of the nearest ``labels`` at the 2^D points a quarter voxel from each new voxel's
+    centre.
+
+    The label at the centre decides ties: the first corner's would move every structure a quarter
+    voxel.
+    """
+    centre = np.zeros(3)
+    in_plane = [(-0.25, 0.25)] * len(shape)
+    through_plane = [(0.0,)] * (3 - len(shape))
+    corners = np.stack(np.meshgrid(*in_plane, *through_plane)).reshape(3, -1).T
+    votes = np.stack([_nearest(labels, matrix, shape, at) for at in (centre, *corners)])
+    # how many corners agree with each candidate; argmax takes the first of equals, the centre's
+    agreeing = np.stack([(votes[1:] == vote).sum(0, dtype=np.uint8) for vote in votes])
+    winner = agreeing.argmax(0)
+    return np.take_along_axis(votes, winner[None], 0)[0]
+
+
+def _nearest(labels: np.ndarray, matrix: np.ndarray, shape: Shape, at: np.ndarray) -> np.ndarray:
+    """The label nearest to the point ``at`` of each new voxel, from its centre; 0 outside."""
+    linear, shift = matrix[:3, :3], matrix[:3, 3]
+    return ndimage.affine_transform(
+        labels, linear, shift + linear @ at, _as_volume(shape), order=0, mode="grid-constant"
+    )
+
+
+# --- a cohort -------------------------------------------------------------------------------------
+
+
+def on_common_grid(
+    originals: Sequence[Scan],
+    volume: tuple[Shape, float],
+    wanted: tuple[Shape, float],
+    aligned: bool,
+) -> list[Scan]:
+    """Every scan on the grid ``wanted``: ``volume`` (shape, spacing in mm), or its middle plane.
+
+    If ``aligned``, all are aligned to the first, by their images on ``volume``.
+    """
+    shape, spacing = volume
+    scans = [resample(scan, centred_affine(scan, shape, spacing), shape) for scan in originals]
+    if aligned:
+        scans = align(scans, originals, reference=scans[0])
+    if wanted == volume:
+        return scans
+    flat_shape, flat_spacing = wanted
+    plane = middle_plane(shape, spacing, flat_shape, flat_spacing)
+    flat = []
+    for scan, original in zip(scans, originals, strict=True):
+        flat.append(resample(original, scan.affine @ plane, flat_shape))
+    return flat
+
+
+def middle_plane(shape: Shape, spacing: float, flat: Shape, flat_spacing: float) -> Tensor:
+    """(4, 4) voxels of a 2D grid -> voxels of the 3D grid whose middle axial plane it is."""
+    matrix = torch.eye(4, dtype=torch.float64) * (flat_spacing / spacing)
+    matrix[3, 3] = 1
+    centre = (torch.tensor(_as_volume(shape), dtype=torch.float64) - 1) / 2
+    flat_centre = (torch.tensor(_as_volume(flat), dtype=torch.float64) - 1) / 2
+    matrix[:3, 3] = centre - matrix[:3, :3] @ flat_centre
+    return matrix
+
+
+def align(
+    scans: Sequence[Scan], originals: Sequence[Scan], reference: Scan, chunk: int = 8
+) -> list[Scan]:
+    """``scans`` aligned to the ``reference`` scan by affine maps of their images.
+
+    ``originals`` are the same scans as they were read: the result is resampled from these, once.
+    The affine of each aligned scan still leads from its voxels to the world of its own file.
+    """
+    aligned = []
+    for start in range(0, len(scans), chunk):
+        some = scans[start : start + chunk]
+        images = torch.stack([scan.image for scan in some])
+        matrices = affine_matrices(images, reference.image[None]).double()
+        some_originals = originals[start : start + chunk]
+        for scan, original, matrix in zip(some, some_originals, matrices, strict=True):
+            if scan is reference:
+                aligned.append(scan)
+                continue
+            affine = scan.affine @ _in_space(matrix)
+            aligned.append(resample(original, affine, scan.shape))
+    return aligned
+
+
+def _in_space(matrix: Tensor) -> Tensor:
+    """(D + 1, D + 1) as (4, 4): a 2D alignment moves within the plane."""
+    d = len(matrix) - 1
+    whole = torch.eye(4, dtype=torch.float64)
+    whole[:d, :d] = matrix[:d, :d]
+    whole[:d, 3] = matrix[:d, d]
+    return whole
