@@ -2,10 +2,12 @@
 worked examples.
 """
 
+import ast
 import itertools
 import math
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -224,7 +226,7 @@ def test_folded_volume_agrees_with_its_authors(shape, size):
 
 @shapes
 def test_central_differences_miss_a_checkerboard(shape):
-    """A sawtooth of period 2 has central differences 0, while neighbours trade places: 1 - 1.6 < 0."""
+    """A sawtooth of period 2 has central differences 0; neighbours trade places: 1 - 1.6 < 0."""
     u = torch.zeros(1, len(shape), *shape)
     u[:, 0, 1::2] = 1.6
     measured = evaluation.folding(Deformation(u))
@@ -469,7 +471,7 @@ def test_per_subject_is_a_mean_of_case_means():
 
 
 @pytest.mark.parametrize("column", ["task", "regime"])
-def test_arms_are_not_averaged_together(column):
+def test_regimes_are_not_averaged_together(column):
     table = scores([("a", "a", "one", 0.2), ("a", "a", "one", 0.4)]).assign(
         **{column: ["this", "that"]}
     )
@@ -496,6 +498,55 @@ def test_bootstrap_interval_covers_the_truth():
     assert 0.88 < np.mean([low < 0 < high for low, high in intervals]) < 0.99
 
 
+def test_with_runs_the_interval_covers_the_truth():
+    """Gains of mean 1, SD 1 between runs and 2 between subjects: about 95 of 100 intervals over 12
+    runs hold 1.
+    """
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(100):
+        groups = [(1 + rng.normal() + 2 * rng.normal(size=20))[:, None] for _ in range(12)]
+        low, high = np.percentile(evaluation.resampled_means(groups, 500), (2.5, 97.5))
+        hits += low <= 1 <= high
+    assert hits >= 85
+
+
+def test_one_run_is_the_bootstrap_of_its_subjects():
+    values = np.random.default_rng(2).normal(size=15)
+    runs = pd.Series(values, index=pd.Index(["a"] * 15, name="run"))
+    assert evaluation.bootstrap_interval(runs, seed=4) == evaluation.bootstrap_interval(values, 4)
+    table = evaluation.resampled_means([values[:, None]], seed=4)
+    counts = np.random.default_rng(4).multinomial(15, np.full(15, 1 / 15), size=10_000)
+    np.testing.assert_array_equal(table, counts @ values[:, None] / 15)
+
+
+def test_every_run_counts_alike():
+    """However many subjects it has; two runs are drawn as (a, a), (a, b), (b, a) or (b, b)."""
+    index = pd.MultiIndex.from_tuples([("a", "1"), ("b", "1"), ("b", "2"), ("b", "3")])
+    values = pd.Series([1.0, 3.0, 3.0, 3.0], index=index.set_names(["run", "subject"]))
+    found = evaluation.mean_and_interval(values)
+    assert found == {"mean": 2, "low": 1, "high": 3, "runs": 2}
+    groups = [values.loc[[run]].to_numpy()[:, None] for run in "ab"]
+    means = evaluation.resampled_means(groups)
+    drawn, counts = np.unique(means, return_counts=True)
+    assert drawn.tolist() == [1, 2, 3]
+    np.testing.assert_allclose(counts / len(means), [0.25, 0.5, 0.25], atol=0.02)
+
+
+def test_chance_is_drawn_in_one_place():
+    """One bootstrap in the whole package, so that an interval means the same everywhere."""
+    package = Path(evaluation.__file__).parents[1]
+    drawing = []
+    for path in sorted(package.rglob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            inside = ast.walk(function) if isinstance(function, ast.FunctionDef) else ()
+            names = {node.attr for node in inside if isinstance(node, ast.Attribute)}
+            if names & {"multinomial", "bootstrap"}:
+                drawing.append((path.relative_to(package).as_posix(), function.name))
+    outer, inner = ("resampled_means", "drawn")
+    place = "evaluation/statistics.py"
+    assert drawing == [(place, outer), (place, inner)]
+
+
 def test_wilcoxon_p_counts_sign_flips():
     """Under the null hypothesis each difference is as likely negative: all 2^n sign patterns, by
     brute force.
@@ -518,7 +569,7 @@ def test_subjects_are_matched_by_name_and_nan_is_left_out():
     assert result["difference"] == pytest.approx(0.75) and result["subjects"] == 2
 
 
-def test_equal_arms_differ_by_nothing():
+def test_equal_regimes_differ_by_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         same = evaluation.paired_comparison([0.5, 0.6, 0.7], [0.5, 0.6, 0.7])
@@ -531,15 +582,22 @@ def test_equal_arms_differ_by_nothing():
         (
             pd.Series({"x": 1.0}),
             pd.Series({"x": 1.0, "y": 2.0}),
-            "not scored in every arm: subjects y",
+            "not scored in every regime: subjects y",
         ),
         ([1.0, 2.0], [1.0, 2.0, 3.0], "same subjects, got 2, 3 values"),
-        ([np.nan, 1.0], [1.0, np.nan], "no subject has a number in every arm"),
+        ([np.nan, 1.0], [1.0, np.nan], "no subject has a number in every regime"),
     ],
 )
-def test_arms_that_do_not_match_are_refused(a, b, message):
+def test_regimes_that_do_not_match_are_refused(a, b, message):
     with pytest.raises(ValueError, match=message):
         evaluation.paired_comparison(a, b)
+
+
+def test_a_subject_that_stands_twice_is_refused():
+    """As when the rows of both tasks are given at once."""
+    twice = pd.Series([1.0, 2.0, 3.0], index=["x", "y", "x"])
+    with pytest.raises(ValueError, match="several numbers in one regime: select one task"):
+        evaluation.paired_comparison(twice, twice)
 
 
 def test_five_subjects_never_show_five_percent():
@@ -566,7 +624,7 @@ def test_holm_is_the_closed_bonferroni_test(seed):
 
 def test_share_of_gap_closed():
     rng = np.random.default_rng(0)
-    # subjects differ much, arms little: only pairing sees the gap
+    # subjects differ much, regimes little: only pairing sees the gap
     baseline = rng.normal(0.6, 0.1, size=20)
     full = baseline + rng.normal(0.1, 0.01, size=20)
     quarter = baseline + 0.25 * (full - baseline)
@@ -583,6 +641,17 @@ def test_share_of_gap_closed():
     ).confidence_interval
     assert (result["low"], result["high"]) == pytest.approx(tuple(expected), abs=0.01)
     assert result["low"] < result["share"] < result["high"] and result["subjects"] == 20
+
+
+def test_a_share_over_runs_counts_runs_as_chance():
+    """In run a a quarter of the gap is closed, in run b three quarters; both gaps are alike."""
+    subjects = [f"p{i}" for i in range(8)]
+    index = pd.MultiIndex.from_product([["a", "b"], subjects], names=["run", "subject"])
+    baseline = pd.Series(0.5, index=index)
+    joint = baseline + np.repeat([0.025, 0.075], 8)
+    found = evaluation.share_of_gap_closed(baseline, joint, baseline + 0.1)
+    assert [found[key] for key in ("share", "low", "high")] == pytest.approx([0.5, 0.25, 0.75])
+    assert (found["runs"], found["subjects"]) == (2, 16)
 
 
 def test_a_share_of_no_gap_is_nan():
