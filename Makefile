@@ -40,7 +40,7 @@ lint: .venv/test.stamp
 	$(BIN)/ruff format --check deepatlas tests benchmarks
 
 lab: .venv/run.stamp
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/deepatlas lab $(ARGS)
 
 bench: .venv/test.stamp
 	$(BIN)/python -m pip install --quiet --editable ".[peers]"

@@ -119,7 +119,7 @@ def class_of(count, setting, seconds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--class-of", type=int, default=0)
-    parser.add_argument("--busy", type=int, default=2 * (os.cpu_count() or 1))
+    parser.add_argument("--busy", nargs="*", type=int, default=[0, 2 * (os.cpu_count() or 1)])
     parser.add_argument(
         "--seconds", type=float, default=12, help="beside busy processes; a third of it idle"
     )
@@ -133,7 +133,7 @@ def main():
             print(f"{name:26s} {options.class_of} at once: {rate:.2f} steps a second", flush=True)
         return
     for dims in options.dims:
-        found = {name: {0: [], options.busy: []} for name in options.only}
+        found = {name: {busy: [] for busy in options.busy} for name in options.only}
         for _ in range(options.rounds):
             for name in options.only:
                 for busy in found[name]:
@@ -141,12 +141,13 @@ def main():
                     seconds = step_seconds(dims, SETTINGS[name], busy, seconds)
                     found[name][busy].append(seconds)
         for name, results in found.items():
-            print(
-                f"{dims}D {name:26s} idle {min(results[0]):.3f} s,"
-                f" beside {options.busy} busy processes {mean(results[options.busy]):.3f} s a step"
-                f" ({min(results[options.busy]):.3f} to {max(results[options.busy]):.3f})",
-                flush=True,
-            )
+            told = []
+            for busy, seconds in results.items():
+                where = f"beside {busy} busy processes" if busy else "idle"
+                told.append(
+                    f"{where} {mean(seconds):.3f} ({min(seconds):.3f} to {max(seconds):.3f})"
+                )
+            print(f"{dims}D {name:26s} seconds a step: {', '.join(told)}", flush=True)
 
 
 if __name__ == "__main__":

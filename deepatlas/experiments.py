@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,23 +19,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import datasets, evaluation, machine, networks, registration, terms, training
-from .checkpoints import read_checkpoint, write_atomically
+from . import machine, models, registration, training
+from .checkpoints import read_checkpoint, write_atomically, write_csv, write_json
 from .data import Cohort, Scan
+from .datasets.cohorts import load_cohort
+from .datasets.entries import Entry
+from .errors import UserError
+from .evaluation.cohorts import registration_pairs, score_registration, score_segmentation
+from .evaluation.overlap import score_labels
 from .parameters import Experiment, parse
-from .regimes import Regime, needed, spent
-from .terms import Weights
+from .places import runs_folder
+from .regimes import BASELINES, IDENTITY, JOINT, PROPAGATION, Regime, needed, spent
+from .terms import TERMS, Weights
 from .training import Settings
 from .warp import Deformation
 
-PROJECT = Path(__file__).resolve().parent.parent
-
 # --- a run ----------------------------------------------------------------------------------------
-
-
-def runs_folder() -> Path:
-    """Where runs are kept: the environment variable ``DEEPATLAS_RUNS``, or ``runs`` in the project."""
-    return Path(os.environ.get("DEEPATLAS_RUNS") or PROJECT / "runs").expanduser()
 
 
 def run(experiment: Experiment, root: Path | None = None) -> Path:
@@ -49,7 +47,7 @@ def run(experiment: Experiment, root: Path | None = None) -> Path:
         return folder
     record, cohort = _begin(experiment, folder, experiment.table)
     # raises now, not after the training, if there are none to score
-    evaluation.registration_pairs(cohort.test)
+    registration_pairs(cohort.test)
     nets = _train(experiment, experiment.table, cohort, folder, record)
     write_csv(pd.concat(_score_all(nets, cohort, experiment)), folder / "scores.csv")
     examples = _examples(nets, cohort)
@@ -58,7 +56,7 @@ def run(experiment: Experiment, root: Path | None = None) -> Path:
         "finished": True,
         "peak_memory_gib": machine.peak_memory_gib(cohort.train[0].image.device),
     }
-    _write_json(record, folder / "run.json")
+    write_json(record, folder / "run.json")
     return folder
 
 
@@ -88,13 +86,13 @@ def _begin(
     """
     path = folder / "run.json"
     record = read_record(folder) if path.is_file() else None
-    cohort = datasets.load_cohort(
-        experiment.dataset, size=experiment.profile, dims=experiment.dims, seed=experiment.seed
+    cohort = load_cohort(
+        experiment.entry, profile=experiment.profile, dims=experiment.dims, seed=experiment.seed
     )
     device = record["device"] if record else machine.pick_device(experiment.device)
     if record and (problem := machine.step_problem(device)):
         if not all(_found(record, folder, key) for key in table):
-            raise ValueError(
+            raise UserError(
                 f"{folder}: this run was begun on the device {device!r}, which cannot train here "
                 f"({problem}): go on there, or name another folder of runs by DEEPATLAS_RUNS"
             )
@@ -102,9 +100,9 @@ def _begin(
     device = torch.device(device)
     if record is None:
         record = _new_record(experiment, cohort, device)
-        _write_json(record, path)
+        write_json(record, path)
     if record["data"] != cohort.fingerprint:
-        raise ValueError(
+        raise UserError(
             f"{folder}: this run was begun on other data than {experiment.dataset} holds now: "
             "remove the folder to begin again"
         )
@@ -112,7 +110,7 @@ def _begin(
 
 
 def read_record(folder: Path) -> dict:
-    """The content of run.json; FileNotFoundError if ``folder`` is no run, ValueError if the file is
+    """The content of run.json; FileNotFoundError if ``folder`` is no run, UserError if the file is
     damaged.
     """
     path = Path(folder) / "run.json"
@@ -120,29 +118,37 @@ def read_record(folder: Path) -> dict:
         raise FileNotFoundError(f"{folder}: not a run folder, there is no run.json in it")
     try:
         record = json.loads(path.read_text())
-        parse(record["experiment"])
+        recorded_experiment(record)
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: damaged, or written by another version ({error}): remove the folder"
         ) from error
     return record
 
 
+def recorded_experiment(record: Mapping) -> Experiment:
+    """The experiment of a run's record, which carries what was said of its data set."""
+    entry = record.get("entry")
+    return parse(record["experiment"], entry and Entry.model_validate(entry))
+
+
 def _new_record(experiment: Experiment, cohort: Cohort, device: torch.device) -> dict:
-    mixed = (
-        machine.bfloat16_pays(device, cohort.shape)
-        if experiment.precision == "auto"
-        else experiment.precision == "bfloat16"
-    )
+    if experiment.precision == "auto":
+        mixed = machine.bfloat16_pays(device, cohort.shape)
+    else:
+        mixed = experiment.precision == "bfloat16"
+    labelled = [scan for scan in cohort.validation if scan.labels is not None]
+    packages = ("torch", "numpy", "scipy", "nibabel", "pandas")
     return {
         "experiment": experiment.model_dump(),
+        "entry": experiment.entry.model_dump(mode="json"),
         "finished": False,
         "device": str(device),
         "device_name": machine.device_name(device),
         "mixed_precision": mixed,
         "threads": torch.get_num_threads(),
         "labelled_training_scans": experiment.labelled,
-        "labelled_validation_scans": sum(scan.labels is not None for scan in cohort.validation),
+        "labelled_validation_scans": len(labelled),
         "training_scans": len(cohort.train),
         "test_scans": len(cohort.test),
         "shape": cohort.shape,
@@ -151,9 +157,7 @@ def _new_record(experiment: Experiment, cohort: Cohort, device: torch.device) ->
         "data": cohort.fingerprint,
         "python": platform.python_version(),
         "begun": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "versions": {
-            name: version(name) for name in ("torch", "numpy", "scipy", "nibabel", "pandas")
-        },
+        "versions": {name: version(name) for name in packages},
         "steps": {},
         "seconds": {},
     }
@@ -163,32 +167,28 @@ def own_steps(experiment: Experiment) -> dict[str, dict[str, int]]:
     """Steps of each network in each regime: its budget, less what the network that it starts from
     has taken.
     """
-    table, baseline = experiment.table, {"seg": experiment.seg_steps, "reg": experiment.reg_steps}
+    table = experiment.table
+    baseline = {"seg": experiment.seg_steps, "reg": experiment.reg_steps}
     own: dict[str, dict[str, int]] = {}
     for key, regime in table.items():
-        own[key] = {
-            name: baseline[name]
-            + regime.rounds * experiment.joint[name]
-            - spent(table, key, name, own)
-            for name in regime.trains
-        }
+        steps = {}
+        for name in regime.trains:
+            budget = baseline[name] + regime.rounds * experiment.joint[name]
+            steps[name] = budget - spent(table, key, name, own)
+        own[key] = steps
     return own
 
 
 def new_networks(experiment: Experiment, structures: int) -> dict[str, nn.Module]:
     """Untrained networks; the same weights for the same seed, so that all regimes start alike."""
     torch.manual_seed(experiment.seed)
-    if experiment.networks == "paper":
-        return {
-            "seg": networks.PaperSegmentationNet(structures),
-            "reg": networks.PaperRegistrationNet(),
-        }
-    return {
-        "seg": networks.SegmentationNet(experiment.dims, structures),
-        "reg": networks.RegistrationNet(
-            experiment.dims, velocity=experiment.velocity, passes=experiment.passes
-        ),
-    }
+    return models.build(
+        experiment.networks,
+        experiment.dims,
+        structures,
+        velocity=experiment.velocity,
+        passes=experiment.passes,
+    )
 
 
 def load_networks(folder: Path, regime: str) -> dict[str, nn.Module]:
@@ -203,7 +203,7 @@ def load_networks(folder: Path, regime: str) -> dict[str, nn.Module]:
         )
     state = read_checkpoint(path)["best"]
     with torch.random.fork_rng(devices=[]):  # whoever loads networks keeps his random numbers
-        nets = new_networks(parse(record["experiment"]), len(record["structures"]))
+        nets = new_networks(recorded_experiment(record), len(record["structures"]))
     for name, weights in state.items():
         nets[name].load_state_dict(weights)
     return {name: nets[name].eval() for name in state}
@@ -224,18 +224,18 @@ def _train(
     """The regimes of ``table`` in its order, each trained or found in ``folder``: {regime:
     {network: trained}}.
     """
-    some, own = _some_labelled(cohort, experiment), own_steps(experiment)
+    some = _some_labelled(cohort, experiment)
+    own = own_steps(experiment)
+    device = cohort.train[0].image.device
     trained: dict[str, dict[str, nn.Module]] = {}
     for i, (key, regime) in enumerate(table.items(), 1):
         found = _found(record, folder, key)
-        print(
-            f"[{i}/{len(table)}] {regime.title}: {' and '.join(regime.trains)}, {sum(own[key].values())} steps"
-            + (f", found in {folder}" if found else "")
-        )
-        nets = {
-            name: net.to(cohort.train[0].image.device)
-            for name, net in new_networks(experiment, len(cohort.structures)).items()
-        }
+        what = f"{' and '.join(regime.trains)}, {sum(own[key].values())} steps"
+        where = f", found in {folder}" if found else ""
+        print(f"[{i}/{len(table)}] {regime.title}: {what}{where}")
+
+        untrained = new_networks(experiment, len(cohort.structures))
+        nets = {name: net.to(device) for name, net in untrained.items()}
         for name, source in regime.start.items():
             nets[name].load_state_dict(trained[source][name].state_dict())
         history = training.train(
@@ -249,11 +249,9 @@ def _train(
         trained[key] = {name: nets[name].eval() for name in regime.trains}
         if not found:
             _keep_history(pd.DataFrame(history).assign(regime=key), folder / "history.csv")
-            record["steps"][key], record["seconds"][key] = (
-                own[key],
-                round(history[-1]["seconds"], 1),
-            )
-            _write_json(record, folder / "run.json")
+            record["steps"][key] = own[key]
+            record["seconds"][key] = round(history[-1]["seconds"], 1)
+            write_json(record, folder / "run.json")
     return trained
 
 
@@ -275,11 +273,9 @@ def _settings(
 ) -> Settings:
     """How a regime of this experiment is trained."""
     e = experiment
-    # the few labelled pairs alone
-    weak = regime.trains == ("reg",) and not (regime.consults or regime.all_labels)
     return Settings(
         steps,
-        Weights(1.0, e.lambda_r, e.lambda_weak if weak else e.lambda_a, e.lambda_sp),
+        _weights(experiment, regime),
         e.similarity,
         e.rates,
         e.batch_size,
@@ -291,6 +287,16 @@ def _settings(
     )
 
 
+def _weights(experiment: Experiment, regime: Regime) -> Weights:
+    """The weight of each loss term: by its parameter, by ``term_weights``, or as in its row."""
+    weights = dict(experiment.term_weights)
+    for name, term in TERMS.items():
+        if term.parameter is not None:
+            weights[name] = getattr(experiment, term.parameter)
+    weights["anatomy"] = getattr(experiment, regime.anatomy)
+    return Weights(**weights)
+
+
 def _validator(
     nets: Mapping[str, nn.Module], regime: Regime, cohort: Cohort
 ) -> Callable[[], dict[str, float]]:
@@ -298,29 +304,28 @@ def _validator(
     regime.
     """
     scans = [scan for scan in cohort.validation if scan.labels is not None]
-    pairs = (
-        evaluation.registration_pairs(scans, per_fixed=2)
-        if len({s.subject for s in scans}) > 1
-        else []
-    )
+    several = len({scan.subject for scan in scans}) > 1
+    pairs = registration_pairs(scans, per_fixed=2) if several else []
 
     def mean_dice(results: list[tuple[Tensor, Scan]]) -> float:
-        dice = [
-            row["dice"]
-            for labels, scan in results
-            for row in evaluation.score_labels(labels, scan.labels, cohort.structures)
-        ]
+        dice = []
+        for labels, scan in results:
+            rows = score_labels(labels, scan.labels, cohort.structures)
+            dice += [row["dice"] for row in rows]
         return float(np.nanmean(dice)) if dice else float("nan")
 
     def validate() -> dict[str, float]:
-        segment, register = terms.segmenter(nets["seg"]), terms.registrar(nets["reg"])
+        segment, register = models.segmenter(nets["seg"]), models.registrar(nets["reg"])
         scores = {}
         if "seg" in regime.trains:
             scores["seg"] = mean_dice([(segment(scan), scan) for scan in scans])
         if "reg" in regime.trains:
-            scores["reg"] = mean_dice(
-                [(register(m, f).warp_labels(m.labels[None])[0], f) for m, f in pairs]
-            )
+            warped = [
+                register(moving, fixed).warp_labels(moving.labels[None])[0]
+                for moving, fixed in pairs
+            ]
+            fixed_scans = [fixed for _, fixed in pairs]
+            scores["reg"] = mean_dice(list(zip(warped, fixed_scans, strict=True)))
         return scores
 
     return validate
@@ -335,32 +340,31 @@ def _score_all(
     """The rows of scores.csv, regime by regime; identity and label propagation need no training of
     their own.
     """
-    pairs = evaluation.registration_pairs(cohort.test, per_fixed=3, seed=experiment.seed)
+    pairs = registration_pairs(cohort.test, per_fixed=3, seed=experiment.seed)
     atlases = _some_labelled(cohort, experiment).labelled
-    segmentations = {
-        "label_propagation": lambda scan: registration.propagate_labels(
-            terms.registrar(trained["reg_baseline"]["reg"]), atlases, scan
-        )
-    }
-    segmentations |= {
-        key: terms.segmenter(nets["seg"]) for key, nets in trained.items() if "seg" in nets
-    }
-    registrations = {
-        "identity": lambda moving, fixed: Deformation.identity(
-            fixed.shape, device=fixed.image.device
-        )
-    }
-    registrations |= {
-        key: terms.registrar(nets["reg"]) for key, nets in trained.items() if "reg" in nets
-    }
-    with tqdm(
-        total=len(segmentations) + len(registrations), desc="scoring test scans", unit="regime"
-    ) as bar:
+    register_baseline = models.registrar(trained[BASELINES["reg"]]["reg"])
+
+    def propagate(scan: Scan) -> Tensor:
+        return registration.propagate_labels(register_baseline, atlases, scan)
+
+    def stay(moving: Scan, fixed: Scan) -> Deformation:
+        return Deformation.identity(fixed.shape, device=fixed.image.device)
+
+    segmentations = {PROPAGATION: propagate}
+    registrations = {IDENTITY: stay}
+    for key, nets in trained.items():
+        if "seg" in nets:
+            segmentations[key] = models.segmenter(nets["seg"])
+        if "reg" in nets:
+            registrations[key] = models.registrar(nets["reg"])
+
+    total = len(segmentations) + len(registrations)
+    with tqdm(total=total, desc="scoring test scans", unit="regime") as bar:
         for key, segment in segmentations.items():
-            yield evaluation.score_segmentation(segment, cohort, cohort.test).assign(regime=key)
+            yield score_segmentation(segment, cohort, cohort.test).assign(regime=key)
             bar.update()
         for key, register in registrations.items():
-            yield evaluation.score_registration(register, cohort, pairs).assign(regime=key)
+            yield score_registration(register, cohort, pairs).assign(regime=key)
             bar.update()
 
 
@@ -371,7 +375,7 @@ def _examples(
     plain tensors.
     """
     examples = []
-    for moving, fixed in evaluation.registration_pairs(cohort.test, per_fixed=1)[:count]:
+    for moving, fixed in registration_pairs(cohort.test, per_fixed=1)[:count]:
         example = {
             "moving": moving.image,
             "fixed": fixed.image,
@@ -379,23 +383,14 @@ def _examples(
             "fixed_labels": fixed.labels,
             "name": f"{moving.id} to {fixed.id}",
         }
-        for key in ("seg_baseline", "deepatlas"):
-            example[f"labels_{key}"] = terms.segmenter(trained[key]["seg"])(fixed).to(torch.uint8)
-        for key in ("reg_baseline", "deepatlas"):
-            example[f"u_{key}"] = terms.registrar(trained[key]["reg"])(moving, fixed).displacement
-        examples.append(
-            {
-                key: value.cpu() if isinstance(value, Tensor) else value
-                for key, value in example.items()
-            }
-        )
+        for key in (BASELINES["seg"], JOINT):
+            segment = models.segmenter(trained[key]["seg"])
+            example[f"labels_{key}"] = segment(fixed).to(torch.uint8)
+        for key in (BASELINES["reg"], JOINT):
+            register = models.registrar(trained[key]["reg"])
+            example[f"u_{key}"] = register(moving, fixed).displacement
+        for key, value in example.items():
+            if isinstance(value, Tensor):
+                example[key] = value.cpu()
+        examples.append(example)
     return examples
-
-
-def _write_json(record: Mapping, path: Path) -> None:
-    write_atomically(path, lambda file: file.write_text(json.dumps(record, indent=1) + "\n"))
-
-
-def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Numbers with six digits; never half-written."""
-    write_atomically(path, lambda file: frame.to_csv(file, index=False, float_format="%.6g"))

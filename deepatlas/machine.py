@@ -1,20 +1,17 @@
-"""The machine a run finds itself on: devices, precision, memory; what ``deepatlas doctor`` reports."""
+"""The machine that a run finds itself on: devices, precision, threads, memory."""
 
 from __future__ import annotations
 
 import os
 import platform
-import shutil
 import sys
 import time
-from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import psutil
 import torch
 
-from . import datasets, losses, networks
+from . import SPINS, TORCH_CAME_FIRST, losses, networks
+from .errors import UserError
 from .warp import Deformation
 
 
@@ -24,7 +21,7 @@ def pick_device(wanted: str = "auto") -> str:
     """
     if wanted != "auto":
         if problem := step_problem(wanted):
-            raise ValueError(
+            raise UserError(
                 f"device {wanted!r} cannot train here ({problem}): choose 'auto' or 'cpu'"
             )
         return wanted
@@ -33,7 +30,7 @@ def pick_device(wanted: str = "auto") -> str:
 
 
 def step_problem(device: str) -> str | None:
-    """Why ``device`` cannot do a training step of both dimensions, or None: some lack an operation."""
+    """Why ``device`` cannot train in both dimensions, or None: some lack an operation."""
     try:
         for shape in ((16, 16), (16, 16, 16)):
             image = torch.rand(1, 1, *shape, device=device)
@@ -56,16 +53,18 @@ def bfloat16_pays(device: torch.device | str, shape: tuple[int, ...] = (64, 64, 
     # at 2 voxels a side, an eighth, oneDNN's weight gradients are NaN
     if len(shape) == 3 and min(shape) < 24:
         return False
-    return device.type == "cpu" and (
-        _convolution_seconds(torch.float32, len(shape))
-        > 1.3 * _convolution_seconds(torch.bfloat16, len(shape))
-    )
+    if device.type != "cpu":
+        return False
+    exact = _convolution_seconds(torch.float32, len(shape))
+    return exact > 1.3 * _convolution_seconds(torch.bfloat16, len(shape))
 
 
 def _convolution_seconds(dtype: torch.dtype, dims: int) -> float:
     """The fastest of five forward passes of one convolution over 16,384 voxels."""
-    layer = (torch.nn.Conv2d if dims == 2 else torch.nn.Conv3d)(32, 32, 3, padding=1).to(dtype)
-    x = torch.rand(1, 32, *((128, 128) if dims == 2 else (16, 32, 32))).to(dtype)
+    convolution = torch.nn.Conv2d if dims == 2 else torch.nn.Conv3d
+    layer = convolution(32, 32, 3, padding=1).to(dtype)
+    shape = (128, 128) if dims == 2 else (16, 32, 32)
+    x = torch.rand(1, 32, *shape).to(dtype)
     seconds = []
     with torch.no_grad():
         for _ in range(6):
@@ -78,11 +77,29 @@ def _convolution_seconds(dtype: torch.dtype, dims: int) -> float:
 def device_name(device: torch.device | str) -> str:
     """The name of the GPU or processor."""
     device = torch.device(device)
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine()
-    )
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
+def waiting_threads() -> str:
+    """In words: how long a thread of OpenMP that has no work spins before it sleeps."""
+    if sys.platform != "linux":
+        return "as PyTorch's OpenMP has it (the bound is for GNU's, on Linux)"
+    if TORCH_CAME_FIRST:
+        return (
+            "may spin for long: torch was imported before deepatlas, too late to bound it; import "
+            "deepatlas first, or set GOMP_SPINCOUNT=" + SPINS
+        )
+    if policy := os.environ.get("OMP_WAIT_POLICY"):
+        return f"by OMP_WAIT_POLICY={policy}"
+    return f"spin for GOMP_SPINCOUNT={os.environ.get('GOMP_SPINCOUNT')} rounds, then sleep"
+
+
+def busy_cores(seconds: float = 0.5) -> float:
+    """How many cores' worth of work the machine is doing now, this process at rest."""
+    percent = psutil.cpu_percent(interval=seconds, percpu=True)
+    return sum(percent) / 100
 
 
 def peak_memory_gib(device: torch.device | str) -> float:
@@ -95,67 +112,6 @@ def peak_memory_gib(device: torch.device | str) -> float:
     else:
         import resource
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-            1 if sys.platform == "darwin" else 1024
-        )
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return round(max(peak, info.rss) / 2**30, 2)
-
-
-def doctor() -> Iterator[str]:
-    """Lines about this machine, the last of them advice."""
-    yield f"deepatlas {version('deepatlas')}, Python {platform.python_version()}, {platform.platform()}"
-    yield ", ".join(
-        f"{name} {_installed(name)}"
-        for name in ("torch", "numpy", "nibabel", "papermill", "jupyterlab")
-    )
-    device = pick_device()
-    for name, there in {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }.items():
-        problem = step_problem(name) if there else "not there"
-        yield f"{name}: {problem or 'works, ' + device_name(name)}"
-    fast = bfloat16_pays(device)
-    yield f"cpu: {psutil.cpu_count(logical=False) or psutil.cpu_count()} cores, {torch.get_num_threads()} threads"
-    yield f"bfloat16 on {device}: {'faster, used by default' if fast else 'not faster, float32 is used'}"
-    memory, disk = (
-        psutil.virtual_memory().available / 2**30,
-        shutil.disk_usage(Path.cwd()).free / 2**30,
-    )
-    yield f"free: {memory:.1f} GiB of memory, {disk:.1f} GiB of disk here"
-    home = os.environ.get("DEEPATLAS_DATA")
-    missing = home and not Path(home).expanduser().is_dir()
-    yield f"data: DEEPATLAS_DATA is {home or 'not set'}{', no such folder' if missing else ''}"
-    for name, entry in datasets.manifest().items():
-        yield f"  {name}: {_where(name, entry)}"
-    yield f"advice: {_advice(device, memory, disk)}"
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _where(name: str, entry: dict) -> str:
-    if "anatomy" in entry:
-        return "made on the spot"
-    found = datasets.local(name)
-    return (
-        str(found)
-        if found
-        else "can be downloaded"
-        if "url" in entry
-        else "not found; needs DEEPATLAS_DATA"
-    )
-
-
-def _advice(device: str, memory: float, disk: float) -> str:
-    if memory < 3:
-        return "close other programs: less than 3 GiB of memory are free, and an experiment wants about 2"
-    if disk < 1:
-        return "free some disk: runs want up to 1 GiB"
-    if device == "cuda":
-        return "run `make experiment`, and then full-size experiments with profile=full"
-    return "run `make experiment`; profile=full wants a GPU"

@@ -4,36 +4,80 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from . import datasets, terms
-from .data import check_sides
-from .regimes import Regime, regimes
+from .datasets.entries import Entry, describe
+from .datasets.grid import check_sides
+from .errors import UserError
+from .models import NETWORKS
+from .regimes import Regime
+from .regimes import regimes as table_of_regimes
+from .run_names import method_hash
+from .terms import SIMILARITIES, TERMS
 
 # What the profile and the number of dimensions decide where the parameters say nothing.
-_DECIDED = ("seg_steps", "reg_steps", "joint_steps", "batch_size", "seg_rate", "reg_rate")
 PROFILES = {
-    profile: dict(zip(_DECIDED, values, strict=True))
-    for profile, values in {
-        "smoke-2d": (4, 4, 6, 2, 4e-3, 4e-3),
-        "smoke-3d": (4, 4, 6, 1, 4e-3, 1e-3),
-        "class-2d": (300, 400, 600, 4, 4e-3, 4e-3),
-        "class-3d": (300, 400, 600, 1, 4e-3, 1e-3),
-        "full-2d": (2000, 4000, 6000, 8, 1e-3, 1e-3),
-        "full-3d": (4000, 8000, 12000, 4, 1e-3, 5e-4),
-    }.items()
+    "smoke-2d": {
+        "seg_steps": 4,
+        "reg_steps": 4,
+        "joint_steps": 6,
+        "batch_size": 2,
+        "seg_rate": 4e-3,
+        "reg_rate": 4e-3,
+    },
+    "smoke-3d": {
+        "seg_steps": 4,
+        "reg_steps": 4,
+        "joint_steps": 6,
+        "batch_size": 1,
+        "seg_rate": 4e-3,
+        "reg_rate": 1e-3,
+    },
+    "class-2d": {
+        "seg_steps": 300,
+        "reg_steps": 400,
+        "joint_steps": 600,
+        "batch_size": 4,
+        "seg_rate": 4e-3,
+        "reg_rate": 4e-3,
+    },
+    "class-3d": {
+        "seg_steps": 300,
+        "reg_steps": 400,
+        "joint_steps": 600,
+        "batch_size": 1,
+        "seg_rate": 4e-3,
+        "reg_rate": 1e-3,
+    },
+    "full-2d": {
+        "seg_steps": 2000,
+        "reg_steps": 4000,
+        "joint_steps": 6000,
+        "batch_size": 8,
+        "seg_rate": 1e-3,
+        "reg_rate": 1e-3,
+    },
+    "full-3d": {
+        "seg_steps": 4000,
+        "reg_steps": 8000,
+        "joint_steps": 12000,
+        "batch_size": 4,
+        "seg_rate": 1e-3,
+        "reg_rate": 5e-4,
+    },
 }
 
 # What the recipe decides where the parameters say nothing: the paper's, and what served best on
@@ -70,12 +114,13 @@ class Experiment(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dataset: str = "phantom-brain"  # one of the names in tutorials_data/datasets.toml
-    # size of grid and training: test, laptop, GPU
+    # of grid and training: test, laptop, GPU
     profile: Literal["smoke", "class", "full"] = "class"
     # slices or volumes; by default what the cohort is for
     dims: Literal[2, 3] = Field(None, validate_default=False)
     recipe: Literal["paper", "best"] = "best"  # of RECIPES
-    arms: Literal["all", "joint"] = "all"  # every regime, or joint training and what it starts from
+    # every regime, or joint training and what it starts from
+    regimes: Literal["all", "joint"] = "all"
     # N, training scans whose labels may be seen (registration at N = 1 uses none)
     labelled: int = Field(1, ge=1)
     seed: int = Field(0, ge=0)  # of the split, the networks and the draws
@@ -93,6 +138,8 @@ class Experiment(BaseModel):
     # of baselines, by fully labelled pairs alone
     lambda_weak: float = Field(None, ge=0, validate_default=False)
     lambda_sp: float = Field(None, ge=0, validate_default=False)  # weight of the supervised term
+    # weights of other loss terms, by their names in ``terms.TERMS``
+    term_weights: dict[str, float] = Field(default_factory=dict)
     # of images: a name in ``terms.SIMILARITIES``
     similarity: str = Field(None, validate_default=False)
     # decay of the average that is consulted, 0: none
@@ -107,7 +154,7 @@ class Experiment(BaseModel):
     passes: int = Field(1, ge=1)  # times the registration network looks at a pair, as warped so far
     # does the registration network output a velocity field?
     velocity: bool = Field(None, validate_default=False)
-    networks: Literal["kit", "paper"] = "kit"  # the paper's two networks are 3D and slower
+    networks: str = "kit"  # a name in ``models.NETWORKS``; the paper's two are 3D and slower
     # Adam's learning rate for segmentation, at its highest
     seg_rate: float = Field(None, gt=0, validate_default=False)
     reg_rate: float = Field(None, gt=0, validate_default=False)  # and for registration
@@ -116,20 +163,23 @@ class Experiment(BaseModel):
     # of the networks; losses are always float32
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
+    _entry: Entry = PrivateAttr()
+
     @model_validator(mode="before")
     @classmethod
-    def _fill(cls, values: Mapping) -> dict:
+    def _fill(cls, values: Mapping, info: ValidationInfo) -> dict:
+        """What is not given: by the data set, the networks, the profile and the recipe."""
         given = {key: value for key, value in dict(values).items() if value is not None}
         given = {"dataset": "phantom-brain", "profile": "class", "recipe": "best"} | given
         given.setdefault("label_seed", given.get("seed", 0))
-        given.setdefault("dims", datasets.describe(str(given["dataset"]))["dims"])
+        given.setdefault("dims", _entry_of(str(given["dataset"]), info).dims)
         if isinstance(given["dims"], str) and given["dims"].isdigit():
             given["dims"] = int(given["dims"])
-        if given.get("networks") == "paper":
-            given.setdefault("velocity", False)  # the paper's network predicts displacements
-        decided = PROFILES.get(f"{given['profile']}-{given['dims']}d", {}) | RECIPES.get(
-            str(given["recipe"]), {}
-        )
+        row = NETWORKS.get(str(given.get("networks", "kit")))
+        if row is not None and row.velocity is not None:
+            given.setdefault("velocity", row.velocity)
+        decided = PROFILES.get(f"{given['profile']}-{given['dims']}d", {})
+        decided = decided | RECIPES.get(str(given["recipe"]), {})
         return decided | given
 
     @field_validator("*", mode="before")
@@ -139,38 +189,70 @@ class Experiment(BaseModel):
             raise ValueError("a number or a word was wanted, not true or false")
         return value
 
-    @field_validator("similarity")
+    @field_validator("similarity", "networks")
     @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in terms.SIMILARITIES:
-            raise ValueError(f"choose from {', '.join(terms.SIMILARITIES)}")
+    def _known(cls, value: str, info: ValidationInfo) -> str:
+        table = {"similarity": SIMILARITIES, "networks": NETWORKS}[info.field_name]
+        if value not in table:
+            raise ValueError(f"choose from {', '.join(table)}")
+        return value
+
+    @field_validator("term_weights")
+    @classmethod
+    def _weighable(cls, value: dict[str, float]) -> dict[str, float]:
+        free = [name for name, term in TERMS.items() if term.parameter is None]
+        for name, weight in value.items():
+            if name in TERMS and name not in free:
+                raise ValueError(f"the weight of {name} is the parameter {TERMS[name].parameter}")
+            if name not in TERMS:
+                raise ValueError(f"there is no loss term {name!r}: choose from {', '.join(free)}")
+            if weight < 0:
+                raise ValueError(f"the weight of {name} must be at least 0")
         return value
 
     @model_validator(mode="after")
-    def _possible(self) -> Experiment:
-        most = datasets.split_sizes(self.dataset, self.profile)[0]
+    def _possible(self, info: ValidationInfo) -> Experiment:
+        self._entry = _entry_of(self.dataset, info)
+        most = self.entry.split_sizes(self.profile)[0]
         if self.labelled > most:
             raise ValueError(
                 f"labelled must be at most {most}, the training scans of "
                 f"{self.dataset} in profile {self.profile}, got {self.labelled}"
             )
-        if self.unlabelled is not None and self.unlabelled > most - self.labelled:
+        left = most - self.labelled
+        if self.unlabelled is not None and self.unlabelled > left:
             raise ValueError(
-                f"unlabelled must be at most {most - self.labelled}, what {self.labelled} labelled scans "
+                f"unlabelled must be at most {left}, what {self.labelled} labelled scans "
                 f"leave of {most}, got {self.unlabelled}"
             )
-        if self.networks == "paper" and (self.dims == 2 or self.velocity):
-            raise ValueError(
-                "networks='paper' is 3D and predicts displacements: take dims=3 and leave velocity false"
-            )
-        if self.networks == "paper":
-            check_sides(datasets.describe(self.dataset)["grids"][f"{self.profile}-3d"]["shape"], 16)
+        self._suit_the_networks()
         return self
+
+    def _suit_the_networks(self) -> None:
+        """Refuse what the row of ``models.NETWORKS`` cannot do."""
+        row = NETWORKS[self.networks]
+        for name, able in (("velocity", row.velocity), ("passes", row.passes)):
+            if able is not None and getattr(self, name) != able:
+                raise ValueError(
+                    f"networks={self.networks!r} wants {name}={able}, got {getattr(self, name)}: "
+                    "leave it out, or choose other networks"
+                )
+        if self.dims not in row.dims:
+            able = " or ".join(f"dims={dims}" for dims in row.dims)
+            raise ValueError(f"networks={self.networks!r} wants {able}, got dims={self.dims}")
+        shape, _ = self.entry.grid(self.profile, self.dims)
+        check_sides(shape, row.multiple)
+
+    @property
+    def entry(self) -> Entry:
+        """What is said of the data set."""
+        return self._entry
 
     @property
     def name(self) -> str:
-        """Readable, and different for different parameters or different code of the method."""
-        text = self.model_dump_json() + _source_hash()
+        """Readable; different for different parameters, another method, or another data set."""
+        entry = json.dumps(self.entry.model_dump(mode="json"), sort_keys=True)
+        text = self.model_dump_json() + method_hash() + entry
         return (
             f"{self.dataset}-{self.profile}-{self.dims}d-N{self.labelled}-seed{self.seed}-"
             f"{hashlib.sha256(text.encode()).hexdigest()[:8]}"
@@ -179,7 +261,7 @@ class Experiment(BaseModel):
     @property
     def table(self) -> dict[str, Regime]:
         """The regimes to train, in order."""
-        return regimes(self.labelled, self.joint_start, self.arms)
+        return table_of_regimes(self.labelled, self.joint_start, self.regimes)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -193,26 +275,35 @@ class Experiment(BaseModel):
         return {"seg": seg, "reg": self.joint_steps - seg}
 
 
-def parse(values: Mapping) -> Experiment:
-    """An Experiment from plain ``values``; ValueError with one sentence per mistake."""
+def _entry_of(dataset: str, info: ValidationInfo) -> Entry:
+    """The entry of a data set: the one that a run carries, or else the kit's."""
+    carried = (info.context or {}).get("entry")
+    return describe(dataset) if carried is None else carried
+
+
+def parse(values: Mapping, entry: Entry | None = None) -> Experiment:
+    """An Experiment from plain ``values``; UserError with one sentence per mistake.
+
+    ``entry``: that of a data set which the kit need not know.
+    """
     try:
-        return Experiment(**values)
+        return Experiment.model_validate(dict(values), context={"entry": entry})
     except ValidationError as error:
-        raise ValueError("; ".join(_sentence(item) for item in error.errors())) from None
+        raise UserError("; ".join(_sentence(item) for item in error.errors())) from None
 
 
 def _sentence(item: Mapping) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         close = difflib.get_close_matches(name, Experiment.model_fields, 1)
-        hint = (
-            f", did you mean {close[0]!r}"
-            if close
-            else f": choose from {', '.join(Experiment.model_fields)}"
-        )
-        return f"there is no parameter {name!r}{hint}"
+        if close:
+            return f"there is no parameter {name!r}, did you mean {close[0]!r}"
+        return f"there is no parameter {name!r}: choose from {', '.join(Experiment.model_fields)}"
     text = item["msg"].removeprefix("Value error, ")
     return f"parameter {name!r} = {item['input']!r}: {text[0].lower()}{text[1:]}" if name else text
+
+
+PLAIN = (str, int, float, bool, list, dict, type(None))
 
 
 def from_notebook(namespace: dict) -> Experiment:
@@ -221,39 +312,10 @@ def from_notebook(namespace: dict) -> Experiment:
 
     Papermill only logs a name that the notebook does not know; here it is an error.
     """
-    names = namespace.setdefault(
-        "_parameters",
-        [
-            key
-            for key, value in namespace.items()
-            if not key.startswith("_")
-            and key not in ("In", "Out")
-            and isinstance(value, (str, int, float, bool, list, dict, type(None)))
-        ],
-    )
-    return parse({name: namespace[name] for name in names})
-
-
-def _source_hash() -> str:
-    """Of the code and the manifest that decide a result, so that editing a loss never finds an old
-    network.
-    """
-    names = (
-        "data",
-        "warp",
-        "networks",
-        "losses",
-        "phantom",
-        "registration",
-        "datasets",
-        "pairs",
-        "regimes",
-        "checkpoints",
-        "terms",
-        "training",
-        "evaluation",
-        "parameters",
-        "experiments",
-    )
-    files = [Path(__file__).with_name(f"{name}.py") for name in names] + [datasets.MANIFEST]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    if "_parameters" not in namespace:
+        namespace["_parameters"] = [
+            name
+            for name, value in namespace.items()
+            if isinstance(value, PLAIN) and not name.startswith("_") and name not in ("In", "Out")
+        ]
+    return parse({name: namespace[name] for name in namespace["_parameters"]})

@@ -1,4 +1,4 @@
-"""A cohort small enough to train on in a second: a bright and a dark disk at random places, in 2D."""
+"""A cohort small enough to train on in a second: a bright and a dark disk at random places, 2D."""
 
 import pytest
 import torch

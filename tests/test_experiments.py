@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -17,14 +16,25 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from deepatlas import data, datasets, evaluation, experiments, parameters, reporting, terms
+from deepatlas import (
+    data,
+    datasets,
+    evaluation,
+    experiments,
+    models,
+    parameters,
+    places,
+    reporting,
+    run_names,
+    terms,
+)
 from deepatlas.cli import app
 from deepatlas.experiments import own_steps
 from deepatlas.parameters import Experiment, parse
 from deepatlas.regimes import REGIMES, regimes, spent
 
 SMOKE = {"profile": "smoke", "device": "cpu", "dims": 2}
-ARMS = {"identity", "label_propagation", *REGIMES}
+REGIMES_AND_REFERENCES = {"identity", "label_propagation", *REGIMES}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +55,8 @@ def finished(tmp_path_factory):
         ({"labelled": 0}, "parameter 'labelled' = 0: input should be greater than or equal to 1"),
         (
             {"labelled": 1000},
-            "labelled must be at most 24, the training scans of phantom-brain in profile class, got 1000",
+            "labelled must be at most 24, the training scans of phantom-brain in profile class, "
+            "got 1000",
         ),
         ({"labelled": "many"}, "parameter 'labelled' = 'many': input should be a valid integer"),
         ({"labelled": 1.5}, "parameter 'labelled' = 1.5: input should be a valid integer"),
@@ -140,7 +151,7 @@ def test_a_parameter_changed_in_the_notebook_is_read_again():
 
 
 def test_the_notebooks_parameters_are_the_experiments():
-    notebook = nbformat.read(reporting.NOTEBOOK, 4)
+    notebook = nbformat.read(places.EXPERIMENT, 4)
     (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     namespace: dict = {}
     exec(cell.source, namespace)
@@ -160,12 +171,118 @@ def test_the_name_changes_with_every_parameter():
     assert len({parse(values).name for values in [{}, *others]}) == 1 + len(others)
 
 
-def test_the_name_changes_with_the_code_while_it_is_edited(tmp_path, monkeypatch):
-    package = shutil.copytree(Path(parameters.__file__).parent, tmp_path / "deepatlas")
-    monkeypatch.setattr(parameters, "__file__", str(package / "parameters.py"))
+# --- names of runs --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """A copy of the package whose code names the runs: edit it, look at ``Experiment().name``."""
+    package = shutil.copytree(places.PACKAGE, tmp_path / "deepatlas")
+    monkeypatch.setattr(parameters, "method_hash", lambda: run_names.method_hash(package))
+    assert Experiment().name == Experiment().name
+    return package
+
+
+def edit(path, *replaced):
+    text = path.read_text(encoding="utf-8")
+    for old, new in replaced:
+        assert old in text
+        text = text.replace(old, new, 1)
+    path.write_text(text, encoding="utf-8")
+
+
+def test_a_changed_loss_renames_a_run_while_it_is_edited(copied):
     before = Experiment().name
-    (package / "losses.py").write_text((package / "losses.py").read_text() + "\n")
+    edit(copied / "losses.py", ("EPSILON = 1e-6", "EPSILON = 1e-5"))
     assert Experiment().name != before
+
+
+def test_a_changed_loss_in_a_new_file_renames_a_run(copied):
+    (copied / "edges.py").write_text('"""Edges."""\n\n\ndef edges(a, b):\n    return a - b\n')
+    unused = Experiment().name
+    edit(copied / "terms.py", ("from . import losses\n", "from . import edges, losses\n"))
+    used = Experiment().name
+    edit(copied / "edges.py", ("a - b", "a + b"))
+    assert len({unused, used, Experiment().name}) == 3
+
+
+def test_a_new_file_in_a_package_counts_too(copied):
+    (copied / "evaluation" / "ours.py").write_text("def score():\n    return 1\n")
+    edit(
+        copied / "evaluation" / "cohorts.py",
+        (
+            "from __future__ import annotations\n",
+            "from __future__ import annotations\n\nfrom .ours import score\n",
+        ),
+    )
+    before = Experiment().name
+    edit(copied / "evaluation" / "ours.py", ("return 1", "return 2"))
+    assert Experiment().name != before
+
+
+@pytest.mark.parametrize("file", ["losses.py", "evaluation/cohorts.py", "training.py"])
+def test_a_comment_a_docstring_and_a_blank_line_rename_no_run(copied, file):
+    before = Experiment().name
+    edit(
+        copied / file,
+        (
+            "from __future__ import annotations\n",
+            "from __future__ import annotations\n\n# A remark.\n",
+        ),
+        ('"""', '"""In other words: '),
+    )
+    assert Experiment().name == before
+
+
+@pytest.mark.parametrize("file", ["plots.py", "reporting.py", "cli/run.py", "doctor.py"])
+def test_what_only_shows_renames_no_run(copied, file):
+    before = Experiment().name
+    with (copied / file).open("a") as stream:
+        stream.write("\nANOTHER = 1\n")
+    assert Experiment().name == before
+
+
+def test_the_method_is_what_is_imported():
+    names = {str(path.relative_to(places.PACKAGE)) for path in run_names.method_files()}
+    assert {"losses.py", "terms.py", "training.py", "warp.py", "regimes.py"} <= names
+    assert not names & {"plots.py", "doctor.py", "evaluation/statistics.py", "reporting.py"}
+
+
+def test_only_the_entry_of_its_own_data_set_renames_a_run(tmp_path, monkeypatch):
+    text = places.MANIFEST.read_text(encoding="utf-8")
+    names = []
+    for change in (
+        lambda text: text,
+        lambda text: text + '\n[mine]\nlike = "phantom-knee"\ntitle = "Mine"\n',
+        lambda text: text.replace("[phantom-knee]", "# A remark.\n[phantom-knee]\ncredit = 'us'"),
+        lambda text: text.replace("split.class = [24, 3, 12]", "split.class = [23, 3, 12]", 1),
+    ):
+        manifest = tmp_path / f"{len(names)}.toml"
+        manifest.write_text(change(text), encoding="utf-8")
+        monkeypatch.setattr(places, "MANIFEST", manifest)
+        datasets.manifest.cache_clear()
+        names.append(Experiment().name)
+    monkeypatch.undo()
+    datasets.manifest.cache_clear()
+    assert names[0] == names[1] == names[2] != names[3]
+
+
+def test_a_run_is_read_by_a_kit_that_lacks_its_data_set(finished, tmp_path, monkeypatch):
+    """Its folder carries the entry: nothing is called damaged, and its networks load."""
+    folder = shutil.copytree(finished, tmp_path / finished.name)
+    text = places.MANIFEST.read_text(encoding="utf-8")
+    manifest = tmp_path / "datasets.toml"
+    manifest.write_text(text.replace("[phantom-brain]", "[another]"), encoding="utf-8")
+    monkeypatch.setattr(places, "MANIFEST", manifest)
+    datasets.manifest.cache_clear()
+    try:
+        with pytest.raises(ValueError, match="no cohort 'phantom-brain'"):
+            parse({"dataset": "phantom-brain"})
+        assert not reporting.results_table(folder).empty
+        assert experiments.load_networks(folder, "deepatlas").keys() == {"seg", "reg"}
+    finally:
+        monkeypatch.undo()
+        datasets.manifest.cache_clear()
 
 
 def test_an_own_similarity_is_one_more_word(monkeypatch):
@@ -195,22 +312,25 @@ def test_the_papers_ratio_of_turns():
 
 def test_joint_arms_are_joint_training_and_what_it_starts_from():
     baselines, semi = ["seg_baseline", "reg_baseline"], ["semi_seg", "semi_reg"]
-    assert list(parse({"arms": "joint"}).table) == [*baselines, "semi_seg", "deepatlas"]
-    assert list(parse({"arms": "joint", "labelled": 5}).table) == [*baselines, "deepatlas"]
-    assert list(parse({"arms": "joint", "joint_start": "alike"}).table) == [*baselines, "deepatlas"]
-    assert list(parse({"arms": "joint", "joint_start": "semi"}).table) == [
+    assert list(parse({"regimes": "joint"}).table) == [*baselines, "semi_seg", "deepatlas"]
+    assert list(parse({"regimes": "joint", "labelled": 5}).table) == [*baselines, "deepatlas"]
+    assert list(parse({"regimes": "joint", "joint_start": "alike"}).table) == [
+        *baselines,
+        "deepatlas",
+    ]
+    assert list(parse({"regimes": "joint", "joint_start": "semi"}).table) == [
         *baselines,
         *semi,
         "deepatlas",
     ]
 
 
-@pytest.mark.parametrize("arms", ["all", "joint"])
+@pytest.mark.parametrize("regimes", ["all", "joint"])
 @pytest.mark.parametrize("labelled", [1, 5])
 def test_wherever_joint_training_starts_its_budget_is_the_same(labelled, arms):
     budgets = set()
     for start in ("baselines", "alike", "semi", "none"):
-        experiment = parse({"labelled": labelled, "joint_start": start, "arms": arms})
+        experiment = parse({"labelled": labelled, "joint_start": start, "regimes": arms})
         own = own_steps(experiment)
         budgets.add(
             tuple(spent(experiment.table, "deepatlas", name, own) for name in ("seg", "reg"))
@@ -230,7 +350,7 @@ def test_recipes_fill_what_the_parameters_leave_open():
 
 def test_unlabelled_scans_can_be_left_out():
     experiment = parse({**SMOKE, "labelled": 2, "unlabelled": 1})
-    cohort = datasets.load_cohort("phantom-brain", size="smoke", dims=2)
+    cohort = datasets.load_cohort("phantom-brain", profile="smoke", dims=2)
     some = experiments._some_labelled(cohort, experiment)
     assert [scan.labels is not None for scan in some.train] == [True, True, False]
     assert (
@@ -245,7 +365,7 @@ def test_unlabelled_scans_can_be_left_out():
 
 def test_a_run_scores_every_regime_on_every_test_scan(finished):
     scores = reporting.load_scores(finished)
-    assert set(scores["regime"]) == ARMS
+    assert set(scores["regime"]) == REGIMES_AND_REFERENCES
     assert scores.groupby(["task", "regime"])["case"].nunique().loc[
         "segmentation"
     ].unique().tolist() == [3]
@@ -314,10 +434,7 @@ def test_what_the_lessons_train_can_be_trained_before_class(tmp_path, monkeypatc
     done = CliRunner().invoke(app, ["warm", "profile=smoke"])
     assert done.exit_code == 0, done.output
     experiment = parse({"profile": "smoke", "dims": 2})
-    lessons = [
-        lesson.read_text(encoding="utf-8")
-        for lesson in (experiments.PROJECT / "notebooks").glob("0*.ipynb")
-    ]
+    lessons = [lesson.read_text(encoding="utf-8") for lesson in places.NOTEBOOKS.glob("0*.ipynb")]
     asked = [
         re.findall(r"(\w+)\\\"", call)
         for lesson in lessons
@@ -341,17 +458,17 @@ def test_a_run_goes_on_from_regimes_trained_before(tmp_path, finished):
 
 def test_each_network_works_alone(finished):
     nets = experiments.load_networks(finished, "deepatlas")
-    cohort = datasets.load_cohort("phantom-brain", size="smoke", dims=2)
+    cohort = datasets.load_cohort("phantom-brain", profile="smoke", dims=2)
     pairs = evaluation.registration_pairs(cohort.test, 3, 0)
     scores = reporting.load_scores(finished)
     for task, rows in (
         (
             "segmentation",
-            evaluation.score_segmentation(terms.segmenter(nets["seg"]), cohort, cohort.test),
+            evaluation.score_segmentation(models.segmenter(nets["seg"]), cohort, cohort.test),
         ),
         (
             "registration",
-            evaluation.score_registration(terms.registrar(nets["reg"]), cohort, pairs),
+            evaluation.score_registration(models.registrar(nets["reg"]), cohort, pairs),
         ),
     ):
         kept = scores[(scores["task"] == task) & (scores["regime"] == "deepatlas")]
@@ -462,7 +579,7 @@ def test_the_labelled_scans_are_drawn_by_their_own_seed(tmp_path, monkeypatch):
         {"labelled": 4},
         {"recipe": "paper"},
         {"teacher": 0.9, "passes": 2, "fourth_case": True},
-        {"labelled": 2, "unlabelled": 0, "arms": "joint", "joint_start": "none"},
+        {"labelled": 2, "unlabelled": 0, "regimes": "joint", "joint_start": "none"},
     ],
     ids=["3D", "all labelled", "the paper's recipe", "means beyond the paper", "ablations"],
 )
@@ -543,7 +660,7 @@ def test_the_command_runs_an_interrupted_experiment_to_its_end_with_a_notebook(t
         parse({"profile": "smoke", "dims": 2, "seg_steps": 60, "device": "cpu"}), tmp_path
     )
     assert (folder / "scores.csv").read_bytes() == (uninterrupted / "scores.csv").read_bytes()
-    assert not (experiments.runs_folder() / folder.name).exists()
+    assert not (places.runs_folder() / folder.name).exists()
     assert "DeepAtlas" in done.stdout and str(folder / "report.html") in done.stdout
     report = (folder / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?:https?:)?//[^"]+', report)
@@ -569,13 +686,13 @@ def test_the_readmes_python_runs(finished, monkeypatch, capsys):
     """On a run of smoke size: the README shows the default one."""
     blocks = re.findall(
         r"```python\n(.*?)```",
-        (experiments.PROJECT / "README.md").read_text(encoding="utf-8"),
+        places.README.read_text(encoding="utf-8"),
         re.S,
     )
     monkeypatch.setattr(experiments, "run", lambda experiment: finished)
     load = datasets.load_cohort
     monkeypatch.setattr(
-        datasets, "load_cohort", lambda name, **how: load(name, size="smoke", **how)
+        datasets, "load_cohort", lambda name, **how: load(name, profile="smoke", **how)
     )
     for code in blocks:
         exec(code, {})

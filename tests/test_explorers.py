@@ -13,8 +13,9 @@ import torch
 from helpers import disks
 from test_viewers import NAMES, noise, pair
 
-from deepatlas import explorers, networks, terms, training, viewers
+from deepatlas import explorers, models, networks, training, viewers
 from deepatlas.regimes import REGIMES
+from deepatlas.terms import TERMS, Term
 from deepatlas.warp import Deformation
 
 PAIR = (20, 26)
@@ -43,8 +44,8 @@ def test_training_calls_the_watch_with_every_row_and_the_networks_of_the_moment(
     nets = {"seg": networks.SegmentationNet(2, 3), "reg": networks.RegistrationNet(2)}
     watch = explorers.view_training(
         *cohort.validation,
-        register=terms.registrar(nets["reg"]),
-        segment=terms.segmenter(nets["seg"]),
+        register=models.registrar(nets["reg"]),
+        segment=models.segmenter(nets["seg"]),
     )
     watch.PAUSE, watch.SHARE = 0.0, 1.0
     watch.widget.observe(lambda change: seen.append(change["new"]), "frame")
@@ -79,8 +80,8 @@ def test_watching_changes_no_bit_of_the_training(tmp_path):
         look = (
             explorers.view_training(
                 *disks().validation,
-                register=terms.registrar(nets["reg"]),
-                segment=terms.segmenter(nets["seg"]),
+                register=models.registrar(nets["reg"]),
+                segment=models.segmenter(nets["seg"]),
             )
             if watch
             else None
@@ -132,14 +133,32 @@ def test_curves_are_means_of_spans():
     history = [row(n, similarity=float(n), anatomy=0.0) for n in range(1, 1001)]
     history[499]["validation_reg"] = 0.5
     history[999]["validation_reg"] = float("nan")
-    found = explorers.curves(history, points=10)
+    found = explorers.term_curves(history, points=10)
     assert found["similarity (reg)"] == {
         "x": list(range(100, 1001, 100)),
         "y": [n + 50.5 for n in range(0, 1000, 100)],
+        "colour": TERMS["similarity"].colour,
     }
-    assert found["validation Dice (reg)"] == {"x": [500], "y": [0.5]}
+    assert found["validation Dice (reg)"] == {"x": [500], "y": [0.5], "colour": "#E69F00"}
     assert "anatomy (reg)" not in found  # a term that is not there
-    assert explorers.curves([]) == {}
+    assert explorers.term_curves([]) == {}
+
+
+def test_curves_are_those_of_the_table_of_terms(monkeypatch):
+    """A term that is added there has a curve in its colour, in each turn it has a part in."""
+    added = Term(1.0, "#123456", reg=lambda turn: turn, seg=None)
+    monkeypatch.setitem(TERMS, "inverse", added)
+    history = [row(1, inverse=0.5, anatomy=0.3, similarity=0.1)]
+    history.append({"step": 1, "turn": "seg", "inverse": 0.5, "anatomy": 0.3, "supervised": 0.2})
+    found = explorers.term_curves(history)
+    assert list(found) == [
+        "similarity (reg)",
+        "anatomy (reg)",
+        "inverse (reg)",
+        "anatomy (seg)",
+        "supervised (seg)",
+    ]
+    assert found["inverse (reg)"] == {"x": [1], "y": [0.5], "colour": "#123456"}
 
 
 def test_without_a_widget_the_figure_comes_after_the_training(capsys, monkeypatch):

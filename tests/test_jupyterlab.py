@@ -12,7 +12,8 @@ from test_viewers import canvas, grey, noise, on_screen
 
 CELLS = (
     f"import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-    "from test_viewers import NAMES, noise, pair\nfrom test_explorers import PAIR, TABLE, constant, row, watched\n"
+    "from test_viewers import NAMES, noise, pair\n"
+    "from test_explorers import PAIR, TABLE, constant, row, watched\n"
     "from deepatlas import explorers, viewers\nimport ipywidgets",
     "scan_viewer = viewers.view_scan(noise(), NAMES)\nscan_viewer",
     "slider = ipywidgets.IntSlider(8, 0, 15, description='linked')\n"
@@ -23,7 +24,8 @@ CELLS = (
     "explorers.explore_losses(moving, fixed, constant(asked), NAMES)",
     "explorers.explore_sweep(TABLE, lambda name: ipywidgets.Label('the warp of ' + name))",
     "print('busy')\nfor step in range(1, 240):\n"
-    "    watch(row(step, similarity=1 / step, anatomy=0.5 - step / 1000))\n    time.sleep(0.05)\nprint('free again')",
+    "    watch(row(step, similarity=1 / step, anatomy=0.5 - step / 1000))\n"
+    "    time.sleep(0.05)\nprint('free again')",
     # run again when the kernel is free
     "print('cursor', scan_viewer.i, scan_viewer.j, scan_viewer.k)",
 )
@@ -84,7 +86,10 @@ def test_the_picture_changes_while_the_kernel_is_busy(running):
     volume = grey(noise().image[0])
     axial = page.locator(".deepatlas .stack").nth(2)
     axial.focus()
-    active = "() => [...document.querySelectorAll('.jp-Cell')].findIndex(c => c.classList.contains('jp-mod-active'))"
+    active = (
+        "() => [...document.querySelectorAll('.jp-Cell')]"
+        ".findIndex(c => c.classList.contains('jp-mod-active'))"
+    )
     before = page.evaluate(active)
     for key in ("PageUp", "PageUp", "ArrowLeft", "ArrowDown", "1", "1"):
         page.keyboard.press(key)

@@ -11,16 +11,18 @@ import torch.nn.functional as F
 from deepatlas import (
     datasets,
     evaluation,
-    evidence,
     experiments,
     losses,
+    models,
     networks,
     registration,
+    sweeps,
     terms,
     training,
     weights,
 )
 from deepatlas.data import Batch
+from deepatlas.places import RESULTS
 from deepatlas.regimes import Regime
 
 # the first test waits for all trainings: ten minutes on two cores
@@ -28,21 +30,20 @@ pytestmark = pytest.mark.timeout(3600)
 
 
 @pytest.fixture(scope="module")
-def arms(tmp_path_factory):
-    """The rows that tutorials_data/results/short.toml leaves: one per arm and seed."""
+def rows(tmp_path_factory):
+    """The rows that tutorials_data/results/short.toml leaves: one for each regime and seed."""
     root = tmp_path_factory.mktemp("learning")
-    todo = evidence.read_sweep(evidence.RESULTS / "short.toml")
-    return evidence.collect(
-        [experiments.run(experiment, root) for experiment in todo], root / "results"
-    )[0]
+    todo = sweeps.read_sweep(RESULTS / "short.toml")
+    folders = [experiments.run(experiment, root) for experiment in todo]
+    return sweeps.collect(folders, root / "results")[0]
 
 
 @pytest.fixture(scope="module")
-def dice(arms):
+def dice(rows):
     """Mean test Dice in percent, {(task, regime): one number for each seed}."""
     return {
-        key: rows.sort_values("seed")["Dice %"].to_numpy()
-        for key, rows in arms.groupby(["task", "regime"])
+        key: some.sort_values("seed")["Dice %"].to_numpy()
+        for key, some in rows.groupby(["task", "regime"])
     }
 
 
@@ -74,13 +75,13 @@ def test_all_labels_are_worth_no_less_than_one(dice):
 
 
 @pytest.mark.learning
-def test_committed_rows_can_be_had_again(arms):
+def test_committed_rows_can_be_had_again(rows):
     """Within the 1.5 points of PROTOCOL.md, in the mean over seeds, where a network took at least
     200 steps (or none): what is stopped earlier still changes by points from step to step."""
     keys = ["dataset", "seed", "changed", "task", "regime"]
-    committed = pd.read_csv(evidence.RESULTS / "arms.csv")
-    both = arms.merge(committed, on=keys, suffixes=("", " committed"))
-    assert len(both) == len(arms)
+    committed = pd.read_csv(RESULTS / "regimes.csv")
+    both = rows.merge(committed, on=keys, suffixes=("", " committed"))
+    assert len(both) == len(rows)
     assert (both["steps"] == both["steps committed"]).all(), (
         "the committed rows are of another method: run it again"
     )
@@ -145,7 +146,7 @@ def taught(seed, teach, steps=60):
     nets, _ = weights.load("phantom-brain")
     cohort = datasets.load_cohort("phantom-brain", dims=2)
     teach(nets, cohort, seed, steps)
-    return evaluation.score_segmentation(terms.segmenter(nets["seg"]), cohort, cohort.test[:4])[
+    return evaluation.score_segmentation(models.segmenter(nets["seg"]), cohort, cohort.test[:4])[
         "dice"
     ].mean()
 
@@ -189,7 +190,9 @@ def test_an_untrained_registration_teaches_worse_than_a_trained_one(tmp_path):
 
     def by(trained):
         def teach(nets, cohort, seed, steps):
-            partner = nets["reg"] if trained else networks.RegistrationNet(2, velocity=True)
+            untrained = networks.RegistrationNet(2)
+            untrained = models.Registration(untrained, velocity=True, passes=1)
+            partner = nets["reg"] if trained else untrained
             settings = training.Settings(
                 {"seg": steps},
                 terms.Weights(anatomy=10.0, supervised=10.0),

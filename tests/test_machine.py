@@ -2,12 +2,16 @@
 an answer.
 """
 
+import os
 import re
+import subprocess
+import sys
 
+import psutil
 import pytest
 import torch
 
-from deepatlas import datasets, machine
+from deepatlas import datasets, doctor, machine
 
 ABSENT = [
     name
@@ -22,7 +26,7 @@ ABSENT = [
 @pytest.fixture(scope="module")
 def report():
     """The doctor's lines."""
-    return list(machine.doctor())
+    return list(doctor.examine())
 
 
 def test_the_cpu_can_always_be_picked():
@@ -103,7 +107,8 @@ def test_the_doctor_reports_everything_and_ends_with_advice(report):
         r"^torch \d",
         r"^cuda: ",
         r"^mps: ",
-        r"^cpu: \d+ cores, \d",
+        r"^cpu: \d+ cores, [\d.]+ of them busy now, \d+ threads",
+        r"^waiting threads: ",
         r"^bfloat16 on \w+: (faster|not faster)",
         r"^free: [\d.]+ GiB of memory, [\d.]+ GiB of disk",
         r"^data: DEEPATLAS_DATA is ",
@@ -125,7 +130,7 @@ def test_the_doctor_works_without_data(monkeypatch, tmp_path, home):
     monkeypatch.delenv("DEEPATLAS_DATA", raising=False)
     if home:
         monkeypatch.setenv("DEEPATLAS_DATA", home)
-    lines = list(machine.doctor())
+    lines = list(doctor.examine())
     assert f"data: DEEPATLAS_DATA is {f'{home}, no such folder' if home else 'not set'}" in lines
     assert "  hippocampus: can be downloaded" in lines
     assert "  oasis35: not found; needs DEEPATLAS_DATA" in lines
@@ -136,19 +141,60 @@ def test_the_doctor_names_the_folder_of_data_that_are_there(monkeypatch, tmp_pat
     (tmp_path / "oasis35").mkdir()
     (tmp_path / "oasis35" / "dataset.json").write_text("{}")
     monkeypatch.setenv("DEEPATLAS_DATA", str(tmp_path))
-    assert machine._where("oasis35-cortex", datasets.describe("oasis35-cortex")) == str(
-        tmp_path / "oasis35"
-    )
+    assert doctor._where("oasis35-cortex") == str(tmp_path / "oasis35")
 
 
 @pytest.mark.parametrize(
-    "device, memory, disk, word",
+    "device, memory, disk, busy, word",
     [
-        ("cpu", 1.0, 100.0, "memory"),
-        ("cpu", 16.0, 0.1, "disk"),
-        ("cuda", 16.0, 100.0, "profile=full"),
-        ("cpu", 16.0, 100.0, "make experiment"),
+        ("cpu", 1.0, 100.0, 0.0, "memory"),
+        ("cpu", 16.0, 0.1, 0.0, "disk"),
+        ("cuda", 16.0, 100.0, 0.0, "profile=full"),
+        ("cpu", 16.0, 100.0, 0.0, "make experiment"),
+        ("cpu", 16.0, 100.0, 0.95, "keep the processor busy"),
     ],
 )
-def test_the_advice_fits_the_machine(device, memory, disk, word):
-    assert word in machine._advice(device, memory, disk)
+def test_the_advice_fits_the_machine(device, memory, disk, busy, word):
+    assert word in doctor._advice(device, memory, disk, busy)
+
+
+# --- threads --------------------------------------------------------------------------------------
+
+SAY = "from deepatlas import machine; print(machine.waiting_threads())"
+
+
+def said(code, **variables):
+    """What a fresh process prints, with these environment variables and no others about threads."""
+    about_threads = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: v for name, v in os.environ.items() if name not in about_threads}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is Linux's")
+@pytest.mark.parametrize(
+    "code, variables, wanted",
+    [
+        (SAY, {}, "GOMP_SPINCOUNT=30000"),
+        (SAY, {"GOMP_SPINCOUNT": "7"}, "GOMP_SPINCOUNT=7"),  # the user's own bound stays
+        (SAY, {"OMP_WAIT_POLICY": "PASSIVE"}, "by OMP_WAIT_POLICY=PASSIVE"),
+        (f"import torch; {SAY}", {}, "too late"),
+    ],
+)
+def test_waiting_threads_are_bounded_and_it_is_said_where_not(code, variables, wanted):
+    assert wanted in said(code, **variables)
+
+
+def test_a_chosen_wait_policy_is_not_overruled():
+    code = "import deepatlas, os; print('GOMP_SPINCOUNT' in os.environ)"
+    assert said(code, OMP_WAIT_POLICY="PASSIVE").strip() == "False"
+
+
+def test_busy_cores_are_between_none_and_all():
+    assert 0 <= machine.busy_cores(0.1) <= psutil.cpu_count()

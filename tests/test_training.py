@@ -20,17 +20,10 @@ from torch import nn
 from deepatlas import checkpoints, training
 from deepatlas.checkpoints import Interrupted
 from deepatlas.data import Batch
+from deepatlas.models import Registration, probabilities, register
 from deepatlas.networks import RegistrationNet, SegmentationNet
 from deepatlas.regimes import REGIMES, needed, regimes, spent
-from deepatlas.terms import (
-    SIMILARITIES,
-    Weights,
-    labels_or_guess,
-    probabilities,
-    reg_terms,
-    register,
-    seg_terms,
-)
+from deepatlas.terms import SIMILARITIES, Weights, labels_or_guess, reg_terms, seg_terms
 from deepatlas.training import Settings, train
 from deepatlas.warp import Deformation
 
@@ -41,7 +34,7 @@ CASES = {
     "unknown -> unknown": (False, False),
 }
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-TERMS = {"seg": {"anatomy", "supervised"}, "reg": {"similarity", "regularity", "anatomy"}}
+NAMES = {"seg": {"anatomy", "supervised"}, "reg": {"similarity", "regularity", "anatomy"}}
 # a checkpoint after 4, 8 and 12 steps
 JOINT = Settings({"seg": 4, "reg": 8}, batch_size=2, validations=3, seed=1)
 
@@ -127,8 +120,7 @@ def test_a_displacement_is_added_and_a_velocity_is_integrated():
     moving, fixed = (b.image for b in batches((True, True)))
     u = net(moving, fixed)
     torch.testing.assert_close(register(net, moving, fixed).displacement, u)
-    net.velocity = True
-    phi = register(net, moving, fixed)
+    phi = register(Registration(net, velocity=True, passes=1), moving, fixed)
     torch.testing.assert_close(phi.displacement, Deformation.exp(u).displacement)
     assert not torch.allclose(phi.displacement, u, atol=0.01)
 
@@ -138,8 +130,8 @@ def test_a_second_pass_looks_at_the_pair_as_warped_so_far():
     once = tiny()[1]
     first = register(once, moving.image, fixed.image)
     second = register(once, first.warp(moving.image), fixed.image)
-    once.passes = 2
-    both = register(once, moving.image, fixed.image)
+    twice = Registration(once, velocity=False, passes=2)
+    both = register(twice, moving.image, fixed.image)
     torch.testing.assert_close(both.displacement, (first @ second).displacement)
 
 
@@ -183,7 +175,7 @@ def test_terms_of_a_segmentation_turn_are_those_of_the_paper(case):
     seg_net, reg_net = tiny()
     moving, fixed = batches(case)
     terms = seg_terms(seg_net, reg_net, moving, fixed)
-    assert terms.keys() == TERMS["seg"]
+    assert terms.keys() == NAMES["seg"]
     expected = seg_formula(seg_net, reg_net, moving, fixed, case)
     for term, formula in zip((terms["anatomy"], terms["supervised"]), expected, strict=True):
         if formula is None:
@@ -326,7 +318,7 @@ def test_terms_of_a_registration_turn_are_those_of_the_paper(wanted):
     seg_net, reg_net = tiny()
     moving, fixed = batches(*wanted)
     terms = reg_terms(reg_net, seg_net, moving, fixed)
-    assert terms.keys() == TERMS["reg"]
+    assert terms.keys() == NAMES["reg"]
     singles = [
         reg_formula(seg_net, reg_net, part(moving, i), part(fixed, i)) for i in range(len(wanted))
     ]
@@ -376,7 +368,7 @@ def test_weights_weigh_the_terms_that_are_there():
     weights = Weights(similarity=2, regularity=3, anatomy=5, supervised=7)
     assert weights.total({"similarity": 1.0, "regularity": 10.0, "anatomy": 100.0}) == 2 + 30 + 500
     assert weights.total({"anatomy": 1.0, "supervised": 10.0}) == 5 + 70
-    assert (Weights().anatomy, Weights().supervised) == (3, 3)  # the authors' lambda_a
+    assert (Weights()["anatomy"], Weights()["supervised"]) == (3, 3)  # the authors' lambda_a
 
 
 # --- regimes --------------------------------------------------------------------------------------
@@ -466,7 +458,7 @@ def test_a_regime_and_all_that_it_needs():
 
 
 def trainer(settings, regime="deepatlas", nets=None, cohort=None):
-    return training._Trainer(nets or networks(), cohort or disks(), REGIMES[regime], settings)
+    return training.Trainer(nets or networks(), cohort or disks(), REGIMES[regime], settings)
 
 
 @pytest.mark.parametrize(
@@ -512,7 +504,7 @@ def test_the_optimiser_uses_the_rate_of_the_history():
     head, before = nets["seg"].head.weight, nets["seg"].head.weight.detach().clone()
     row = trainer(
         Settings({"seg": 10}, learning_rates={"seg": 0.01}), "seg_baseline", nets
-    ).advance()
+    ).take_turn()
     torch.testing.assert_close(
         (head - before).abs().median().item(), row["rate"], rtol=1e-3, atol=0
     )
@@ -525,7 +517,7 @@ def test_only_the_network_whose_turn_it_is_moves():
         before = {
             name: [p.detach().clone() for p in net.parameters()] for name, net in nets.items()
         }
-        turn = loop.advance()["turn"]
+        turn = loop.take_turn()["turn"]
         for name, net in nets.items():
             moved = any(
                 not torch.equal(a, b) for a, b in zip(before[name], net.parameters(), strict=True)
@@ -538,7 +530,7 @@ def test_a_teacher_is_the_running_average_of_the_network_that_is_consulted():
     loop = trainer(replace(JOINT, teacher=0.9), nets=nets)
     mean = None
     for _ in range(6):
-        if loop.advance()["turn"] == "seg":
+        if loop.take_turn()["turn"] == "seg":
             now = nets["seg"].head.weight.detach()
             mean = now.clone() if mean is None else 0.9 * mean + 0.1 * now
     teacher = loop.teachers["seg"].module
@@ -547,8 +539,8 @@ def test_a_teacher_is_the_running_average_of_the_network_that_is_consulted():
     seen = []
     teacher.register_forward_hook(lambda *call: seen.append(True))
     while loop.next_turn() != "reg":
-        loop.advance()
-    loop.advance()
+        loop.take_turn()
+    loop.take_turn()
     assert seen and not teacher.training
 
 
@@ -556,7 +548,7 @@ def test_a_teacher_is_the_running_average_of_the_network_that_is_consulted():
 def test_batch_norm_of_a_consulted_network_stops_learning(turn):
     nets = dict(zip(("seg", "reg"), tiny(norm=True), strict=True))
     before = {name: [b.clone() for b in net.buffers()] for name, net in nets.items()}
-    trainer(Settings({turn: 3}), f"semi_{turn}", nets).advance()
+    trainer(Settings({turn: 3}), f"semi_{turn}", nets).take_turn()
     for name, net in nets.items():
         moved = any(not torch.equal(a, b) for a, b in zip(before[name], net.buffers(), strict=True))
         assert moved == (name == turn)
@@ -570,8 +562,8 @@ def test_every_row_of_the_history_names_its_terms(regime, tmp_path):
     history = train(networks(), disks(), REGIMES[regime], replace(JOINT, steps=steps), tmp_path)
     assert [row["step"] for row in history] == list(range(1, sum(steps.values()) + 1))
     for row in history:
-        assert {"step", "turn", "rate", "seconds", *TERMS[row["turn"]]} <= row.keys()
-        assert all(math.isfinite(row[name]) for name in TERMS[row["turn"]])
+        assert {"step", "turn", "rate", "seconds", *NAMES[row["turn"]]} <= row.keys()
+        assert all(math.isfinite(row[name]) for name in NAMES[row["turn"]])
     assert {name: sum(row["turn"] == name for row in history) for name in steps} == steps
     assert [row["seconds"] for row in history] == sorted(row["seconds"] for row in history)
 
@@ -596,7 +588,7 @@ def test_mixed_precision_is_for_the_networks_alone(tmp_path):
     assert all(p.dtype == torch.float32 for net in nets.values() for p in net.parameters())
     exact = train(networks(), disks(), REGIMES["deepatlas"], JOINT, tmp_path / "exact")
     for row, other in zip(history, exact, strict=True):
-        assert all(row[name] == pytest.approx(other[name], abs=0.05) for name in TERMS[row["turn"]])
+        assert all(row[name] == pytest.approx(other[name], abs=0.05) for name in NAMES[row["turn"]])
 
 
 # --- which weights are kept -----------------------------------------------------------------------
@@ -676,7 +668,7 @@ def test_a_finished_regime_is_only_loaded(tmp_path, monkeypatch):
         first, disks(), REGIMES["deepatlas"], JOINT, tmp_path, lambda: {"seg": 0.5, "reg": 0.5}
     )
     before = (tmp_path / "checkpoint.pt").read_bytes()
-    monkeypatch.setattr(training._Trainer, "advance", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(training.Trainer, "take_turn", lambda self: pytest.fail("trained again"))
     again = networks(seed=9)
     repeated = train(
         again,
@@ -799,7 +791,7 @@ def test_a_signal_stops_after_the_step_and_training_goes_on(
 
 def test_a_signal_during_validation_waits_for_its_end(uninterrupted, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        calls(patch, training._Trainer, "keep_best", send(signal.SIGINT), 3)
+        calls(patch, training.Trainer, "keep_best", send(signal.SIGINT), 3)
         with pytest.raises(KeyboardInterrupt, match="step 8 of 12"):
             train_joint(tmp_path)
     assert_same(train_joint(tmp_path, seed=9), uninterrupted)
@@ -809,7 +801,7 @@ def test_stopped_at_every_single_step_it_still_ends_with_the_same_bits(
     uninterrupted, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        calls(patch, training._Trainer, "advance", send(signal.SIGTERM), 0)
+        calls(patch, training.Trainer, "take_turn", send(signal.SIGTERM), 0)
         for _ in range(12):
             with pytest.raises(Interrupted):
                 train_joint(tmp_path)
@@ -859,14 +851,14 @@ def train_slowly(folder, threads):
     little.
     """
     torch.set_num_threads(int(threads))
-    keep_best = training._Trainer.keep_best
+    keep_best = training.Trainer.keep_best
 
     def slow(self, scores):
         print("validated", flush=True)
         time.sleep(0.4)
         keep_best(self, scores)
 
-    training._Trainer.keep_best = slow
+    training.Trainer.keep_best = slow
     train_joint(folder)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from deepatlas import data, phantom, plots, viewers
 from deepatlas.data import Scan
+from deepatlas.viewers.state import at_its_own_resolution
 from deepatlas.warp import Deformation
 
 SHAPE = (20, 26, 16)
@@ -83,11 +84,11 @@ def test_u_travels_at_the_resolution_of_the_network(shape):
     coarse = 4 * torch.randn(1, len(shape), *[n // 2 for n in shape], generator=seeded())
     mode = "bilinear" if len(shape) == 2 else "trilinear"
     u = torch.nn.functional.interpolate(coarse, scale_factor=2, mode=mode)
-    torch.testing.assert_close(viewers._at_its_own_resolution(u), coarse, atol=1e-4, rtol=0)
+    torch.testing.assert_close(at_its_own_resolution(u), coarse, atol=1e-4, rtol=0)
     other = smooth(shape)
-    assert viewers._at_its_own_resolution(other) is other
+    assert at_its_own_resolution(other) is other
     odd = smooth((5, 6))
-    assert viewers._at_its_own_resolution(odd) is odd
+    assert at_its_own_resolution(odd) is odd
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""Commands about one run, and about the machine that it runs on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import doctor as machine_doctor
+from .. import experiments, models, reporting
+from ..errors import UserError
+from ..parameters import parse
+from ..places import WEIGHTS
+from ..regimes import JOINT, NETWORK_OF
+from .arguments import Parameters, Root, assignments
+from .errors import stoppable
+
+
+def doctor() -> None:
+    """Say what this machine can do, and what to do next."""
+    for line in machine_doctor.examine():
+        typer.echo(line)
+
+
+def run(
+    parameters: Parameters = None,
+    no_notebook: Annotated[
+        bool, typer.Option("--no-notebook", help="train and score only")
+    ] = False,
+    root: Root = None,
+) -> None:
+    """Train every regime, score it on the test scans, and show the result in a notebook."""
+    experiment = parse(assignments(parameters))
+    with stoppable():
+        folder = experiments.run(experiment, root)
+    _print_table(folder)
+    if not no_notebook:
+        html = reporting.report(folder)
+        typer.echo(f"report:   {html}\nnotebook: {folder / 'experiment.ipynb'}")
+    typer.echo(f"scores:   {folder / 'scores.csv'}")
+
+
+def table(folder: Path) -> None:
+    """Print the tables of a finished run."""
+    _print_table(folder)
+    for task in NETWORK_OF:
+        structures = reporting.structure_table(folder, task).to_string()
+        typer.echo(f"\nDice % of each structure, {task}\n{structures}")
+
+
+def keep_weights(
+    parameters: Parameters = None,
+    to: Annotated[
+        Path | None, typer.Option(help="the file; by default among the project's")
+    ] = None,
+) -> None:
+    """Keep the networks that joint training leaves in one small file; the run is found, or done
+    first.
+    """
+    experiment = parse(assignments(parameters))
+    if to is None and experiment != parse({"dataset": experiment.dataset}):
+        raise UserError(
+            "the project's weights are those of the default experiment: name another file with --to"
+        )
+    path = to or WEIGHTS / f"{experiment.dataset}.pt"
+    with stoppable():
+        folder = experiments.run(experiment)
+    record = experiments.read_record(folder)
+    models.keep(experiments.load_networks(folder, JOINT), record, path)
+    typer.echo(f"weights: {path}")
+
+
+def _print_table(folder: Path) -> None:
+    record = reporting.load_record(folder)
+    typer.echo(
+        f"\n{record['experiment']['dataset']}: N = {record['labelled_training_scans']} of "
+        f"{record['training_scans']} training scans labelled, "
+        f"V = {record['labelled_validation_scans']} labelled validation scans, "
+        f"{record['test_scans']} test scans"
+    )
+    typer.echo(reporting.results_table(folder).to_string(float_format="{:.2f}".format))
+    comparison = reporting.comparison_table(folder).to_string(index=False)
+    typer.echo(f"\nGain of DeepAtlas in points of Dice\n{comparison}")

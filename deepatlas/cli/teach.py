@@ -1,0 +1,112 @@
+"""Commands for learners and teachers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from .. import exercises, experiments
+from ..checkpoints import write_csv
+from ..errors import UserError
+from ..parameters import parse
+from ..places import CHECKOUT, EXPERIMENT, LESSON_COSTS, NOTEBOOKS, home, runs_folder
+from ..regimes import TAUGHT
+from .arguments import Parameters, assignments
+from .errors import stoppable
+
+
+def lab(
+    context: typer.Context,
+    folder: Annotated[
+        Path | None, typer.Option(help="copies of the lessons, made where they are missing")
+    ] = None,
+) -> None:
+    """Open JupyterLab on the lessons; further options go to it, as in --no-browser."""
+    if folder is None:
+        folder = NOTEBOOKS if CHECKOUT else home() / "notebooks"
+    if folder.resolve() != NOTEBOOKS:
+        folder.mkdir(parents=True, exist_ok=True)
+        for notebook in sorted(NOTEBOOKS.glob("*.ipynb")):
+            if not (folder / notebook.name).exists():  # what a learner has written stays
+                shutil.copyfile(notebook, folder / notebook.name)
+    command = [sys.executable, "-m", "jupyter", "lab", f"--notebook-dir={folder}", *context.args]
+    raise typer.Exit(subprocess.run(command).returncode)
+
+
+def build_site(
+    parameters: Parameters = None,
+    to: Annotated[Path | None, typer.Option(help="where the pages go")] = None,
+) -> None:
+    """Execute the lessons and write them as pages that work from disk, with slides; begin with
+    index.html.
+    """
+    from .. import site  # here: a machine that only trains lacks nbformat
+
+    for page in site.build(to or home() / "site", assignments(parameters)):
+        typer.echo(str(page))
+
+
+def measure(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="lessons, as in 05_joint_training")
+    ] = None,
+) -> None:
+    """Run the lessons, each from an empty folder of runs and again, and write into their headers
+    what that costs.
+    """
+    from .. import lessons
+
+    paths = {path.stem: path for path in lessons.paths()}
+    if unknown := set(names or []) - set(paths):
+        raise UserError(
+            f"there is no lesson {', '.join(sorted(unknown))}: choose from {', '.join(paths)}"
+        )
+    costs = pd.read_csv(LESSON_COSTS).to_dict("records") if LESSON_COSTS.is_file() else []
+    kept = {row["lesson"]: row for row in costs if row["lesson"] in paths}
+    for name in names or paths:
+        kept[name] = lessons.measure(paths[name])
+        rows = [kept[key] for key in sorted(kept)]
+        write_csv(pd.DataFrame(rows), LESSON_COSTS)
+        lessons.write_header(paths[name], kept[name])
+        typer.echo(f"{name}: {lessons.cost(kept[name])}")
+
+
+def warm(parameters: Parameters = None) -> None:
+    """Train before class what the lessons train; they find it in the folder of runs
+    (DEEPATLAS_RUNS, to share it).
+    """
+    experiment = parse({"dims": 2, **assignments(parameters)})
+    with stoppable():
+        experiments.train_or_load(experiment, *TAUGHT)
+    typer.echo(f"warm: {runs_folder() / experiment.name}")
+
+
+def collect(
+    files: Annotated[
+        list[Path], typer.Argument(help="answers of students, named after them: ada.json")
+    ],
+    to: Annotated[Path, typer.Option(help="the table to write")] = Path("answers.csv"),
+) -> None:
+    """Gather the answers of a class in one table, for the teacher."""
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{', '.join(missing)}: no such file; files of answers (answers.json) were wanted"
+        )
+    rows = exercises.collect_answers(files)
+    write_csv(pd.DataFrame(rows), to)
+    typer.echo(f"{len(rows)} answers of {len(files)} students: {to}")
+
+
+def handout(folder: Annotated[Path, typer.Argument(help="where the copies go")]) -> None:
+    """Copy the lessons without their solutions, for a class."""
+    from .. import lessons
+
+    copies = exercises.hand_out([*lessons.paths(), EXPERIMENT], folder)
+    typer.echo("\n".join(str(copy) for copy in copies))

@@ -1,0 +1,91 @@
+"""What stands behind the name of a run: a hash of the code that decides its result.
+
+Of the modules that ``experiments.py`` imports, directly or through others, the syntax trees count,
+without comments and docstrings. So a changed loss renames every run, wherever it stands, and a
+comment, a new data set or a plot renames none. Which modules these are is read from the imports.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from .places import PACKAGE
+
+ROOT = "experiments.py"  # it trains and scores
+
+
+def method_hash(package: Path = PACKAGE) -> str:
+    """A hash of the code that trains and scores, as it stands now: it may be edited meanwhile."""
+    digest = hashlib.sha256()
+    for path in method_files(package):
+        code = _code(path.read_text(encoding="utf-8"))
+        digest.update(f"{path.relative_to(package)}: {code}\n".encode())
+    return digest.hexdigest()
+
+
+def method_files(package: Path = PACKAGE) -> list[Path]:
+    """The files of the package that training and scoring import, in alphabetical order."""
+    found: set[Path] = set()
+    waiting = [package / ROOT]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for level, module, name in _relative_imports(path.read_text(encoding="utf-8")):
+            base = path.parents[level - 1].joinpath(*module)
+            named = _file(base / name) or _file(base)
+            if named and named != package / "__init__.py":
+                waiting.append(named)
+    return sorted(found)
+
+
+@cache
+def _relative_imports(source: str) -> list[tuple[int, tuple[str, ...], str]]:
+    """(level, module, name) of ``from ..module import name``, for each name.
+
+    It names a module, or else the file of ``module``. The ``__init__`` of a package above, which
+    only hands on what stands in its modules, it does not name.
+    """
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            module = tuple(node.module.split(".")) if node.module else ()
+            found += [(node.level, module, alias.name) for alias in node.names]
+    return found
+
+
+def _file(module: Path) -> Path | None:
+    """The file of a module, or the ``__init__`` of a package; None if there is neither."""
+    for path in (module.with_name(f"{module.name}.py"), module / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+@cache
+def _code(source: str) -> str:
+    return _without_words(ast.parse(source))
+
+
+def _without_words(node: ast.AST | list | object) -> str:
+    """A syntax tree as text, without docstrings and positions.
+
+    Fields that are empty are left out: newer versions of Python have more of them.
+    """
+    if isinstance(node, list):
+        return f"[{', '.join(_without_words(item) for item in node)}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = dict(ast.iter_fields(node))
+    may_have_words = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    if isinstance(node, may_have_words) and ast.get_docstring(node) is not None:
+        fields["body"] = node.body[1:]
+    told = []
+    for name, value in fields.items():
+        if value not in (None, []):
+            told.append(f"{name}={_without_words(value)}")
+    return f"{type(node).__name__}({', '.join(told)})"
