@@ -7,6 +7,8 @@ nothing here multiplies matrices or convolves, and sums run on centred values.
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,8 +46,10 @@ def ncc(a: Tensor, b: Tensor) -> Tensor:
     NCC = sum (a - mean a)(b - mean b) / (|a - mean a| |b - mean b|), for (B, C, I, J, K), averaged
     over B and C.
     """
-    a, b = (x.flatten(2) for x in _same_shape(a, b))
-    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+    a, b = _same_shape(a, b)
+    a, b = a.flatten(2), b.flatten(2)
+    a = a - a.mean(-1, keepdim=True)
+    b = b - b.mean(-1, keepdim=True)
     norms = (a.square().sum(-1) * b.square().sum(-1) + EPSILON**2).sqrt()
     return 1 - ((a * b).sum(-1) / norms).mean()
 
@@ -64,11 +68,17 @@ def lncc(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
     a = a - a.mean(tuple(range(2, a.ndim)), keepdim=True)
     b = b - b.mean(tuple(range(2, b.ndim)), keepdim=True)
     count = _window_sums(torch.ones_like(a[:1, :1]), window)
-    mean_a, mean_b, aa, bb, ab = (
-        _window_sums(x, window) / count for x in (a, b, a * a, b * b, a * b)
-    )
-    covariance = ab - mean_a * mean_b
-    variances = (aa - mean_a**2).clamp(min=0) * (bb - mean_b**2).clamp(min=0)
+
+    def window_mean(x: Tensor) -> Tensor:
+        return _window_sums(x, window) / count
+
+    aa, bb, ab = a * a, b * b, a * b
+    mean_a, mean_b = window_mean(a), window_mean(b)
+    mean_aa, mean_bb, mean_ab = window_mean(aa), window_mean(bb), window_mean(ab)
+    covariance = mean_ab - mean_a * mean_b
+    variance_a = (mean_aa - mean_a**2).clamp(min=0)
+    variance_b = (mean_bb - mean_b**2).clamp(min=0)
+    variances = variance_a * variance_b
     return 1 - (covariance**2 / (variances + EPSILON)).clamp(max=1).mean()
 
 
@@ -81,9 +91,8 @@ def _window_sums(x: Tensor, window: int) -> Tensor:
         upper = torch.arange(n, device=x.device).add(radius).clamp(max=n - 1)
         total = running.index_select(axis, upper)
         if n > radius + 1:
-            total = total - F.pad(
-                running.narrow(axis, 0, n - radius - 1), _front(x.ndim, axis, radius + 1)
-            )
+            lower = running.narrow(axis, 0, n - radius - 1)
+            total = total - F.pad(lower, _front(x.ndim, axis, radius + 1))
         x = total
     return x
 
@@ -103,7 +112,7 @@ def diffusion(u: Tensor) -> Tensor:
     channels; no unit.
     """
     u = _exact(u)
-    return sum(u.diff(dim=axis).square().sum(1).mean() for axis in range(2, u.ndim))
+    return sum(_mean_square(u.diff(dim=axis)) for axis in range(2, u.ndim))
 
 
 def bending_energy(u: Tensor) -> Tensor:
@@ -118,10 +127,14 @@ def bending_energy(u: Tensor) -> Tensor:
     """
     u = _exact(u)
     axes = range(2, u.ndim)
-    energy = sum(u.diff(n=2, dim=i).square().sum(1).mean() for i in axes)
-    return energy + sum(
-        2 * u.diff(dim=i).diff(dim=j).square().sum(1).mean() for i in axes for j in axes if i < j
-    )
+    pure = sum(_mean_square(u.diff(n=2, dim=i)) for i in axes)
+    mixed = sum(2 * _mean_square(u.diff(dim=i).diff(dim=j)) for i, j in combinations(axes, 2))
+    return pure + mixed
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    """Mean over voxels of |x|^2, summed over channels."""
+    return x.square().sum(1).mean()
 
 
 # --- overlap of structures ------------------------------------------------------------------------
@@ -136,24 +149,22 @@ def soft_dice(probabilities: Tensor, target: Tensor) -> Tensor:
     counts as agreement.
     """
     p = _exact(probabilities).flatten(2)
+    without_structures = probabilities.shape[:1] + probabilities.shape[2:]
     if target.shape == probabilities.shape:
         q = _exact(target).flatten(2)
-        overlap, size = (p * q).sum(-1), q.sum(-1)
-    elif (
-        not target.is_floating_point()
-        and target.shape == probabilities.shape[:1] + probabilities.shape[2:]
-    ):
+        overlap = (p * q).sum(-1)
+        size = q.sum(-1)
+    elif target.shape == without_structures and not target.is_floating_point():
         # gather the one probability that counts; no one-hot tensor is made
         index = target.flatten(1).long()
         own = p.gather(1, index[:, None])[:, 0]
         zeros = p.new_zeros(p.shape[:2])
-        overlap, size = (
-            zeros.scatter_add(1, index, own),
-            zeros.scatter_add(1, index, torch.ones_like(own)),
-        )
+        overlap = zeros.scatter_add(1, index, own)
+        size = zeros.scatter_add(1, index, torch.ones_like(own))
     else:
         raise ValueError(
-            f"probabilities {tuple(probabilities.shape)} want a target of that shape, or integer labels "
-            f"without the axis of structures, got {tuple(target.shape)} of {target.dtype}"
+            f"probabilities {tuple(probabilities.shape)} want a target of that shape, or integer "
+            f"labels without the axis of structures, got {tuple(target.shape)} of {target.dtype}"
         )
-    return 1 - ((2 * overlap + EPSILON) / (p.sum(-1) + size + EPSILON)).mean()
+    dice = (2 * overlap + EPSILON) / (p.sum(-1) + size + EPSILON)
+    return 1 - dice.mean()

@@ -21,20 +21,21 @@ REG_WIDTHS = (32, 64, 64)  # at half, quarter and eighth resolution
 
 
 def _conv(dims: int, inputs: int, outputs: int, **options: int) -> nn.Module:
-    return (nn.Conv2d if dims == 2 else nn.Conv3d)(inputs, outputs, 3, padding=1, **options)
+    layer = nn.Conv2d if dims == 2 else nn.Conv3d
+    return layer(inputs, outputs, 3, padding=1, **options)
 
 
 def _upsample(x: Tensor) -> Tensor:
-    return F.interpolate(
-        x, scale_factor=2, mode="bilinear" if x.ndim == 4 else "trilinear", align_corners=False
-    )
+    mode = "bilinear" if x.ndim == 4 else "trilinear"
+    return F.interpolate(x, scale_factor=2, mode=mode, align_corners=False)
 
 
 def _check_image(x: Tensor, dims: int, multiple: int) -> None:
     if x.ndim != dims + 2 or any(n % multiple for n in x.shape[2:]):
+        axes = ", ".join("IJK"[:dims])
         raise ValueError(
-            f"a {dims}D network wants (B, C, {', '.join('IJK'[:dims])}) with every side divisible by "
-            f"{multiple}, got {tuple(x.shape)}: resample the cohort to such a shape"
+            f"a {dims}D network wants (B, C, {axes}) with every side divisible by {multiple}, "
+            f"got {tuple(x.shape)}: resample the cohort to such a shape"
         )
 
 
@@ -89,7 +90,8 @@ class SegmentationNet(nn.Module):
     def __init__(self, dims: int, structures: int, widths: Sequence[int] = SEG_WIDTHS) -> None:
         super().__init__()
         self.features = UNet(dims, 1, widths)
-        self.head = (nn.Conv2d if dims == 2 else nn.Conv3d)(widths[0], structures, 1)
+        layer = nn.Conv2d if dims == 2 else nn.Conv3d
+        self.head = layer(widths[0], structures, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.features(image))
@@ -144,7 +146,11 @@ class PaperSegmentationNet(nn.Module):
         )
         self.widen = nn.ModuleList([self._widen(64), self._widen(64), self._widen(32)])
         self.up = nn.ModuleList(
-            [self._stage(128, 64, 64), self._stage(96, 32, 32), self._stage(48, 16, 16)]
+            [
+                self._stage(128, 64, 64),
+                self._stage(96, 32, 32),
+                self._stage(48, 16, 16),
+            ]
         )
         self.head = nn.Conv3d(16, structures, 1)
 
@@ -182,13 +188,12 @@ class PaperRegistrationNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (2, 16, 32, 32, 32, 32)
-        self.down = nn.ModuleList(
-            _conv(3, a, b, stride=1 if i == 0 else 2) for i, (a, b) in enumerate(pairwise(widths))
-        )
-        self.up = nn.ModuleList(
-            [_conv(3, 32, 32), _conv(3, 64, 32), _conv(3, 64, 32), _conv(3, 64, 8)]
-        )
+        self.down = nn.ModuleList([_conv(3, 2, 16)])
+        for inputs, outputs in pairwise((16, 32, 32, 32, 32)):
+            self.down.append(_conv(3, inputs, outputs, stride=2))
+        self.up = nn.ModuleList([_conv(3, 32, 32)])
+        for inputs, outputs in ((64, 32), (64, 32), (64, 8)):
+            self.up.append(_conv(3, inputs, outputs))
         self.refine = _conv(3, 8, 8)
         self.head = near_zero(_conv(3, 24, 3))
 
@@ -204,4 +209,5 @@ class PaperRegistrationNet(nn.Module):
             x = torch.cat([F.interpolate(x, scale_factor=2), skips.pop()], 1)
             x = F.leaky_relu(up(x), 0.2)
         x = F.leaky_relu(self.refine(x), 0.2)
-        return self.head(torch.cat([F.interpolate(x, scale_factor=2), skips.pop()], 1))
+        x = torch.cat([F.interpolate(x, scale_factor=2), skips.pop()], 1)
+        return self.head(x)

@@ -11,18 +11,19 @@ from torch import Tensor
 from .data import Batch, Scan
 from .warp import Deformation
 
-CASES = {
+CASES = {  # (is moving labelled?, is fixed?)
     "labelled, unlabelled": (True, False),
     "unlabelled, labelled": (False, True),
-    # (moving, fixed)
     "labelled, labelled": (True, True),
     "unlabelled, unlabelled": (False, False),
 }
 
+Partners = list[tuple[Scan, list[Scan]]]  # each moving scan with the fixed scans it may meet
+
 
 def pairs_by_case(
     scans: Sequence[Scan], turn: str, consults: bool, fourth_case: bool = False
-) -> list[list[tuple[Scan, list[Scan]]]]:
+) -> list[Partners]:
     """For each case that ``scans`` offer and a ``turn`` ("seg" or "reg") can learn from: every
     moving scan with the fixed scans, of other subjects, that it can be paired with.
 
@@ -30,29 +31,50 @@ def pairs_by_case(
     ``fourth_case``; the baseline, which consults nobody, from the moving side.
     """
 
-    def useful(moving: bool, fixed: bool) -> bool:
-        return turn == "reg" or moving or (consults and (fixed or fourth_case))
+    def useful(moving_known: bool, fixed_known: bool) -> bool:
+        if turn == "reg" or moving_known:
+            return True
+        return consults and (fixed_known or fourth_case)
 
     found = []
-    for case in filter(lambda case: useful(*case), CASES.values()):
-        moving, fixed = ([s for s in scans if (s.labels is not None) == known] for known in case)
-        pairs = [(m, [f for f in fixed if f.subject != m.subject]) for m in moving]
-        found.append([(m, others) for m, others in pairs if others])
-    return [pairs for pairs in found if pairs]
+    for moving_known, fixed_known in CASES.values():
+        if not useful(moving_known, fixed_known):
+            continue
+        pairs = _partners(_of_kind(scans, moving_known), _of_kind(scans, fixed_known))
+        if pairs:
+            found.append(pairs)
+    return found
 
 
-def draw_pair(
-    cases: list[list[tuple[Scan, list[Scan]]]], generator: torch.Generator
-) -> tuple[Scan, Scan]:
+def _of_kind(scans: Sequence[Scan], known: bool) -> list[Scan]:
+    """The labelled scans if ``known``, or else those that are not."""
+    return [scan for scan in scans if (scan.labels is not None) == known]
+
+
+def _partners(moving: Sequence[Scan], fixed: Sequence[Scan]) -> Partners:
+    pairs = []
+    for one in moving:
+        others = [other for other in fixed if other.subject != one.subject]
+        if others:
+            pairs.append((one, others))
+    return pairs
+
+
+def draw_pair(cases: list[Partners], generator: torch.Generator) -> tuple[Scan, Scan]:
     """(moving, fixed): first the case, then the scans, so that a few labels among many scans are
     still seen often.
     """
 
     def pick(choices: Sequence):
-        return choices[int(torch.randint(len(choices), (), generator=generator))]
+        number = int(torch.randint(len(choices), (), generator=generator))
+        return choices[number]
 
-    moving, fixed = pick(pick(cases))
-    return moving, pick(fixed)
+    case = pick(cases)
+    moving, others = pick(case)
+    return moving, pick(others)
+
+
+# --- augmentation ---------------------------------------------------------------------------------
 
 
 def augment(
@@ -67,34 +89,37 @@ def augment(
     """
     if strength == 0:
         return moving, fixed
-    shape, b, device = tuple(fixed.image.shape[2:]), len(fixed.image), fixed.image.device
-    d, sides = len(shape), torch.tensor(shape, dtype=torch.float32)
-    matrix = torch.eye(d + 1).repeat(b, 1, 1)
-    matrix[:, :d, :d] += strength * 0.04 * torch.randn(b, d, d, generator=generator)
-    shift = strength * 0.03 * sides * torch.randn(b, d, generator=generator)
+    phi = _small_affine(fixed.image, strength, generator)
+
+    def elsewhere(batch: Batch) -> Batch:
+        image = _recontrast(phi.warp(batch.image), strength, generator)
+        return Batch(image, phi.warp(batch.one_hot), batch.known, batch.ids)
+
+    return elsewhere(moving), elsewhere(fixed)
+
+
+def _small_affine(image: Tensor, strength: float, generator: torch.Generator) -> Deformation:
+    """A random affine map about the middle of the grid, another for each of (B, 1, I, J, K)."""
+    b, shape = len(image), tuple(image.shape[2:])
+    d = len(shape)
+    sides = torch.tensor(shape, dtype=torch.float32)
     centre = (sides - 1) / 2
-    matrix[:, :d, d] = centre - matrix[:, :d, :d] @ centre + shift
-    phi = Deformation.affine(matrix.to(device), shape)
-    return tuple(
-        Batch(
-            _recontrast(phi.warp(batch.image), strength, generator),
-            phi.warp(batch.one_hot),
-            batch.known,
-            batch.ids,
-        )
-        for batch in (moving, fixed)
-    )
+    matrix = torch.eye(d + 1).repeat(b, 1, 1)
+    linear = matrix[:, :d, :d]
+    linear += strength * 0.04 * torch.randn(b, d, d, generator=generator)
+    shift = strength * 0.03 * sides * torch.randn(b, d, generator=generator)
+    # A (x - centre) + centre + shift
+    matrix[:, :d, d] = centre - linear @ centre + shift
+    return Deformation.affine(matrix.to(image.device), shape)
 
 
 def _recontrast(image: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """image^gamma times a smooth bias field, drawn anew for each (B, 1, I, J, K)."""
     b, d = len(image), image.ndim - 2
-    gamma = (
-        strength * 0.35 * torch.randn(b, *[1] * (d + 1), generator=generator).clamp(-1, 1)
-    ).exp()
-    bias = F.interpolate(
-        strength * 0.1 * torch.randn(b, 1, *[4] * d, generator=generator),
-        size=image.shape[2:],
-        mode="bilinear" if d == 2 else "trilinear",
-    )
-    return (image.clamp(min=0) ** gamma.to(image.device) * bias.exp().to(image.device)).clamp(0, 1)
+    one_each = torch.randn(b, *[1] * (d + 1), generator=generator)
+    gamma = (strength * 0.35 * one_each.clamp(-1, 1)).exp()
+    coarse = strength * 0.1 * torch.randn(b, 1, *[4] * d, generator=generator)
+    mode = "bilinear" if d == 2 else "trilinear"
+    log_bias = F.interpolate(coarse, size=image.shape[2:], mode=mode)
+    curved = image.clamp(min=0) ** gamma.to(image.device)
+    return (curved * log_bias.exp().to(image.device)).clamp(0, 1)

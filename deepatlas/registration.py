@@ -28,43 +28,44 @@ def affine_matrices(
     """
     if moving.shape[1:] != fixed.shape[1:]:
         raise ValueError(
-            f"moving and fixed must share one grid, got {tuple(moving.shape)} and {tuple(fixed.shape)}"
+            "moving and fixed must share one grid, "
+            f"got {tuple(moving.shape)} and {tuple(fixed.shape)}"
         )
-    d, sides = (
-        moving.ndim - 2,
-        torch.tensor(fixed.shape[2:], dtype=torch.float32, device=moving.device),
-    )
-    scale = float(sides.max()) / 2
-    to_unit = torch.eye(d + 1, device=moving.device) / scale
-    to_unit[:d, d], to_unit[d, d] = -(sides - 1) / 2 / scale, 1
-    offset = torch.zeros(len(moving), d + 1, d + 1, device=moving.device, requires_grad=True)
-    mask = torch.ones(d + 1, 1, device=moving.device)
+    d, device = moving.ndim - 2, moving.device
+    identity = torch.eye(d + 1, device=device)
+
+    # voxels -> coordinates from -1 to 1 along the longest side
+    sides = torch.tensor(fixed.shape[2:], dtype=torch.float32, device=device)
+    half = float(sides.max()) / 2
+    to_unit = identity / half
+    to_unit[:d, d] = -(sides - 1) / 2 / half
+    to_unit[d, d] = 1
+
+    offset = torch.zeros(len(moving), d + 1, d + 1, device=device, requires_grad=True)
+    mask = torch.ones(d + 1, 1, device=device)
     mask[d] = 0  # the last row stays [0, 1]
     optimiser = torch.optim.Adam([offset], lr=rate)
+
+    def matrices() -> Tensor:
+        return to_unit.inverse() @ (identity + mask * offset) @ to_unit
+
     for level, count in zip((2, 1), steps, strict=True):
-        small_moving, small_fixed = (_smaller(x, level) for x in (moving, fixed))
+        small_moving, small_fixed = _smaller(moving, level), _smaller(fixed, level)
+        shape = tuple(small_fixed.shape[2:])
+        all_fixed = small_fixed.expand_as(small_moving)
         # voxel of the small grid -> voxel of the full one
-        shrink = torch.eye(d + 1, device=moving.device) * level
-        shrink[:d, d], shrink[d, d] = (level - 1) / 2, 1
+        shrink = identity * level
+        shrink[:d, d] = (level - 1) / 2
+        shrink[d, d] = 1
         optimiser.param_groups[0]["lr"] = rate / level
         for _ in range(count):
-            matrix = (
-                to_unit.inverse()
-                @ (torch.eye(d + 1, device=moving.device) + mask * offset)
-                @ to_unit
-            )
-            phi = Deformation.affine(
-                shrink.inverse() @ matrix @ shrink, tuple(small_fixed.shape[2:])
-            )
-            loss = losses.ncc(phi.warp(small_moving), small_fixed.expand_as(small_moving)) * len(
-                moving
-            )
+            phi = Deformation.affine(shrink.inverse() @ matrices() @ shrink, shape)
+            mean = losses.ncc(phi.warp(small_moving), all_fixed)
+            loss = mean * len(moving)  # a map does not depend on the others of the batch
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-    return (
-        to_unit.inverse() @ (torch.eye(d + 1, device=moving.device) + mask * offset) @ to_unit
-    ).detach()
+    return matrices().detach()
 
 
 def _smaller(x: Tensor, factor: int) -> Tensor:
@@ -90,24 +91,22 @@ def optimise_pair(
     """
     if moving.shape != fixed.shape:
         raise ValueError(
-            f"moving and fixed must share one grid, got {tuple(moving.shape)} and {tuple(fixed.shape)}"
+            "moving and fixed must share one grid, "
+            f"got {tuple(moving.shape)} and {tuple(fixed.shape)}"
         )
     d, shape = fixed.ndim - 2, fixed.shape[2:]
-    coarse = torch.zeros(
-        len(fixed), d, *[-(-n // 2) for n in shape], device=fixed.device, requires_grad=True
-    )
+    mode = "bilinear" if d == 2 else "trilinear"
+    half_shape = [(n + 1) // 2 for n in shape]
+    coarse = torch.zeros(len(fixed), d, *half_shape, device=fixed.device, requires_grad=True)
     optimiser = torch.optim.Adam([coarse], lr=rate)
 
     def phi() -> Deformation:
-        return Deformation(
-            F.interpolate(coarse, size=shape, mode="bilinear" if d == 2 else "trilinear")
-        )
+        return Deformation(F.interpolate(coarse, size=shape, mode=mode))
 
     for _ in range(steps):
         now = phi()
-        loss = similarity(now.warp(moving), fixed) + regularity * losses.bending_energy(
-            now.displacement
-        )
+        loss = similarity(now.warp(moving), fixed)
+        loss = loss + regularity * losses.bending_energy(now.displacement)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -124,5 +123,8 @@ def propagate_labels(
     """
     if not atlases:
         raise ValueError("label propagation needs at least one labelled scan")
-    warped = torch.cat([register(atlas, scan).warp_labels(atlas.labels[None]) for atlas in atlases])
-    return warped.mode(0).values
+    votes = []
+    for atlas in atlases:
+        phi = register(atlas, scan)
+        votes.append(phi.warp_labels(atlas.labels[None]))
+    return torch.cat(votes).mode(0).values

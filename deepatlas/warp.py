@@ -33,15 +33,18 @@ def sample(
     """
     if volume.ndim != points.shape[1] + 2:
         raise ValueError(
-            f"points of {points.shape[1]} coordinates need a volume of batch, channel and as many voxel "
-            f"axes, got {tuple(volume.shape)}: is the batch or the channel axis missing?"
+            f"points of {points.shape[1]} coordinates need a volume of batch, channel and as many "
+            f"voxel axes, got {tuple(volume.shape)}: is the batch or the channel axis missing?"
         )
-    # grid_sample wants the last voxel axis first, and [-1, 1] from the first voxel's centre to the
-    # last one's.
+    b, d = points.shape[:2]
+    # grid_sample wants [-1, 1] from the first voxel's centre to the last one's, and the last voxel
+    # axis first
     size = torch.tensor(volume.shape[2:], dtype=points.dtype, device=points.device)
-    steps = (size - 1).clamp(min=1).view(1, -1, *[1] * (points.ndim - 2))
-    normalised = (2 * points / steps - 1).flip(1).flatten(2).transpose(1, 2)
-    normalised = normalised.view(points.shape[0], *[1] * (len(size) - 1), -1, len(size))
+    steps = (size - 1).clamp(min=1).view(1, d, *[1] * (points.ndim - 2))
+    normalised = (2 * points / steps - 1).flip(1)
+    # and the coordinates last: (B, D, ...) -> (B, 1, 1, N, D), a grid of one row
+    normalised = normalised.flatten(2).transpose(1, 2)
+    normalised = normalised.view(b, *[1] * (d - 1), -1, d)
     # never round the points to a volume's half precision
     dtype = torch.promote_types(volume.dtype, points.dtype)
     values = F.grid_sample(
@@ -62,8 +65,8 @@ class Deformation:
         u = self.displacement
         if not u.is_floating_point() or u.ndim not in (4, 5) or u.shape[1] != u.ndim - 2:
             raise ValueError(
-                "a displacement must be a floating-point tensor (B, 2, I, J) or (B, 3, I, J, K) in voxels, "
-                f"got {tuple(u.shape)} of {u.dtype}"
+                "a displacement must be a floating-point tensor (B, 2, I, J) or (B, 3, I, J, K) "
+                f"in voxels, got {tuple(u.shape)} of {u.dtype}"
             )
         # half precision cannot tell voxel 200.0 from 200.5
         if u.dtype in (torch.float16, torch.bfloat16):
@@ -134,7 +137,8 @@ class Deformation:
         """
         if labels.is_floating_point():
             raise TypeError(
-                f"labels must be integers, got {labels.dtype}: use warp for images and probabilities"
+                f"labels must be integers, got {labels.dtype}: "
+                "use warp for images and probabilities"
             )
         nearest = sample(labels[:, None].to(self.displacement.dtype), self.points, mode="nearest")
         return nearest[:, 0].to(labels.dtype)
@@ -157,11 +161,10 @@ class Deformation:
         """
         axes = tuple(range(2, self.displacement.ndim))
         columns = torch.gradient(self.displacement, dim=axes)  # one-sided at the border
-        jacobian = torch.stack(columns, dim=2).movedim((1, 2), (-2, -1))
-        return torch.linalg.det(
-            jacobian + torch.eye(len(axes), dtype=jacobian.dtype, device=jacobian.device)
-        )
+        du_dx = torch.stack(columns, dim=2).movedim((1, 2), (-2, -1))  # (B, I, J, K, D, D)
+        identity = torch.eye(len(axes), dtype=du_dx.dtype, device=du_dx.device)
+        return torch.linalg.det(identity + du_dx)
 
     def detach(self) -> Deformation:
-        """The same deformation, through which no gradient flows back to the network that made it."""
+        """The same deformation; no gradient flows back to the network that made it."""
         return Deformation(self.displacement.detach())
