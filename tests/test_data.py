@@ -12,18 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from deepatlas.data import (
-    Batch,
-    Cohort,
-    Scan,
-    centred_affine,
-    check_sides,
-    load_scan,
-    read_nifti,
-    resample,
-    rescale_intensities,
-    split_by_subject,
-)
+from deepatlas.data import Batch, Cohort, Scan, rescale_intensities, split_by_subject
+from deepatlas.datasets import centred_affine, check_sides, load_scan, read_nifti, resample
 
 ORIENTATIONS = [
     (axes, flips)

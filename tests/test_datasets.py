@@ -19,9 +19,13 @@ import pytest
 import torch
 
 from deepatlas import datasets
+from deepatlas.datasets import Entry, fetch
+from deepatlas.datasets import grid as grid_module
+from deepatlas.datasets.entries import expand
+from deepatlas.errors import UserError
 
 NAMES = list(datasets.manifest())
-PHANTOMS = [name for name in NAMES if "anatomy" in datasets.manifest()[name]]
+PHANTOMS = [name for name, entry in datasets.manifest().items() if entry.anatomy is not None]
 FILES = [name for name in NAMES if name not in PHANTOMS]
 SHAPE = (12, 14, 12)
 
@@ -72,15 +76,20 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
+def change_entry(monkeypatch, name, **changes):
+    """Other words in the entry of a data set, for one test."""
+    changed = datasets.describe(name).model_copy(update=changes)
+    monkeypatch.setitem(datasets.manifest(), name, changed)
+
+
 @pytest.fixture
 def hippocampus(home, monkeypatch):
-    # blocks of noise cannot be aligned
-    monkeypatch.setitem(datasets.describe("hippocampus"), "align", False)
+    change_entry(monkeypatch, "hippocampus", align=False)  # blocks of noise cannot be aligned
     return write_dataset(home / "hippocampus")
 
 
 def load(name="hippocampus", **options):
-    return datasets.load_cohort(name, **{"size": "smoke", **options})
+    return datasets.load_cohort(name, **{"profile": "smoke", **options})
 
 
 def ids(scans):
@@ -93,44 +102,176 @@ def ids(scans):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_entry_has_a_title_a_licence_a_grid_for_each_size_and_a_split(name):
     entry = datasets.describe(name)
-    assert entry["title"] and entry["licence"]
-    assert isinstance(entry["align"], bool)
-    assert set(entry["grids"]) == {f"{size}-{dims}d" for size in datasets.SIZES for dims in (2, 3)}
-    for key, grid in entry["grids"].items():
-        assert len(grid["shape"]) == int(key[-2])
-        assert all(side >= 16 and side % 8 == 0 for side in grid["shape"]), key
-        assert grid["spacing"] > 0
-    if "published" not in entry["split"]:
-        assert set(entry["split"]) == set(datasets.SIZES)
-        assert all(len(sizes) == 3 and min(sizes) >= 1 for sizes in entry["split"].values())
+    assert entry.title and entry.licence
+    assert isinstance(entry.align, bool)
+    profiles = datasets.PROFILES
+    assert set(entry.grids) == {f"{profile}-{dims}d" for profile in profiles for dims in (2, 3)}
+    for key, grid in entry.grids.items():
+        assert len(grid.shape) == int(key[-2])
+        assert all(side >= 16 and side % 8 == 0 for side in grid.shape), key
+        assert grid.spacing > 0
+        assert entry.grid(key[:-3], int(key[-2])) == (grid.shape, grid.spacing)
+    if "published" not in entry.split:
+        assert set(entry.split) == set(profiles)
+        assert all(len(sizes) == 3 and min(sizes) >= 1 for sizes in entry.split.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_flat_grid_lies_within_the_volume_it_is_a_plane_of(name):
-    grids = datasets.describe(name)["grids"]
-    for size in datasets.SIZES:
-        flat, volume = grids[f"{size}-2d"], grids[f"{size}-3d"]
-        for n_flat, n in zip(flat["shape"], volume["shape"], strict=False):
-            ratio = n_flat * flat["spacing"] / (n * volume["spacing"])
+    entry = datasets.describe(name)
+    for profile in datasets.PROFILES:
+        (flat, flat_spacing), (volume, spacing) = entry.grid(profile, 2), entry.grid(profile, 3)
+        for n_flat, n in zip(flat, volume, strict=False):
+            ratio = n_flat * flat_spacing / (n * spacing)
             assert 0.7 < ratio < 1.5, (
-                f"{size}: {n_flat} x {flat['spacing']} mm against {n} x {volume['spacing']} mm"
+                f"{profile}: {n_flat} x {flat_spacing} mm against {n} x {spacing} mm"
             )
 
 
 def test_a_public_address_comes_with_a_sha256_and_what_has_none_says_whose_it_is():
     for name in FILES:
         entry = datasets.describe(name)
-        if "url" in entry:
-            assert entry["url"].startswith("https://")
-            assert re.fullmatch("[0-9a-f]{64}", entry["sha256"])
-        assert entry["credit"]
-    assert "url" in datasets.describe("hippocampus")
+        if entry.url is not None:
+            assert entry.url.startswith("https://")
+            assert re.fullmatch("[0-9a-f]{64}", entry.sha256)
+        assert entry.credit
+    assert datasets.describe("hippocampus").url is not None
 
 
 def test_an_entry_like_another_takes_what_it_does_not_say_itself():
     cortex, whole = datasets.describe("oasis35-cortex"), datasets.describe("oasis35")
-    assert cortex["grids"] == whole["grids"] and cortex["licence"] == whole["licence"]
-    assert cortex["title"] != whole["title"]
+    assert cortex.grids == whole.grids and cortex.licence == whole.licence
+    assert cortex.title != whole.title
+    assert cortex.regions is not None and cortex.structures is None
+
+
+KNEES = """
+[knees]
+title = "Knees"
+licence = "CC0"
+structures = [["femur", [1]], ["tibia", [3, "5-7"]]]
+split = [3, 1, 2]
+grids.full-3d = { shape = [160, 192, 96], spacing = 0.5 }
+"""
+
+
+def write_table(folder, text):
+    path = folder / "datasets.toml"
+    path.write_text(text)
+    return path
+
+
+def test_one_grid_is_enough(tmp_path):
+    (entry,) = datasets.read_entries(write_table(tmp_path, KNEES)).values()
+    assert entry.name == "knees" and entry.dims == 3 and not entry.align
+    assert entry.grid("full", 3) == ((160, 192, 96), 0.5)
+    assert entry.grid("class", 3) == ((80, 96, 48), 1.0)
+    assert entry.grid("smoke", 3) == ((24, 24, 16), 4.0)  # 20 and 12 voxels are rounded up
+    for profile in datasets.PROFILES:
+        shape, spacing = entry.grid(profile, 3)
+        assert entry.grid(profile, 2) == (shape[:2], spacing)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (88, 104, 72), (160, 224, 192), (24, 48, 32)])
+@pytest.mark.parametrize("spacing", [0.7, 1.0, 1.1])
+def test_a_grid_that_follows_holds_the_volume_and_can_be_halved(shape, spacing):
+    entry = datasets.describe("hippocampus").model_copy(
+        update={"grids": {"full-3d": datasets.Grid(shape=shape, spacing=spacing)}}
+    )
+    for profile in ("class", "smoke"):
+        follows, larger = entry.grid(profile, 3)
+        datasets.check_sides(follows, 8)
+        assert min(follows) >= 16
+        for side, full in zip(follows, shape, strict=True):
+            assert side * larger > (full - 1e-6) * spacing
+            assert side == 16 or (side - 8) * larger < full * spacing
+    assert max(entry.grid("smoke", 3)[0]) <= 24
+
+
+def test_what_is_said_of_a_grid_comes_before_what_follows(tmp_path):
+    text = KNEES + "grids.class-3d = { shape = [48, 48, 48], spacing = 2.0 }\n"
+    (entry,) = datasets.read_entries(write_table(tmp_path, text)).values()
+    assert entry.grid("class", 3) == ((48, 48, 48), 2.0)
+    assert entry.grid("class", 2) == ((48, 48), 2.0)
+
+
+def test_without_a_grid_to_follow_from_it_is_said_what_to_add():
+    entry = datasets.describe("hippocampus")
+    flat = entry.model_copy(update={"grids": {"full-2d": entry.grids["full-2d"]}})
+    assert flat.grid("full", 2) == entry.grid("full", 2)
+    with pytest.raises(
+        UserError, match=r"no grid class-3d, and no full-3d.*: add grids.full-3d = "
+    ):
+        flat.grid("class", 2)
+
+
+@pytest.mark.parametrize(
+    "split, smoke, middle, full",
+    [
+        ("split = [3, 1, 2]", [3, 1, 2], [3, 1, 2], [3, 1, 2]),
+        ("split.full = [9, 2, 3]", [9, 2, 3], [9, 2, 3], [9, 2, 3]),
+        ("split = { smoke = [3, 1, 2], full = [9, 2, 3] }", [3, 1, 2], [9, 2, 3], [9, 2, 3]),
+        ("split.smoke = [3, 1, 2]", [3, 1, 2], [3, 1, 2], [3, 1, 2]),
+        ("split.published = [5, 2, 4]", [5, 2, 4], [5, 2, 4], [5, 2, 4]),
+    ],
+)
+def test_a_profile_without_sizes_takes_those_of_another(tmp_path, split, smoke, middle, full):
+    path = write_table(tmp_path, KNEES.replace("split = [3, 1, 2]", split))
+    entry = datasets.read_entries(path)["knees"]
+    assert [entry.split_sizes(profile) for profile in datasets.PROFILES] == [smoke, middle, full]
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ("title", "titel", "knees: title is missing; there is no key 'titel': did you mean"),
+        ("licence", "licence = 'x'\ncolour", "there is no key 'colour': choose from title, "),
+        ('licence = "CC0"', "", "knees: licence is missing"),
+        ("[3, 1, 2]", "[3, 1]", "split.full.2 is missing"),
+        ("[3, 1, 2]", "[0, 1, 2]", "at least one for train"),
+        ("split =", "split.tiny =", "split: there is no profile 'tiny': choose from smoke, "),
+        ("grids.full-3d", "grids.huge-3d", "grids: there is no grid 'huge-3d': choose from smoke-"),
+        ("160", "161", "grids: every side must be divisible by 8"),
+        ("160, 192, 96", "160, 192", r"grids: full-3d wants 3 sides, got \[160, 192\]"),
+        ("0.5", "0.0", "grids.full-3d.spacing: input should be greater than 0, got 0.0"),
+        ('"5-7"', '"5 to 7"', "such as 44 or \"49-52\" were wanted, got '5 to 7'"),
+        ('["femur", [1]], ["tibia", [3, "5-7"]]', '["femur", []]', "'femur' has no label number"),
+        ("structures = ", "anatomy = 'knee'\nstructures = ", "got anatomy and structures"),
+        ('structures = [["femur", [1]], ["tibia", [3, "5-7"]]]', "", "got none of them"),
+        ('[["femur", [1]], ["tibia", [3, "5-7"]]]', '[["femur", [1]]]\ndims = 4', "dims: input "),
+        ("structures = ", "url = 'https://x'\nstructures = ", "a url wants the sha256"),
+        ("structures = ", "like = 'heads'\nstructures = ", "like 'heads': another table of this"),
+        ("[knees]", "[knees", "not valid TOML"),
+        ("[knees]", "knees = 3\n[a]", "a table for each data set was wanted, got knees = 3"),
+    ],
+)
+def test_a_mistake_in_an_entry_is_one_sentence_that_names_the_file(tmp_path, old, new, said):
+    path = write_table(tmp_path, KNEES.replace(old, new))
+    with pytest.raises(UserError, match=said) as caught:
+        datasets.read_entries(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_an_unknown_anatomy_in_an_entry_is_one_sentence(tmp_path):
+    text = KNEES.replace('structures = [["femur", [1]], ["tibia", [3, "5-7"]]]', 'anatomy = "hip"')
+    with pytest.raises(UserError, match="anatomy: the anatomy must be one of brain, knee, got 'hi"):
+        datasets.read_entries(write_table(tmp_path, text))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_entry_survives_json(name):
+    entry = datasets.describe(name)
+    kept = json.loads(json.dumps(entry.model_dump(mode="json")))
+    assert Entry.model_validate(kept) == entry
+
+
+def test_a_cohort_is_loaded_from_an_entry_that_a_run_kept(hippocampus, monkeypatch):
+    kept = json.loads(json.dumps(datasets.describe("hippocampus").model_dump(mode="json")))
+    wanted = load()
+    monkeypatch.delitem(datasets.manifest(), "hippocampus")  # the kit no longer knows it
+    found = load(Entry.model_validate(kept))
+    assert found.fingerprint == wanted.fingerprint and found.name == "hippocampus"
+    assert torch.equal(found.train[0].image, wanted.train[0].image)
 
 
 @pytest.mark.parametrize(
@@ -143,16 +284,16 @@ def test_an_unknown_name_gets_a_suggestion_and_the_list(wrong, close):
         assert f"did you mean {close!r}" in str(caught.value)
 
 
-@pytest.mark.parametrize("options", [{"size": "tiny"}, {"dims": 4}, {"dims": 1}])
-def test_a_wrong_size_or_dimension_is_refused_before_anything_is_read(options):
+@pytest.mark.parametrize("options", [{"profile": "tiny"}, {"dims": 4}, {"dims": 1}])
+def test_a_wrong_profile_or_dimension_is_refused_before_anything_is_read(options):
     with pytest.raises(
-        ValueError, match=r"size must be one of smoke, class, full and dims 2 or 3, got"
+        ValueError, match=r"profile must be one of smoke, class, full and dims 2 or 3, got"
     ):
         load("phantom-brain", **options)
 
 
 def test_numbers_and_ranges_of_labels_are_expanded():
-    assert list(datasets._expand([44, "49-52", 45])) == [44, 49, 50, 51, 52, 45]
+    assert list(expand([44, "49-52", 45])) == [44, 49, 50, 51, 52, 45]
 
 
 # --- phantoms -------------------------------------------------------------------------------------
@@ -162,12 +303,10 @@ def test_numbers_and_ranges_of_labels_are_expanded():
 @pytest.mark.parametrize("name", PHANTOMS)
 def test_a_phantom_cohort_has_its_grid_its_split_and_its_truth(name, dims, capsys):
     entry, cohort = datasets.describe(name), load(name, dims=dims)
-    grid = entry["grids"][f"smoke-{dims}d"]
-    assert entry["licence"] in capsys.readouterr().out
-    assert cohort.shape == tuple(grid["shape"]) and cohort.spacing == grid["spacing"]
-    assert [len(part) for part in (cohort.train, cohort.validation, cohort.test)] == entry["split"][
-        "smoke"
-    ]
+    assert entry.licence in capsys.readouterr().out
+    assert (cohort.shape, cohort.spacing) == entry.grid("smoke", dims)
+    parts = (cohort.train, cohort.validation, cohort.test)
+    assert [len(part) for part in parts] == entry.split_sizes("smoke")
     assert len({scan.subject for scan in cohort.scans}) == len(cohort.scans)
     assert all(scan.labels is not None for scan in cohort.scans)
     truth = cohort.truth(cohort.train[0], cohort.test[0])
@@ -208,17 +347,17 @@ def test_each_scan_keeps_its_own_labels_and_a_voxel_leads_back_to_its_file(hippo
 
 
 def middle_plane(flat, volume, spacing):
-    """World points of a 2D scan's voxels, as voxels of the 3D scan: the third must be the middle."""
+    """Two corners of a 2D scan, as voxels of the 3D scan: (3, 2); the third must be the middle."""
     corners = torch.tensor(
         [[0, 0, 0, 1], [*(n - 1 for n in flat.shape), 0, 1]], dtype=torch.float64
     ).T
     return (torch.linalg.inv(volume.affine) @ flat.affine @ corners)[:3]
 
 
-@pytest.mark.parametrize("size", ["smoke", "class"])
-def test_a_2d_scan_is_the_middle_plane_of_the_3d_scan(hippocampus, monkeypatch, size):
-    monkeypatch.setitem(datasets.describe("hippocampus")["split"], "class", [4, 2, 3])
-    flat, volume = (load(size=size, dims=dims) for dims in (2, 3))
+@pytest.mark.parametrize("profile", ["smoke", "class"])
+def test_a_2d_scan_is_the_middle_plane_of_the_3d_scan(hippocampus, monkeypatch, profile):
+    change_entry(monkeypatch, "hippocampus", split=dict.fromkeys(datasets.PROFILES, (4, 2, 3)))
+    flat, volume = (load(profile=profile, dims=dims) for dims in (2, 3))
     for one, other in zip(flat.scans, volume.scans, strict=True):
         assert one.id == other.id
         first, last = middle_plane(one, other, volume.spacing).T
@@ -239,13 +378,13 @@ def test_the_fingerprint_is_that_of_the_files_not_of_what_an_alignment_made_of_t
 ):
     cohort = load()
     monkeypatch.setattr(
-        datasets,
+        grid_module,
         "align",
         lambda scans, originals, reference: [
             replace(scan, image=scan.image * (1 + 1e-6)) for scan in scans
         ],
     )
-    monkeypatch.setitem(datasets.describe("hippocampus"), "align", True)
+    change_entry(monkeypatch, "hippocampus", align=True)
     assert load().fingerprint == cohort.fingerprint
     prints = {cohort.fingerprint, load(seed=1).fingerprint, load(dims=2).fingerprint}
     name = cohort.train[0].id
@@ -366,7 +505,7 @@ def write_cortex(folder):
 
 def test_regions_are_named_by_dataset_json_left_and_right_merged(home, monkeypatch):
     write_cortex(home / "oasis35")
-    monkeypatch.setitem(datasets.describe("oasis35-cortex")["split"], "published", [2, 3, 3])
+    change_entry(monkeypatch, "oasis35-cortex", split={"published": (2, 3, 3)})
     cohort = load("oasis35-cortex")
     assert cohort.structures == ("background", "anterior cingulate gyrus")
     assert sorted(ids(cohort.test)) == ["oasis_5", "oasis_6", "oasis_7"]
@@ -548,8 +687,7 @@ def test_a_cohort_that_is_not_there_is_downloaded_into_the_cache(
     server, home, tmp_path, monkeypatch, capsys
 ):
     server.body = task04(tmp_path)
-    entry = {**datasets.describe("hippocampus"), "url": server.url, "sha256": sha256(server.body)}
-    monkeypatch.setattr(datasets, "manifest", lambda: {"hippocampus": entry})
+    change_entry(monkeypatch, "hippocampus", url=server.url, sha256=sha256(server.body))
     first, second = load(), load()
     assert ids(first.scans) == ids(second.scans)
     assert server.requests == 1
@@ -700,7 +838,7 @@ def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_network(cache, monk
     def full_disk(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(datasets.pooch, "retrieve", full_disk)
+    monkeypatch.setattr(fetch.pooch, "retrieve", full_disk)
     with pytest.raises(OSError, match="No space left on device") as caught:
         datasets.download("http://127.0.0.1/a.tar", "0" * 64, cache / "hippocampus")
     assert not isinstance(caught.value, ConnectionError)
@@ -783,7 +921,7 @@ def test_the_twelve_structures_hold_the_voxels_of_their_numbers(oasis, real_data
         "cerebellar white matter": [40, 41],
     }
     entry = datasets.describe("oasis35")
-    structures, lookup = datasets._structures(entry, real_data / "oasis35")
+    structures, lookup = datasets.structures_of(entry, real_data / "oasis35")
     assert structures == ("background", *numbers) == oasis["oasis35", 3].structures
     for stub in (oasis["oasis35", 3].train[0], oasis["oasis35", 3].test[0]):
         array = label_array(real_data, stub)
@@ -812,7 +950,7 @@ def test_the_cortex_has_each_region_once_left_and_right_merged(oasis, real_data)
     names = cohort.structures[1:]
     assert len(set(names)) == len(names) == 49
     assert not any(word in name for name in names for word in ("Left", "Right"))
-    _, lookup = datasets._structures(datasets.describe("oasis35-cortex"), real_data / "oasis35")
+    _, lookup = datasets.structures_of(datasets.describe("oasis35-cortex"), real_data / "oasis35")
     wanted = [int(number) for number in published(real_data)["labels"] if 100 <= int(number) <= 207]
     assert sorted(lookup) == sorted(wanted) and len(wanted) == 98
     assert all(list(lookup.values()).count(index) == 2 for index in range(1, 50))

@@ -26,7 +26,7 @@ def case(moving, fixed):
 
 
 def assert_equally_often(counts, wanted):
-    """All of ``wanted`` and nothing else, each within five standard deviations of an equal share."""
+    """All of ``wanted`` and nothing else, each within five standard deviations of its share."""
     assert set(counts) == set(wanted)
     total, share = sum(counts.values()), 1 / len(wanted)
     assert all(

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from deepatlas import data, phantom
+from deepatlas import phantom
+from deepatlas.datasets import Entry, centred_affine, load_cohort, load_scan, resample
+from deepatlas.phantom import subjects
+from deepatlas.phantom.shapes import ball
 
 GRIDS = {2: ((96, 96), 1.8), 3: ((64, 80, 64), 2.4)}
 ANATOMIES = tuple(phantom.STRUCTURES)
@@ -43,7 +46,7 @@ def scans():
 def only_warped(monkeypatch):
     """Subjects that differ by their deformation alone: the same folds, no lesion, no osteophyte."""
     same = phantom.Variation(np.zeros(32, np.float32), np.zeros(3, np.float32), 0.0)
-    monkeypatch.setattr(phantom, "_variation", lambda *subject: same)
+    monkeypatch.setattr(subjects, "draw_variation", lambda *subject: same)
 
 
 def dice(one, other, anatomy):
@@ -103,7 +106,7 @@ def test_the_same_numbers_give_the_same_bits_and_others_another_subject(anatomy)
 def test_another_grid_shows_the_same_subject(scans):
     fine = scans["brain", 3][0]
     coarse = phantom.make_scan("brain", 0, (32, 40, 32), spacing=4.8)
-    resampled = data.resample(fine, coarse.affine, coarse.shape)
+    resampled = resample(fine, coarse.affine, coarse.shape)
     assert dice(resampled.labels, coarse.labels, "brain")["cerebellum"] > 0.93
     assert (
         torch.corrcoef(torch.stack([resampled.image.flatten(), coarse.image.flatten()]))[0, 1]
@@ -135,7 +138,7 @@ def test_some_neighbours_share_their_grey_value(scans):
 def test_a_subject_s_map_has_an_inverse(anatomy, dims):
     points = points_in_the_body(dims)
     for subject in range(4):
-        motion = phantom._motion(anatomy, 0, subject, dims)
+        motion = subjects.draw_motion(anatomy, 0, subject, dims)
         residual = np.linalg.norm(motion.to_world(motion.to_template(points)) - points, axis=1)
         assert residual.max() < 0.1 * GRIDS[dims][1]
         # mm: and it moves
@@ -214,11 +217,11 @@ def test_thin_structures_agree_at_the_exact_point(scans, anatomy, dims, only_war
     """
     moving, fixed = scans[anatomy, dims][2:]
     (to_world, voxels), (of_moving, _) = (
-        phantom._grid(scan.affine, scan.shape) for scan in (fixed, moving)
+        subjects.grid_of(scan.affine, scan.shape) for scan in (fixed, moving)
     )
     phi = phantom.true_deformation(moving, fixed).points[0].flatten(1).T.numpy()
-    seen = phantom._motion(anatomy, 0, 2, dims).to_template(phantom._apply(of_moving, phi))
-    wanted = phantom._motion(anatomy, 0, 3, dims).to_template(phantom._apply(to_world, voxels))
+    seen = subjects.draw_motion(anatomy, 0, 2, dims).to_template(subjects.apply(of_moving, phi))
+    wanted = subjects.draw_motion(anatomy, 0, 3, dims).to_template(subjects.apply(to_world, voxels))
     assert np.abs(seen - wanted).max() < 0.05  # mm
 
 
@@ -227,8 +230,8 @@ def test_a_resampled_and_turned_scan_keeps_its_truth(scans):
     turn = torch.eye(4, dtype=torch.float64)
     turn[:2, :2] = torch.tensor([[0.96, -0.28], [0.28, 0.96]])
     turn[:3, 3] = torch.tensor([3.0, -2.0, 1.0])
-    turned = data.resample(fixed, turn @ fixed.affine, fixed.shape)
-    coarse = data.resample(moving, data.centred_affine(moving, (40, 48, 40), 3.6), (40, 48, 40))
+    turned = resample(fixed, turn @ fixed.affine, fixed.shape)
+    coarse = resample(moving, centred_affine(moving, (40, 48, 40), 3.6), (40, 48, 40))
     truth = phantom.true_deformation(coarse, turned)
     scores = dice(warp_labels(truth, coarse.labels, "knee"), turned.labels, "knee")
     assert scores["femur"] > 0.93 and scores["tibia"] > 0.93
@@ -273,13 +276,10 @@ def test_the_brain_passes_for_mri(real_data):
     shape, spacing = (40, 48, 40), 4.0
     files = sorted((real_data / "oasis35" / "imagesTr").glob("*.nii.gz"))[:6]
     scans = [
-        data.load_scan(file, None, id=file.name, subject=file.name, structures={}) for file in files
+        load_scan(file, None, id=file.name, subject=file.name, structures={}) for file in files
     ]
     real = described(
-        [
-            data.resample(scan, data.centred_affine(scan, shape, spacing), shape).image
-            for scan in scans
-        ]
+        [resample(scan, centred_affine(scan, shape, spacing), shape).image for scan in scans]
     )
     ours = described(
         [phantom.make_scan("brain", i, shape, spacing=spacing).image for i in range(6)]
@@ -287,6 +287,46 @@ def test_the_brain_passes_for_mri(real_data):
     assert ours[0] == pytest.approx(real[0], rel=0.1)
     assert np.abs(np.cumsum(ours[1]) - np.cumsum(real[1])).max() < 0.1
     assert ours[2] == pytest.approx(real[2], rel=0.25)
+
+
+def test_a_third_anatomy_is_one_row(monkeypatch):
+    def apple(p, variation):
+        flesh = ball(p, np.float32([0, 0, 0]), 40)
+        core = ball(p, np.float32([0, 0, 0]), 12 + variation.radius)
+        return [
+            phantom.Layer("flesh", flesh, "juice"),
+            phantom.Layer("core", core, "pip"),
+        ]
+
+    row = phantom.Anatomy(
+        structures=("background", "flesh", "core"),
+        tissues={"juice": 0.8, "pip": 0.3},
+        template=apple,
+        plane=np.float32([[0, 0, 0], [1, 0, 0], [0, 1, 0]]),
+        speed=2.0,
+        place=lambda rng, normal: normal,
+        air=True,
+    )
+    monkeypatch.setitem(phantom.ANATOMIES, "apple", row)
+    for shape in ((32, 32), (24, 24, 24)):
+        moving, fixed = (phantom.make_scan("apple", i, shape, spacing=4.0) for i in (0, 1))
+        assert moving.id == "apple-s0-0000"
+        assert set(moving.labels.unique().tolist()) == {0, 1, 2}
+        phi = phantom.true_deformation(moving, fixed)
+        warped = phi.warp_labels(moving.labels[None])[0]
+        agree = (warped == fixed.labels).float().mean()
+        assert agree > (moving.labels == fixed.labels).float().mean()
+
+    entry = Entry(
+        name="apples",
+        title="Apples",
+        licence="CC0",
+        anatomy="apple",
+        split=(2, 1, 1),
+        grids={"full-3d": {"shape": (48, 48, 48), "spacing": 2.0}},
+    )
+    cohort = load_cohort(entry, profile="smoke", dims=2)
+    assert cohort.structures == row.structures and len(cohort.scans) == 4
 
 
 @pytest.mark.parametrize(

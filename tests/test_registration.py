@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from deepatlas import datasets
-from deepatlas.data import Scan, centred_affine, load_scan, resample
+from deepatlas.data import Scan
+from deepatlas.datasets import centred_affine, load_scan, resample
+from deepatlas.datasets.grid import align
 from deepatlas.evaluation import score_labels
-from deepatlas.registration import affine_matrices, align, optimise_pair, propagate_labels
+from deepatlas.registration import affine_matrices, optimise_pair, propagate_labels
 from deepatlas.warp import Deformation, voxel_grid
 
 SHAPES = {"2D": (32, 40), "3D": (24, 32, 24)}
@@ -224,8 +226,8 @@ def test_alignment_brings_real_scans_closer_than_centring(real_data, name, count
     on one grid.
     """
     entry = datasets.describe(name)
-    folder, grid = real_data / name, entry["grids"]["class-3d"]
-    structures, lookup = datasets._structures(entry, folder)
+    folder = real_data / name
+    structures, lookup = datasets.structures_of(entry, folder)
     items = [
         item
         for item in json.loads((folder / "dataset.json").read_text())["training"]
@@ -241,7 +243,7 @@ def test_alignment_brings_real_scans_closer_than_centring(real_data, name, count
         )
         for item in items
     ]
-    shape, spacing = tuple(grid["shape"]), grid["spacing"]
+    shape, spacing = entry.grid("class", 3)
     centred = [resample(scan, centred_affine(scan, shape, spacing), shape) for scan in raw]
     before, after = (
         dice_of_pairs(scans, structures) for scans in (centred, align(centred, raw, centred[0]))
