@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .data import Scan
+from .regimes import BASELINES, JOINT, NETWORK_OF, TITLES
+from .terms import TERMS
 from .warp import Deformation
 
 # Up to 8 structures: Okabe and Ito's colours, told apart by colour-blind readers; beyond,
@@ -106,30 +108,30 @@ def draw_moved_lattice(axes: Axes, phi: Deformation, step: int = 4) -> None:
     """The lattice of the fixed grid, its nodes drawn where phi leads, on *moving*: the middle axial
     plane.
     """
-    points = np.stack([middle_slice(channel) for channel in phi.points[0, :2]])  # (2, J, I)
-    for lines in (points[:, ::step], points[:, :, ::step].transpose(0, 2, 1)):
-        axes.plot(lines[0].T, lines[1].T, color="#D55E00", linewidth=0.7)
+    x, y = (middle_slice(channel) for channel in phi.points[0, :2])  # (J, I) each
+    # matplotlib draws a line for each column
+    axes.plot(x[::step].T, y[::step].T, color="#D55E00", linewidth=0.7)
+    axes.plot(x[:, ::step], y[:, ::step], color="#D55E00", linewidth=0.7)
 
 
 def scan_figure(scan: Scan, structures: Sequence[str] = ()) -> Figure:
     """The middle planes of a scan, sagittal, coronal and axial, and below them the same with its
     labels.
     """
-    planes = [(2, "")] if scan.image.ndim == 3 else [(0, "sagittal"), (1, "coronal"), (2, "axial")]
-    rows = 1 + (scan.labels is not None)
+    planes = {0: "sagittal", 1: "coronal", 2: "axial"}  # axis across the plane -> title
+    if scan.image.ndim == 3:  # (1, I, J)
+        planes = {2: ""}
+    rows = 1 if scan.labels is None else 2
+    size = (3.4 * len(planes), 3.4 * rows)
     figure, grid = plt.subplots(
-        rows,
-        len(planes),
-        figsize=(3.4 * len(planes), 3.4 * rows),
-        squeeze=False,
-        layout="constrained",
+        rows, len(planes), figsize=size, squeeze=False, layout="constrained"
     )
-    count = len(structures) or int(scan.labels.max()) + 1 if rows == 2 else 0
-    for cells, (normal, title) in zip(grid.T, planes, strict=True):
-        for row, cell in enumerate(cells):
-            draw_image(cell, _facing(scan.image, normal), title if row == 0 else "")
-            if row:
-                draw_labels(cell, _facing(scan.labels[None], normal)[0], count)
+    for cells, (normal, title) in zip(grid.T, planes.items(), strict=True):
+        draw_image(cells[0], _facing(scan.image, normal), title)
+        if scan.labels is not None:
+            count = len(structures) or int(scan.labels.max()) + 1
+            draw_image(cells[1], _facing(scan.image, normal))
+            draw_labels(cells[1], _facing(scan.labels[None], normal)[0], count)
     return figure
 
 
@@ -145,35 +147,40 @@ def registration_figure(
 ) -> Figure:
     """The middle axial plane of moving, with the lattice that phi carries there, of fixed, of
     warped with the lattice it pulled, and of the two's difference and det J."""
-    labelled = [scan.labels for scan in (moving, fixed) if scan.labels is not None]
-    count = len(structures) or 1 + max((int(labels.max()) for labels in labelled), default=0)
+    count = len(structures) or 1 + max(_largest_label(moving), _largest_label(fixed))
     warped = phi.warp(moving.image[None])[0]
+    warped_labels = None
+    if moving.labels is not None:
+        warped_labels = phi.warp_labels(moving.labels[None].int())[0]
     figure, axes = plt.subplots(1, 5, figsize=(16, 3.4), layout="constrained")
     pictures = (
-        (moving.image, moving.labels),
-        (fixed.image, fixed.labels),
-        (warped, None if moving.labels is None else phi.warp_labels(moving.labels[None].int())[0]),
+        ("moving", moving.image, moving.labels),
+        ("fixed", fixed.image, fixed.labels),
+        ("warped", warped, warped_labels),
     )
-    for cell, title, (image, labels) in zip(
-        axes, ("moving", "fixed", "warped"), pictures, strict=False
-    ):
+    for cell, (title, image, labels) in zip(axes[:3], pictures, strict=True):
         draw_image(cell, image, title)
         if labels is not None:
             draw_labels(cell, labels, count)
     draw_moved_lattice(axes[0], phi)
     draw_grid(axes[2], phi)
-    maps = (
-        ((warped - fixed.image)[0], 0, "warped - fixed"),
-        (phi.jacobian_determinant()[0], 1, "det J"),
-    )
-    for cell, (values, centre, title) in zip(axes[3:], maps, strict=True):
-        shown = cell.imshow(
-            middle_slice(values), cmap="RdBu_r", vmin=centre - 1, vmax=centre + 1, origin="lower"
-        )
-        cell.set_title(title, fontsize=9)
-        cell.set_axis_off()
-        figure.colorbar(shown, ax=cell, shrink=0.7)
+    _draw_map(axes[3], (warped - fixed.image)[0], 0, "warped - fixed")
+    _draw_map(axes[4], phi.jacobian_determinant()[0], 1, "det J")
     return figure
+
+
+def _largest_label(scan: Scan) -> int:
+    return 0 if scan.labels is None else int(scan.labels.max())
+
+
+def _draw_map(axes: Axes, values: Tensor, centre: float, title: str) -> None:
+    """The middle slice of values (I, J, K), white at ``centre``, with a scale beside it."""
+    shown = axes.imshow(
+        middle_slice(values), cmap="RdBu_r", vmin=centre - 1, vmax=centre + 1, origin="lower"
+    )
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()
+    axes.figure.colorbar(shown, ax=axes, shrink=0.7)
 
 
 def deformations_figure(
@@ -211,20 +218,18 @@ def sweep_figure(table: pd.DataFrame) -> Figure:
 
 
 def training_figure(
-    curves: Mapping[str, Mapping], slices: Mapping[str, Tensor], count: int
+    lines: Mapping[str, Mapping], slices: Mapping[str, Tensor], count: int
 ) -> Figure:
     """Loss terms and validation Dice against the step, and the middle slice of one pair as the
     networks see it.
 
-    ``count``: structures, the background included.
+    ``lines``: name -> {"x": steps, "y": values}. ``count``: structures, the background included.
     """
-    figure, axes = plt.subplots(
-        1, len(curves) + 2, figsize=(2.6 * (len(curves) + 2), 2.6), layout="constrained"
-    )
-    for cell, (name, points) in zip(axes, curves.items(), strict=False):
-        cell.plot(
-            points["x"], points["y"], marker="." if len(points["x"]) < 20 else "", linewidth=1
-        )
+    columns = len(lines) + 2
+    figure, axes = plt.subplots(1, columns, figsize=(2.6 * columns, 2.6), layout="constrained")
+    for cell, (name, points) in zip(axes, lines.items(), strict=False):
+        marker = "." if len(points["x"]) < 20 else ""
+        cell.plot(points["x"], points["y"], marker=marker, linewidth=1)
         cell.set_title(name, fontsize=9)
         cell.set_xlabel("step", fontsize=8)
     for cell, name in zip(axes[-2:], ("fixed", "warped"), strict=True):
@@ -235,9 +240,8 @@ def training_figure(
     if "labels" in slices:
         draw_labels(axes[-2], slices["labels"], count)
     if "u0" in slices:
-        draw_grid(
-            axes[-1], Deformation(torch.stack([slices["u0"], slices["u1"]])[None].float() / 64)
-        )
+        u = torch.stack([slices["u0"], slices["u1"]])[None]  # (1, 2, I, J), in 1/64 voxel
+        draw_grid(axes[-1], Deformation(u.float() / 64))
     return figure
 
 
@@ -246,45 +250,40 @@ def example_figure(example: Mapping, structures: Sequence[str]) -> Figure:
     grid below.
     """
     count = len(structures)
-    arms = {"reg_baseline": "baseline", "deepatlas": "DeepAtlas"}
     figure, axes = plt.subplots(2, 5, figsize=(12.5, 5.6), layout="constrained")
-    for cell, (labels, title) in zip(
-        axes[0],
-        [
-            (None, "fixed"),
-            (example["fixed_labels"], "expert's labels"),
-            (example["labels_seg_baseline"], "segmentation: baseline"),
-            (example["labels_deepatlas"], "segmentation: DeepAtlas"),
-        ],
-        strict=False,
-    ):
+    above = [(None, "fixed"), (example["fixed_labels"], "expert's labels")]
+    for regime in (BASELINES["seg"], JOINT):
+        above.append((example[f"labels_{regime}"], f"segmentation: {TITLES[regime]}"))
+    for cell, (labels, title) in zip(axes[0, :4], above, strict=True):
         draw_image(cell, example["fixed"], title)
         if labels is not None:
             draw_labels(cell, labels, count)
     axes[0, 4].set_axis_off()
-    shown = dict(zip(structures[1:], colours(count - 1), strict=True))
-    handles = [
-        plt.Line2D([], [], marker="s", linestyle="", color=colour) for colour in shown.values()
-    ]
     if count <= 14:
-        axes[0, 4].legend(handles, shown, fontsize=8, loc="center", frameon=False)
+        handles = [_square(colour) for colour in colours(count - 1)]
+        axes[0, 4].legend(handles, structures[1:], fontsize=8, loc="center", frameon=False)
     draw_image(axes[1, 0], example["moving"], "moving")
-    for cells, (key, title) in zip((axes[1, 1:3], axes[1, 3:5]), arms.items(), strict=True):
-        phi = Deformation(example[f"u_{key}"])
-        draw_image(cells[0], phi.warp(example["moving"][None])[0], f"warped: {title}")
-        draw_image(cells[1], example["fixed"], f"its grid on fixed: {title}")
-        draw_grid(cells[1], phi)
+    for regime, (warped, fixed) in ((BASELINES["reg"], axes[1, 1:3]), (JOINT, axes[1, 3:5])):
+        phi = Deformation(example[f"u_{regime}"])
+        draw_image(warped, phi.warp(example["moving"][None])[0], f"warped: {TITLES[regime]}")
+        draw_image(fixed, example["fixed"], f"its grid on fixed: {TITLES[regime]}")
+        draw_grid(fixed, phi)
     figure.suptitle(example["name"], fontsize=10)
     return figure
+
+
+def _square(colour: object) -> plt.Line2D:
+    return plt.Line2D([], [], marker="s", linestyle="", color=colour)
 
 
 def dice_boxes(scores: pd.DataFrame, task: str, titles: Mapping[str, str]) -> Figure:
     """Dice of each test case (mean over its structures), a box for each regime of one ``task``; a
     dot is a case.
     """
-    rows = scores[scores["task"] == task].groupby(["regime", "case"], sort=False)["dice"].mean()
-    regimes = list(dict.fromkeys(rows.index.get_level_values("regime")))
-    values = [100 * rows[regime].dropna().to_numpy() for regime in regimes]
+    of_task = scores[scores["task"] == task]
+    dice = 100 * of_task.groupby(["regime", "case"], sort=False)["dice"].mean()
+    regimes = list(dict.fromkeys(dice.index.get_level_values("regime")))
+    values = [dice[regime].dropna().to_numpy() for regime in regimes]
     figure, axes = plt.subplots(figsize=(9, 0.45 * len(regimes) + 1.2), layout="constrained")
     axes.boxplot(
         values,
@@ -295,15 +294,9 @@ def dice_boxes(scores: pd.DataFrame, task: str, titles: Mapping[str, str]) -> Fi
     )
     jitter = np.random.default_rng(0)
     for row, points in enumerate(values, 1):
-        axes.plot(
-            points,
-            row + jitter.uniform(-0.15, 0.15, len(points)),
-            ".",
-            color="#0072B2",
-            markersize=4,
-            alpha=0.6,
-        )
-    axes.set_yticks(range(1, len(regimes) + 1), [titles[regime] for regime in regimes])
+        heights = row + jitter.uniform(-0.15, 0.15, len(points))
+        axes.plot(points, heights, ".", color="#0072B2", markersize=4, alpha=0.6)
+    axes.set_yticks(range(1, len(regimes) + 1), [titles.get(regime, regime) for regime in regimes])
     axes.invert_yaxis()
     axes.set_xlabel("Dice, % (mean over structures)")
     axes.set_title(task.capitalize())
@@ -318,31 +311,26 @@ def cases_figure(turn: str) -> Figure:
     Blue: an expert's labels. Orange: what learns. Grey: what gets no gradient.
     """
     blue, orange, grey = "#0072B2", "#D55E00", "#777777"
-    learns = {"seg": orange if turn == "seg" else grey, "phi": orange if turn == "reg" else grey}
+    seg_colour, phi_colour = (orange, grey) if turn == "seg" else (grey, orange)
     figure, grid = plt.subplots(2, 2, figsize=(10, 5.6), layout="constrained")
     for axes, (moving, fixed) in zip(grid.flat, product((True, False), repeat=2), strict=True):
         counts = turn == "reg" or moving != fixed
-        why = "counts" if counts else "0: no $F_S$ in it" if moving else "0: two guesses agree"
-        names = ("labelled" if moving else "unlabelled", "labelled" if fixed else "unlabelled")
-        axes.set_title(f"moving {names[0]}, fixed {names[1]}", fontsize=10)
-        guess = learns["seg"] if counts else grey
+        why = "counts"
+        if not counts:
+            why = "0: no $F_S$ in it" if moving else "0: two guesses agree"
+        m, f = ("labelled" if known else "unlabelled" for known in (moving, fixed))
+        axes.set_title(f"moving {m}, fixed {f}", fontsize=10)
+        guess = seg_colour if counts else grey
         for x, letter, known in ((0.14, "m", moving), (0.86, "f", fixed)):
             _box(axes, x, 0.85, f"$I_{letter}$", "black")
-            _box(
-                axes,
-                x,
-                0.45,
-                f"$S_{letter}$, expert" if known else f"$F_S(I_{letter})$, guess",
-                blue if known else guess,
-            )
+            if known:
+                _box(axes, x, 0.45, f"$S_{letter}$, expert", blue)
+            else:
+                _box(axes, x, 0.45, f"$F_S(I_{letter})$, guess", guess)
             axes.annotate("", (x, 0.54), (x, 0.76), arrowprops={"arrowstyle": "->", "color": grey})
-        _box(axes, 0.5, 0.85, "$\\varphi = F_R(I_m, I_f)$", learns["phi"])
-        axes.annotate(
-            "",
-            (0.66, 0.45),
-            (0.34, 0.45),
-            arrowprops={"arrowstyle": "<->", "color": "black", "linestyle": "-" if counts else ":"},
-        )
+        _box(axes, 0.5, 0.85, "$\\varphi = F_R(I_m, I_f)$", phi_colour)
+        arrow = {"arrowstyle": "<->", "color": "black", "linestyle": "-" if counts else ":"}
+        axes.annotate("", (0.66, 0.45), (0.34, 0.45), arrowprops=arrow)
         axes.text(0.5, 0.53, "$\\circ\\,\\varphi$, then $L_a$", ha="center", fontsize=9)
         axes.text(0.5, 0.34, why, ha="center", fontsize=9, style="italic")
         if turn == "reg":
@@ -371,106 +359,105 @@ def _box(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
     )
 
 
-def curves_figure(curves: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+def dice_against_n_figure(points: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """Dice against N, the number of labelled scans, with intervals: cohorts across, segmentation
     above registration.
 
-    ``curves`` has the columns dataset, task, regime, labelled, mean, low, high; ``titles`` the
+    ``points`` has the columns dataset, task, regime, labelled, mean, low, high; ``titles`` the
     regimes to draw.
     """
-    datasets, tasks = list(dict.fromkeys(curves["dataset"])), ["segmentation", "registration"]
+    datasets, tasks = list(points["dataset"].unique()), list(NETWORK_OF)
     figure, grid = plt.subplots(
-        2,
+        len(tasks),
         len(datasets),
         figsize=(3.4 * len(datasets) + 1.6, 6),
         layout="constrained",
         squeeze=False,
     )
-    shown = dict(
-        zip(dict.fromkeys(titles.values()), colours(len(set(titles.values()))), strict=True)
-    )
-    for (row, task), (column, dataset) in product(enumerate(tasks), enumerate(datasets)):
-        axes, some = (
-            grid[row, column],
-            curves[(curves["task"] == task) & (curves["dataset"] == dataset)],
+    distinct = list(dict.fromkeys(titles.values()))
+    colour_of = dict(zip(distinct, colours(len(distinct)), strict=True))
+    for cells, task in zip(grid, tasks, strict=True):
+        for axes, dataset in zip(cells, datasets, strict=True):
+            some = points[(points["task"] == task) & (points["dataset"] == dataset)]
+            _draw_dice_against_n(axes, some, titles, colour_of)
+            axes.set_title(f"{dataset}: {task}", fontsize=9)
+    _one_legend(figure, grid, distinct)
+    return figure
+
+
+def _draw_dice_against_n(
+    axes: Axes, points: pd.DataFrame, titles: Mapping[str, str], colour_of: Mapping[str, object]
+) -> None:
+    """A line with intervals for each regime of one cohort and task."""
+    there = set(points["regime"])
+    regimes = [key for key in titles if key in there]
+    for i, key in enumerate(regimes):
+        line = points[points["regime"] == key].sort_values("labelled")
+        beside = 1.04 ** (i - len(regimes) / 2)  # beside each other, not upon
+        axes.errorbar(
+            line["labelled"] * beside,
+            line["mean"],
+            [line["mean"] - line["low"], line["high"] - line["mean"]],
+            marker="o",
+            markersize=4,
+            capsize=2,
+            color=colour_of[titles[key]],
+            label=titles[key],
         )
-        arms = [key for key in titles if key in set(some["regime"])]
-        for i, key in enumerate(arms):
-            points = some[some["regime"] == key].sort_values("labelled")
-            x = points["labelled"] * 1.04 ** (i - len(arms) / 2)  # beside each other, not upon
-            axes.errorbar(
-                x,
-                points["mean"],
-                [points["mean"] - points["low"], points["high"] - points["mean"]],
-                marker="o",
-                markersize=4,
-                capsize=2,
-                color=shown[titles[key]],
-                label=titles[key],
-            )
-        ticks = sorted(some["labelled"].unique())
-        axes.set_xscale("log")
-        axes.set_xlim(0.7 * ticks[0], 1.4 * ticks[-1])
-        axes.set_xticks(ticks, [str(n) for n in ticks])
-        axes.minorticks_off()
-        axes.set_title(f"{dataset}: {task}", fontsize=9)
-        axes.set_xlabel("N, labelled scans", fontsize=8)
-        axes.set_ylabel("Dice, %", fontsize=8)
-        axes.grid(alpha=0.3)
-    named = {}
-    for axes in grid.flat:  # not every cohort has every arm
-        named |= {
-            label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-    order = [title for title in shown if title in named]
+    ticks = sorted(points["labelled"].unique())
+    axes.set_xscale("log")
+    axes.set_xlim(0.7 * ticks[0], 1.4 * ticks[-1])
+    axes.set_xticks(ticks, [str(n) for n in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("N, labelled scans", fontsize=8)
+    axes.set_ylabel("Dice, %", fontsize=8)
+    axes.grid(alpha=0.3)
+
+
+def _one_legend(figure: Figure, grid: np.ndarray, order: Sequence[str]) -> None:
+    """Beside the panels, for all of them: not every cohort has every regime."""
+    handle_of = {}
+    for axes in grid.flat:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handle_of[label] = handle
+    named = [title for title in order if title in handle_of]
     figure.legend(
-        [named[title] for title in order],
-        order,
+        [handle_of[title] for title in named],
+        named,
         loc="outside right center",
         fontsize=8,
         frameon=False,
     )
-    return figure
 
 
 def loss_curves(history: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """Every named loss term of every regime against its step, smoothed over a twentieth of the
     steps.
     """
-    regimes = list(dict.fromkeys(history["regime"]))
+    regimes = list(history["regime"].unique())
     columns = 3
+    rows = -(-len(regimes) // columns)
     figure, grid = plt.subplots(
-        -(-len(regimes) // columns),
-        columns,
-        figsize=(12, 2.4 * -(-len(regimes) // columns)),
-        layout="constrained",
-        squeeze=False,
+        rows, columns, figsize=(12, 2.4 * rows), layout="constrained", squeeze=False
     )
-    terms = [
-        ("similarity", "#0072B2"),
-        ("regularity", "#009E73"),
-        ("anatomy", "#D55E00"),
-        ("supervised", "#CC79A7"),
-    ]
     for axes, regime in zip(grid.flat, regimes, strict=False):
-        rows = history[history["regime"] == regime]
-        for (turn, turn_rows), style in zip(rows.groupby("turn"), ("-", "--"), strict=False):
-            for name, colour in terms:
-                if name in turn_rows and turn_rows[name].notna().any():
-                    smooth = (
-                        turn_rows[name].rolling(max(1, len(turn_rows) // 20), min_periods=1).mean()
-                    )
-                    axes.plot(
-                        turn_rows["step"],
-                        smooth,
-                        style,
-                        color=colour,
-                        label=f"{name} ({turn})",
-                        linewidth=1.2,
-                    )
-        axes.set_title(f"{titles[regime]} ({', '.join(sorted(rows['turn'].unique()))})", fontsize=9)
+        of_regime = history[history["regime"] == regime]
+        for (turn, losses), style in zip(of_regime.groupby("turn"), ("-", "--"), strict=False):
+            _draw_terms(axes, losses, turn, style)
+        turns = ", ".join(sorted(of_regime["turn"].unique()))
+        axes.set_title(f"{titles.get(regime, regime)} ({turns})", fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.legend(fontsize=7, frameon=False)
     for axes in grid.flat[len(regimes) :]:
         axes.set_axis_off()
     return figure
+
+
+def _draw_terms(axes: Axes, losses: pd.DataFrame, turn: str, style: str) -> None:
+    """A line for each term that the turns of one network have."""
+    window = max(1, len(losses) // 20)
+    for name, term in TERMS.items():
+        if name in losses and losses[name].notna().any():
+            smooth = losses[name].rolling(window, min_periods=1).mean()
+            label = f"{name} ({turn})"
+            axes.plot(losses["step"], smooth, style, color=term.colour, label=label, linewidth=1.2)

@@ -4,44 +4,26 @@ alone.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 
-from . import evaluation, experiments
-from .checkpoints import write_atomically
-from .regimes import REGIMES, spent
+from . import experiments, notebooks, places
+from .checkpoints import write_text
+from .errors import UserError
+from .evaluation.cohorts import per_structure, per_subject
+from .evaluation.statistics import holm, paired_comparison, share_of_gap_closed
+from .regimes import BASELINES, FULL, JOINT, NETWORK_OF, TITLES, rivals, spent
 
-if TYPE_CHECKING:
-    from nbformat import NotebookNode
-
-NOTEBOOK = experiments.PROJECT / "notebooks" / "experiment.ipynb"
-# a report asks no server
-OFFLINE = {"mathjax_url": "", "require_js_url": "", "jquery_url": "", "mermaid_js_url": ""}
-NETWORK = {"segmentation": "seg", "registration": "reg"}  # which network a task scores
-TITLES = {
-    "identity": "No registration",
-    "label_propagation": "Label propagation",
-    **{key: regime.title for key, regime in REGIMES.items()},
-}
-
-
-def rivals(task: str) -> tuple[str, ...]:
-    """The trained regimes that joint training is compared with in ``task``."""
-    short = NETWORK[task]
-    return f"{short}_baseline", f"{short}_control", f"semi_{short}", f"semi_{short}_control"
+# --- what stands in the folder --------------------------------------------------------------------
 
 
 def load_record(folder: Path) -> dict:
-    """The record of a finished run; ValueError if it is not finished."""
+    """The record of a finished run; UserError if it is not finished."""
     record = experiments.read_record(folder)
     if not record["finished"]:
-        raise ValueError(
+        raise UserError(
             f"{folder}: this run is not finished; start it again with the same parameters to go on"
         )
     return record
@@ -52,8 +34,12 @@ def load_scores(folder: Path) -> pd.DataFrame:
     return pd.read_csv(Path(folder) / "scores.csv", dtype={"case": str, "subject": str})
 
 
-def _arm(scores: pd.DataFrame, task: str, regime: str) -> pd.DataFrame:
-    return scores[(scores["task"] == task) & (scores["regime"] == regime)]
+def load_examples(folder: Path) -> list[dict]:
+    """The test pairs kept for figures: images, labels, guesses, displacements."""
+    return torch.load(Path(folder) / "examples.pt", weights_only=True)
+
+
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def results_table(folder: Path, *, titles: bool = True) -> pd.DataFrame:
@@ -62,25 +48,25 @@ def results_table(folder: Path, *, titles: bool = True) -> pd.DataFrame:
     Regimes by their titles, or without ``titles`` by their keys in ``REGIMES``. *steps* are those
     the network has taken in all, pretraining included; *seconds* those of this regime alone.
     """
-    record, scores = load_record(folder), load_scores(folder)
-    table, rows = experiments.parse(record["experiment"]).table, []
-    for (task, regime), arm in scores.groupby(["task", "regime"], sort=False):
-        dice = 100 * evaluation.per_subject(arm)
+    record = load_record(folder)
+    table = experiments.recorded_experiment(record).table
+    rows = []
+    for (task, regime), scores in load_scores(folder).groupby(["task", "regime"], sort=False):
+        dice = 100 * per_subject(scores)
         row = {
             "task": task,
-            "regime": TITLES[regime] if titles else regime,
+            "regime": _title(regime) if titles else regime,
             "Dice %": dice.mean(),
             "SD": dice.std(),
-            "NSD %": 100 * evaluation.per_subject(arm, "nsd").mean(),
-            "HD95 mm": evaluation.per_subject(arm, "hd95_mm").mean(),
+            "NSD %": 100 * per_subject(scores, "nsd").mean(),
+            "HD95 mm": per_subject(scores, "hd95_mm").mean(),
         }
         if task == "registration":
-            row |= {
-                "folds %": arm["folds_percent"].mean(),
-                "error voxels": arm["endpoint_voxels"].mean(),
-            }
-        steps = spent(table, regime, NETWORK[task], record["steps"]) if regime in table else 0
-        row |= {"steps": steps, "seconds": record["seconds"].get(regime, 0)}
+            row["folds %"] = scores["folds_percent"].mean()
+            row["error voxels"] = scores["endpoint_voxels"].mean()
+        trained = regime in table
+        row["steps"] = spent(table, regime, NETWORK_OF[task], record["steps"]) if trained else 0
+        row["seconds"] = record["seconds"].get(regime, 0)
         rows.append(row)
     return pd.DataFrame(rows).set_index(["task", "regime"]).dropna(axis="columns", how="all")
 
@@ -90,28 +76,25 @@ def structure_table(folder: Path, task: str) -> pd.DataFrame:
     scores = load_scores(folder)
     columns = {}
     for regime in scores.loc[scores["task"] == task, "regime"].unique():
-        table = 100 * evaluation.per_structure(_arm(scores, task, regime))
-        columns[TITLES[regime]] = table["mean"].map("{:.1f}".format) + table["sd"].map(
-            " ({:.1f})".format
-        )
+        dice = 100 * per_structure(_of(scores, task, regime))
+        means = dice["mean"].map("{:.1f}".format)
+        columns[_title(regime)] = means + dice["sd"].map(" ({:.1f})".format)
     return pd.DataFrame(columns)
 
 
 def comparison_table(folder: Path) -> pd.DataFrame:
-    """What joint training gains, paired over test subjects, in points of Dice; p corrected by Holm."""
+    """What joint training gains, paired over test subjects, in points of Dice; p by Holm."""
     scores = load_scores(folder)
+    there = set(scores["regime"])  # not every run has every regime
     rows = []
-    for task in NETWORK:
-        joint = 100 * evaluation.per_subject(_arm(scores, task, "deepatlas"))
-        for other in rivals(task):
-            if other not in set(scores["regime"]):
-                continue  # not every run has every arm
-            result = evaluation.paired_comparison(
-                joint, 100 * evaluation.per_subject(_arm(scores, task, other))
-            )
-            rows.append({"task": task, "DeepAtlas minus": TITLES[other], **result})
+    for task in NETWORK_OF:
+        joint = 100 * per_subject(_of(scores, task, JOINT))
+        for rival in rivals(task):
+            if rival in there:
+                found = paired_comparison(joint, 100 * per_subject(_of(scores, task, rival)))
+                rows.append({"task": task, "DeepAtlas minus": _title(rival), **found})
     table = pd.DataFrame(rows)
-    return table.assign(p=evaluation.holm(table["p"])).rename(columns={"p": "p (Holm)"})
+    return table.assign(p=holm(table["p"])).rename(columns={"p": "p (Holm)"})
 
 
 def gap_table(folder: Path) -> pd.DataFrame:
@@ -120,21 +103,26 @@ def gap_table(folder: Path) -> pd.DataFrame:
     """
     scores = load_scores(folder)
     rows = []
-    for task, short in NETWORK.items():
-        if f"{short}_full" not in set(scores["regime"]):
+    for task, network in NETWORK_OF.items():
+        if FULL[network] not in set(scores["regime"]):
             continue
-        arms = (
-            evaluation.per_subject(_arm(scores, task, key))
-            for key in (f"{short}_baseline", "deepatlas", f"{short}_full")
-        )
-        share = evaluation.share_of_gap_closed(*arms)
-        rows.append({"task": task, **{key: 100 * share[key] for key in ("share", "low", "high")}})
+        compared = (BASELINES[network], JOINT, FULL[network])
+        share = share_of_gap_closed(*(per_subject(_of(scores, task, key)) for key in compared))
+        percent = {key: 100 * share[key] for key in ("share", "low", "high")}
+        rows.append({"task": task, **percent})
     return pd.DataFrame(rows)
 
 
-def load_examples(folder: Path) -> list[dict]:
-    """The test pairs kept for figures: images, labels, guesses, displacements."""
-    return torch.load(Path(folder) / "examples.pt", weights_only=True)
+def _of(scores: pd.DataFrame, task: str, regime: str) -> pd.DataFrame:
+    return scores[(scores["task"] == task) & (scores["regime"] == regime)]
+
+
+def _title(regime: str) -> str:
+    """A regime that the table no longer has keeps its key."""
+    return TITLES.get(regime, regime)
+
+
+# --- the notebook ---------------------------------------------------------------------------------
 
 
 def report(folder: Path) -> Path:
@@ -143,53 +131,18 @@ def report(folder: Path) -> Path:
     """
     import nbconvert  # here: it takes seconds to load, and a machine that only trains lacks it
 
-    record, folder = load_record(folder), Path(folder).resolve()
+    parameters = load_record(folder)["experiment"]
+    folder = Path(folder).resolve()
     executed = folder / "experiment.ipynb"
     try:  # the notebook finds the run, whatever --root was
-        execute(NOTEBOOK, record["experiment"], executed, DEEPATLAS_RUNS=str(folder.parent))
-    except ValueError as error:
-        raise ValueError(
+        notebooks.execute(
+            places.EXPERIMENT, parameters, executed, DEEPATLAS_RUNS=str(folder.parent)
+        )
+    except UserError as error:
+        raise UserError(
             f"{error}; the scores are safe, and the same command tries the notebook again"
         ) from error
-    body, _ = nbconvert.HTMLExporter(exclude_input=True, **OFFLINE).from_filename(str(executed))
-    write_atomically(folder / "report.html", lambda file: file.write_text(body, encoding="utf-8"))
+    exporter = nbconvert.HTMLExporter(exclude_input=True, **notebooks.OFFLINE)
+    page, _ = exporter.from_filename(str(executed))
+    write_text(page, folder / "report.html")
     return folder / "report.html"
-
-
-def execute(
-    path: Path, parameters: Mapping[str, object], to: Path | None = None, **environment: str
-) -> NotebookNode:
-    """The notebook with its outputs, run with ``parameters`` in a kernel with these environment
-    variables.
-
-    As far as it gets it is kept in the file ``to``. Raises ValueError naming the file, and the cell
-    if a cell stops.
-    """
-    import papermill  # here: a machine that only trains lacks it
-
-    with _environment(environment):
-        try:
-            return papermill.execute_notebook(
-                str(path), to and str(to), parameters=parameters, cwd=str(path.parent)
-            )
-        except papermill.PapermillExecutionError as error:
-            at = f"{to or path}: cell {error.cell_index}"
-            raise ValueError(f"{at} stopped ({error.ename}: {error.evalue})") from error
-        # nbclient's DeadKernelError, jupyter_client's NoSuchKernel
-        except (RuntimeError, KeyError) as error:
-            raise ValueError(f"{to or path}: no kernel ran it to its end ({error})") from error
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for a while; a kernel inherits them."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from deepatlas import plots
+from deepatlas.regimes import BASELINES, JOINT, TITLES
+from deepatlas.terms import TERMS, Term
 from deepatlas.warp import Deformation
 
 
@@ -91,7 +93,58 @@ def test_boxes_and_curves_name_every_regime():
     plt.close("all")
 
 
-def test_dice_against_n_has_an_interval_for_every_arm():
+def test_a_term_has_its_colour_and_a_new_one_is_drawn(monkeypatch):
+    """In the order of the table; what is in the history and not in the table is not drawn."""
+    monkeypatch.setitem(TERMS, "curl", Term(1.0, "#123456"))
+    names = [*TERMS, "zebra"]
+    rows = [{"regime": "a", "turn": "reg", "step": i, **dict.fromkeys(names, 0.5)} for i in (1, 2)]
+    axes = plots.loss_curves(pd.DataFrame(rows), {"a": "First"}).axes[0]
+    drawn = {line.get_label(): line.get_color() for line in axes.lines}
+    assert drawn == {f"{name} (reg)": term.colour for name, term in TERMS.items()}
+    assert list(drawn)[:4] == [
+        f"{name} (reg)" for name in ("similarity", "regularity", "anatomy", "supervised")
+    ]
+    assert drawn["curl (reg)"] == "#123456"
+    plt.close("all")
+
+
+def test_a_regime_that_the_table_lacks_keeps_its_key():
+    """As in the folder of an older run."""
+    scores = pd.DataFrame({"task": "registration", "regime": "zebra", "case": "1", "dice": [0.5]})
+    figure = plots.dice_boxes(scores, "registration", TITLES)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["zebra"]
+    history = pd.DataFrame({"regime": ["zebra"], "step": [1], "turn": ["reg"], "anatomy": [0.5]})
+    assert plots.loss_curves(history, TITLES).axes[0].get_title() == "zebra (reg)"
+    plt.close("all")
+
+
+def test_an_example_shows_the_baselines_and_joint_training():
+    shape = (16, 18)
+    example = {"moving": torch.zeros(1, *shape), "fixed": torch.zeros(1, *shape), "name": "m to f"}
+    for key in ("fixed_labels", f"labels_{BASELINES['seg']}", f"labels_{JOINT}"):
+        example[key] = torch.zeros(shape, dtype=torch.uint8)
+    for key in (BASELINES["reg"], JOINT):
+        example[f"u_{key}"] = torch.zeros(1, 2, *shape)
+    figure = plots.example_figure(example, ("background", "one", "two"))
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [
+        "fixed",
+        "expert's labels",
+        "segmentation: Baseline",
+        "segmentation: DeepAtlas",
+        "",
+        "moving",
+        "warped: Baseline",
+        "its grid on fixed: Baseline",
+        "warped: DeepAtlas",
+        "its grid on fixed: DeepAtlas",
+    ]
+    names = [text.get_text() for text in figure.axes[4].get_legend().get_texts()]
+    assert names == ["one", "two"] and figure.get_suptitle() == "m to f"
+    plt.close(figure)
+
+
+def test_dice_against_n_has_an_interval_for_every_regime():
     table = pd.DataFrame(
         [
             {
@@ -112,7 +165,7 @@ def test_dice_against_n_has_an_interval_for_every_arm():
             )
         ]
     )
-    figure = plots.curves_figure(table, {"x": "joint", "y": "alone"})
+    figure = plots.dice_against_n_figure(table, {"x": "joint", "y": "alone"})
     segmentation, registration = figure.axes[0], figure.axes[2]
     assert [len(axes.containers) for axes in (segmentation, registration)] == [2, 1]
     assert segmentation.containers[0].lines[0].get_ydata().tolist() == [81, 85]
