@@ -1,6 +1,8 @@
 """What many runs show together: gains with intervals that count runs as chance, and pages."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -9,7 +11,6 @@ import pytest
 from deepatlas import evidence, experiments, sweeps
 from deepatlas.evidence import pages
 from deepatlas.parameters import parse
-from deepatlas.places import RESULTS
 
 
 def test_without_results_it_says_what_to_do(tmp_path):
@@ -88,26 +89,24 @@ def test_a_regime_that_is_missing_is_named():
         evidence.gain(rows_of({"a": {"x": [1]}}), "x", "zebra")
 
 
-def test_a_page_gets_the_tables_it_asks_for(sweep, tmp_path):
+def test_a_page_gets_the_tables_it_asks_for(tmp_path):
     results = tmp_path / "results"
-    folders = [
-        experiments.run(e, tmp_path / "runs") for e in sweeps.read_sweep(sweep, {"labelled": 2})
-    ]
+    smoke = {"profile": "smoke", "device": "cpu", "dims": 2, "regimes": "joint", "labelled": 2}
+    folders = [experiments.run(parse(smoke | {"seed": seed}), tmp_path) for seed in (0, 1)]
     sweeps.collect(folders, results)
-    page = "Before\n<!-- joint labelled=2 -->\nold\n<!-- end -->\nbetween\n<!-- joint seed=1 -->\n<!-- end -->\nafter"
+    first, second = "<!-- joint labelled=2 -->", "<!-- joint seed=1 -->"
+    end = "<!-- end -->"
+    page = "\n".join(["Before", first, "old", end, "between", second, end, "after"])
     lines = evidence.fill_tables(page, results).splitlines()
     assert [line for line in lines if not line.startswith(("|", "<!--"))] == [
         "Before",
         "between",
         "after",
     ]
-    regimes = sweeps.read_table(results, "regimes").set_index(["seed", "task", "regime"])["Dice %"]
-    seg, reg = regimes[1, "segmentation", "deepatlas"], regimes[1, "registration", "deepatlas"]
-    (row,) = [
-        line
-        for line in lines[lines.index("<!-- joint seed=1 -->") :]
-        if line.startswith("| phantom-brain")
-    ]
+    dice = sweeps.read_table(results, "regimes").set_index(["seed", "task", "regime"])["Dice %"]
+    seg, reg = dice[1, "segmentation", "deepatlas"], dice[1, "registration", "deepatlas"]
+    below = lines[lines.index(second) :]
+    (row,) = [line for line in below if line.startswith("| phantom-brain")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert (cells[1], cells[6], cells[9]) == ("2", f"{seg:.1f}", f"{reg:.1f}")
 
@@ -171,9 +170,33 @@ def test_dice_against_n_counts_no_run_twice():
         evidence.dice_against_n(rows.assign(recipe="paper"))
 
 
+def test_the_joint_table_prefers_runs_of_all_regimes():
+    """Whatever they change, and in whatever order they stand."""
+    same = {
+        "dataset": "d",
+        "profile": "class",
+        "dims": 2,
+        "labelled": 1,
+        "recipe": "best",
+        "seed": 0,
+        "label_seed": 0,
+        "folds %": 0.0,
+        "regime": "deepatlas",
+    }
+    alone = {"run": "a", "changed": "regimes=joint joint_start=semi", "Dice %": 40.0}
+    everything = {"run": "b", "changed": "joint_start=semi", "Dice %": 60.0}
+    tasks = ("segmentation", "registration")
+    rows = pd.DataFrame(
+        [same | run | {"task": task} for run in (alone, everything) for task in tasks]
+    )
+    for some in (rows, rows[::-1]):
+        (line,) = list(pages._joint_table(some))[2:]
+        assert line[3] == "joint_start=semi" and line[9] == "60.0" and line[-1] == "1"
+
+
 def test_the_joint_table_counts_no_seed_twice_and_compares_like_with_like():
-    """A run of all regimes and one of joint training alone are the same training; seed 1 has nothing
-    changed in it.
+    """A run of all regimes and one of joint training alone are the same training; seed 1 has
+    nothing changed in it.
     """
     usual = {
         "dataset": "d",
@@ -248,7 +271,7 @@ def test_ablations_are_runs_that_differ_in_what_was_changed(tmp_path):
     with pytest.raises(ValueError, match="no run of slices of d at class size with labelled=7"):
         evidence.ablations("d", 7, tmp_path)
     with pytest.raises(
-        FileNotFoundError, match=r"no regimes\.csv in it, of the tables that `deepatlas sweep` keeps"
+        FileNotFoundError, match=r"no regimes\.csv in it, of the tables that .* keeps"
     ):
         evidence.ablations("d", results=tmp_path / "elsewhere")
 
@@ -257,3 +280,53 @@ def test_ablations_are_runs_that_differ_in_what_was_changed(tmp_path):
 def test_the_projects_pages_show_the_committed_rows(page):
     text = page.read_text(encoding="utf-8")
     assert "<!-- dice" in text and evidence.fill_tables(text) == text
+
+
+def test_of_several_tasks_one_is_selected_first():
+    rows = rows_of({"a": {"x": [1, 2], "y": [1, 3]}})
+    with pytest.raises(ValueError, match="select one task first"):
+        evidence.gain(pd.concat([rows, rows]), "x", "y")
+
+
+def test_runs_without_a_regime_have_no_part_in_its_comparison():
+    rows = rows_of({"a": {"x": [3, 4], "y": [1, 2]}, "b": {"x": [9, 9]}})
+    assert evidence.gain(rows, "x", "y") == {"gain": 2, "low": 2, "high": 2, "runs": 1}
+
+
+ADDED = """
+import sys, types
+import pandas as pd
+import deepatlas
+from deepatlas.places import PACKAGE
+
+# the table with a row more, as if it had been written into the file
+text = (PACKAGE / "regimes.py").read_text(encoding="utf-8")
+row = 'REGIMES = {\\n    "reg_slow": Regime("Baseline, slowly", ("reg",), rounds=1),\\n'
+assert text.count("REGIMES = {\\n") == 1
+regimes = types.ModuleType("deepatlas.regimes")
+sys.modules["deepatlas.regimes"] = deepatlas.regimes = regimes
+exec(compile(text.replace("REGIMES = {\\n", row), "regimes.py", "exec"), regimes.__dict__)
+
+from deepatlas import evidence, reporting
+from deepatlas.evidence import pages
+
+rows = evidence.load_results()
+rows = rows[(rows["dataset"] == "oasis35") & (rows["changed"] == "") & (rows["labelled"] == 5)]
+as_reg_control = rows[rows["regime"] == "reg_control"].assign(regime="reg_slow")
+rows = pd.concat([rows, as_reg_control])
+assert reporting.rivals("registration")[0] == "reg_slow"
+assert "reg_slow" not in reporting.rivals("segmentation")
+assert reporting.TITLES["reg_slow"] == "Baseline, slowly"
+table = evidence.gains(rows).set_index("against")
+assert table.loc["reg_slow", "gain"] == table.loc["reg_control", "gain"]
+lines = list(pages._gains_table(rows))
+assert sum(line[2] == "Baseline, slowly" for line in lines) == 1
+rows = rows.rename(columns={"dice": "Dice %"})
+assert sum(line[0] == "Baseline, slowly" for line in pages._dice_table(rows)) == 1
+"""
+
+
+def test_a_regime_added_to_the_table_is_everywhere():
+    """Among the rivals and the titles, and in every table: nothing else is edited."""
+    done = subprocess.run([sys.executable, "-c", ADDED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

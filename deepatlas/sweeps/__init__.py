@@ -1,0 +1,14 @@
+"""Many experiments: ``plan`` reads them from a file, ``collect`` keeps their rows."""
+
+from .collect import JOINT_ALONE, PARAMETERS, ablation, changed, collect, read_table
+from .plan import read_sweep
+
+__all__ = [
+    "JOINT_ALONE",
+    "PARAMETERS",
+    "ablation",
+    "changed",
+    "collect",
+    "read_sweep",
+    "read_table",
+]

@@ -1,0 +1,135 @@
+"""The rows of finished runs in two small tables, from which every statement can be computed again.
+
+``regimes.csv`` has a row for each regime of a run, ``subjects.csv`` one for each test subject in a
+regime. Each row names its run, and the hash of the run's record, which is kept beside them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from ..checkpoints import write_atomically, write_csv
+from ..errors import UserError
+from ..evaluation.cohorts import per_subject
+from ..experiments import recorded_experiment
+from ..parameters import Experiment, parse
+from ..reporting import load_record, load_scores, results_table
+
+# what every row says of its run
+PARAMETERS = ("dataset", "profile", "dims", "recipe", "labelled", "seed", "label_seed")
+# what tells the rows of a table apart
+KEYS = {
+    "regimes": ["run", "task", "regime"],
+    "subjects": ["run", "task", "regime", "subject"],
+}
+JOINT_ALONE = "regimes=joint"  # in the column "changed": joint training, and what it starts from
+
+
+def collect(folders: Iterable[Path], results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write ``regimes.csv``, ``subjects.csv`` and ``runs/<name>.json`` of finished runs into
+    ``results``; both tables.
+
+    Earlier rows of other experiments stay; those of the same parameters, from other code, are
+    replaced.
+    """
+    regimes, subjects = _earlier(results, "regimes"), _earlier(results, "subjects")
+    for folder in folders:
+        sha256 = _keep_record(folder, results / "runs")
+        regimes.append(_regime_rows(folder, sha256))
+        subjects.append(_subject_rows(folder))
+
+    # Of one experiment only the run that was collected last stays.
+    every = pd.concat(regimes)
+    latest = every.drop_duplicates([*PARAMETERS, "changed"], keep="last")["run"]
+    kept = _write_table(every, latest, results, "regimes")
+    kept_subjects = _write_table(pd.concat(subjects), latest, results, "subjects")
+    for name in set(every["run"]) - set(latest):
+        (results / "runs" / f"{name}.json").unlink(missing_ok=True)
+    return kept, kept_subjects
+
+
+def _earlier(results: Path, name: str) -> list[pd.DataFrame]:
+    """The table as it stands, if it does."""
+    _refuse_older(results)
+    return [read_table(results, name)] if (results / f"{name}.csv").is_file() else []
+
+
+def _keep_record(folder: Path, place: Path) -> str:
+    """Copy run.json; returns its hash."""
+    kept = place / f"{folder.name}.json"
+    write_atomically(kept, lambda file: shutil.copyfile(folder / "run.json", file))
+    return hashlib.sha256(kept.read_bytes()).hexdigest()
+
+
+def _regime_rows(folder: Path, sha256: str) -> pd.DataFrame:
+    experiment = recorded_experiment(load_record(folder))
+    who = {"run": folder.name, "sha256": sha256}
+    who |= {name: getattr(experiment, name) for name in PARAMETERS}
+    who["changed"] = changed(experiment)
+    return results_table(folder, titles=False).reset_index().assign(**who)
+
+
+def _subject_rows(folder: Path) -> pd.DataFrame:
+    """Dice in percent of each subject in each regime."""
+    rows = []
+    for (task, regime), scores in load_scores(folder).groupby(["task", "regime"], sort=False):
+        dice = 100 * per_subject(scores)
+        rows.append(pd.DataFrame({"task": task, "regime": regime, "dice": dice}))
+    return pd.concat(rows).reset_index().round({"dice": 3}).assign(run=folder.name)
+
+
+def _write_table(rows: pd.DataFrame, latest: pd.Series, results: Path, name: str) -> pd.DataFrame:
+    """The rows of the runs ``latest``, sorted, each once, as ``<name>.csv``."""
+    key = KEYS[name]
+    table = rows.drop_duplicates(key, keep="last").sort_values(key, kind="stable")
+    table = table[table["run"].isin(latest)]
+    others = [column for column in table if column not in key]
+    table = table[key + others].reset_index(drop=True)
+    write_csv(table, results / f"{name}.csv")
+    return table
+
+
+def changed(experiment: Experiment) -> str:
+    """What an experiment sets otherwise than its recipe and profile, as in "lambda_r=1.0
+    reg_turns=20".
+    """
+    given = {name: getattr(experiment, name) for name in PARAMETERS}
+    usual = parse(given, experiment.entry).model_dump()
+    texts = []
+    for name, value in experiment.model_dump().items():
+        if value == usual[name]:
+            continue
+        if isinstance(value, dict):  # as in "term_weights.curl=0.5"
+            texts += [f"{name}.{key}={number}" for key, number in value.items()]
+        else:
+            texts.append(f"{name}={value}")
+    return " ".join(texts)
+
+
+def ablation(rows: pd.DataFrame) -> pd.Series:
+    """What a run changes of the method; that it trains fewer regimes changes nothing of it."""
+    return rows["changed"].str.replace(JOINT_ALONE, "").str.strip()
+
+
+def read_table(results: Path, name: str) -> pd.DataFrame:
+    """The table "regimes" or "subjects" of ``results``; FileNotFoundError if there is none."""
+    _refuse_older(results)
+    path = results / f"{name}.csv"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{results}: no {name}.csv in it, of the tables that `deepatlas sweep` keeps"
+        )
+    return pd.read_csv(path, dtype={"subject": str}).fillna({"changed": ""})
+
+
+def _refuse_older(results: Path) -> None:
+    if (results / "arms.csv").is_file():
+        raise UserError(
+            f"{results}: its tables are of an earlier version, in which regimes.csv was arms.csv; "
+            f"python tutorials_data/results/migrate.py {results} brings them up to date"
+        )
