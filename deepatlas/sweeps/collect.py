@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..evaluation.cohorts import per_subject
 from ..experiments import recorded_experiment
 from ..parameters import Experiment, parse
+from ..places import RESULTS
 from ..reporting import load_record, load_scores, results_table
 
 # what every row says of its run
@@ -131,5 +132,5 @@ def _refuse_older(results: Path) -> None:
     if (results / "arms.csv").is_file():
         raise UserError(
             f"{results}: its tables are of an earlier version, in which regimes.csv was arms.csv; "
-            f"python tutorials_data/results/migrate.py {results} brings them up to date"
+            f"python {RESULTS / 'migrate.py'} {results} brings them up to date"
         )
