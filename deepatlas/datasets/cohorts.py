@@ -68,12 +68,12 @@ def _phantoms(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
 
 
 def _from_files(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
+    volume, wanted = entry.grid(profile, 3), entry.grid(profile, dims)
     folder = find(entry)
     names, index_of = structures_of(entry, folder)
     train, validation, test = _split(entry, decathlon(folder), profile, seed)
     # only the scans of the split are read, and all of them are put on one grid together
     originals = [_read(file, index_of) for file in (*train, *validation, *test)]
-    volume, wanted = entry.grid(profile, 3), entry.grid(profile, dims)
     scans = tuple(on_common_grid(originals, volume, wanted, entry.align))
     first_validation = len(train)
     first_test = len(train) + len(validation)

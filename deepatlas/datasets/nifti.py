@@ -71,52 +71,51 @@ def load_scan(
     digest = hashlib.sha256(affine.tobytes() + array.tobytes())
     index = None
     if labels is not None:
-        numbers, label_affine, _ = read_nifti(labels)
-        _check_same_place(labels, numbers, label_affine, image, array, affine)
-        index = _indices(labels, numbers, structures)
+        numbers = _read_numbers(labels, image, array.shape, affine)
+        index = _indices(numbers, structures, labels)
         digest.update(index.tobytes())
+        index = torch.from_numpy(index)
+    rescaled = torch.from_numpy(rescale_intensities(array, str(image)))
     return Scan(
         id,
         subject,
-        image=torch.from_numpy(rescale_intensities(array, str(image)))[None],
+        image=rescaled[None],
         affine=torch.from_numpy(affine.astype(np.float64)),
-        labels=None if index is None else torch.from_numpy(index),
+        labels=index,
         source=replace(source, digest=digest.hexdigest()),
     )
 
 
-def _check_same_place(
-    labels: str | Path,
-    numbers: np.ndarray,
-    label_affine: np.ndarray,
-    image: str | Path,
-    array: np.ndarray,
-    affine: np.ndarray,
-) -> None:
-    if numbers.shape != array.shape:
+def _read_numbers(
+    labels: str | Path, image: str | Path, shape: tuple[int, ...], affine: np.ndarray
+) -> np.ndarray:
+    """The label numbers of a file that must lie where its image does, and be whole."""
+    numbers, own_affine, _ = read_nifti(labels)
+    if numbers.shape != shape:
         raise UserError(
-            f"{labels}: the labels have {numbers.shape} voxels, "
-            f"but the image {image} has {array.shape}"
+            f"{labels}: the labels have {numbers.shape} voxels, but the image {image} has {shape}"
         )
-    if not np.allclose(label_affine, affine, atol=1e-2):
+    if not np.allclose(own_affine, affine, atol=1e-2):
         raise UserError(
             f"{labels}: the labels lie elsewhere in the world than the image {image}: "
             "their affines differ; resample one onto the other"
         )
-
-
-def _indices(path: str | Path, numbers: np.ndarray, structures: Mapping[int, int]) -> np.ndarray:
-    """The file's label ``numbers`` as indices into ``Cohort.structures``, uint8."""
     if not np.isfinite(numbers).all() or (numbers != np.round(numbers)).any():
         raise UserError(
-            f"{path}: labels must be whole numbers; this looks like an image or probabilities"
+            f"{labels}: labels must be whole numbers; this looks like an image or probabilities"
         )
+    return numbers
+
+
+def _indices(numbers: np.ndarray, structures: Mapping[int, int], labels: str | Path) -> np.ndarray:
+    """Label numbers as indices into ``Cohort.structures``, uint8; ``labels`` is for the error."""
     index = np.zeros(numbers.shape, np.uint8)
     for number, structure in structures.items():
         index[numbers == number] = structure
     if not index.any():
-        found = sorted({int(number) for number in np.unique(numbers)} - {0})[:10]
+        found = {int(number) for number in np.unique(numbers)} - {0}
         raise UserError(
-            f"{path}: none of the wanted labels {sorted(structures)[:10]} occurs, found {found}"
+            f"{labels}: none of the wanted labels {sorted(structures)[:10]} occurs, "
+            f"found {sorted(found)[:10]}"
         )
     return index

@@ -74,7 +74,8 @@ def ellipsoid(
 ) -> np.ndarray:
     """Distance to an ellipsoid turned by ``tilt`` radians about the third axis."""
     c, s = np.cos(tilt), np.sin(tilt)
-    q = (p - np.float32(centre)) @ np.float32([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    turn = np.float32([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    q = (p - np.float32(centre)) @ turn
     # |q / radii| is 1 on the surface; divided by its slope it is about a distance
     level = np.linalg.norm(q / np.float32(radii), axis=1)
     slope = np.linalg.norm(q / np.float32(radii) ** 2, axis=1).clip(1e-6)
