@@ -23,7 +23,8 @@ from torch import Tensor
 
 from . import evaluation, plots
 from .data import Scan
-from .terms import SIMILARITIES
+from .errors import UserError
+from .terms import SIMILARITIES, TERMS
 from .viewers import (
     SCRIPT,
     SliceViewer,
@@ -36,6 +37,10 @@ from .viewers import (
 )
 from .warp import Deformation
 
+DICE_COLOUR = "#E69F00"  # of validation Dice; loss terms have theirs in TERMS
+
+# --- a training as it goes ------------------------------------------------------------------------
+
 
 class TrainingViewer(anywidget.AnyWidget):
     """The widget of ``view_training``: curves and one pair; it never needs an answer from the
@@ -44,7 +49,7 @@ class TrainingViewer(anywidget.AnyWidget):
 
     _esm = SCRIPT
     meta = traitlets.Dict().tag(sync=True)
-    curves = traitlets.Dict().tag(sync=True)  # {name: {"x": steps, "y": values}}
+    curves = traitlets.Dict().tag(sync=True)  # of ``term_curves``
     frame = traitlets.Bytes().tag(sync=True)  # middle slices: fixed, warped, labels, u
 
 
@@ -56,11 +61,13 @@ class TrainingWatch:
     making one takes long: watching costs about 2 % of the time.
     """
 
-    PAUSE, SHARE = 3.0, 0.02
+    PAUSE = 3.0  # seconds
+    SHARE = 0.02  # of the time
 
     def __init__(self, look: Callable[[], dict[str, Tensor]], meta: dict, live: bool) -> None:
         self.history: list[dict] = []
-        self.look, self.meta = look, meta
+        self.look = look
+        self.meta = meta
         self.widget = TrainingViewer(meta=meta) if live else None
         self.due = 0.0
 
@@ -77,16 +84,20 @@ class TrainingWatch:
         """Send the curves so far and the pair as it is now."""
         packed, frame = pack(self.look(), tables={})
         with self.widget.hold_sync():
-            self.widget.meta, self.widget.curves = self.meta | packed, curves(self.history)
+            self.widget.meta = self.meta | packed
+            self.widget.curves = term_curves(self.history)
             self.widget.frame = frame
 
     def _ipython_display_(self) -> None:
         if self.widget is not None:
             show(self.widget)
         elif self.history:
+            curves = term_curves(self.history)
+            figure = plots.training_figure(curves, self.look(), len(self.meta["colours"]))
             plots.show(
-                plots.training_figure(curves(self.history), self.look(), len(self.meta["colours"])),
-                alt="Loss terms and validation Dice against the step, and one pair as the networks see it now.",
+                figure,
+                alt="Loss terms and validation Dice against the step, and one pair as the networks "
+                "see it now.",
             )
         else:
             print("The figure of this training is drawn when this is shown again after it.")
@@ -104,9 +115,9 @@ def view_training(
     """A live view of a training: its loss terms, validation Dice, and the middle slice of one pair.
 
     ``register(moving, fixed) -> Deformation`` and ``segment(scan) -> labels`` are asked for that
-    pair: ``terms.registrar(reg_net)`` and ``terms.segmenter(seg_net)`` are such functions. Without
-    "live", the figure is drawn when the returned object is shown after the training. Pass it on as
-    ``training.Settings(watch=...)``.
+    pair: ``models.registrar(reg_net)`` and ``models.segmenter(seg_net)`` are such functions. Pass
+    what is returned on as ``training.Settings(watch=...)``. Without "live", the figure is drawn
+    when it is shown after the training.
     """
     check(moving, "moving", display)
     check(fixed, "fixed", display)
@@ -114,12 +125,15 @@ def view_training(
     def look() -> dict[str, Tensor]:
         slices = {"fixed": grey(plots.middle_plane(fixed.image[0]))}
         if segment is not None:
-            slices["labels"] = plots.middle_plane(segment(fixed)).cpu().to(torch.uint8)
+            labels = segment(fixed).cpu()
+            slices["labels"] = plots.middle_plane(labels).to(torch.uint8)
         if register is not None:
             phi = register(moving, fixed)
-            slices["warped"] = grey(plots.middle_plane(phi.warp(moving.image[None])[0, 0]))
+            warped = phi.warp(moving.image[None])[0, 0]
+            slices["warped"] = grey(plots.middle_plane(warped))
             u = sixty_fourths(phi.displacement[0])
-            slices |= {f"u{axis}": plots.middle_plane(u[axis]) for axis in (0, 1)}
+            slices["u0"] = plots.middle_plane(u[0])
+            slices["u1"] = plots.middle_plane(u[1])
         return slices
 
     meta = {
@@ -130,40 +144,39 @@ def view_training(
     return TrainingWatch(look, meta, display == "live")
 
 
-def curves(history: Sequence[dict], points: int = 200) -> dict[str, dict[str, list]]:
-    """Each loss term, averaged over at most ``points`` spans of steps, and validation Dice as it
-    was measured.
+def term_curves(history: Sequence[dict], points: int = 200) -> dict[str, dict]:
+    """{name: {"x": steps, "y": values, "colour": ...}}: each loss term, averaged over at most
+    ``points`` spans of steps, and validation Dice as it was measured.
     """
     found = {}
-    for turn, name in (
-        ("reg", "similarity"),
-        ("reg", "regularity"),
-        ("reg", "anatomy"),
-        ("seg", "anatomy"),
-        ("seg", "supervised"),
-    ):
-        # 0: no such term
-        rows = [
-            (row["step"], row[name]) for row in history if row["turn"] == turn and row.get(name)
-        ]
+    for turn in ("reg", "seg"):
+        for name, term in TERMS.items():
+            if getattr(term, turn) is None:
+                continue
+            # 0: a term that this step did not have
+            rows = [row for row in history if row["turn"] == turn and row.get(name)]
+            if rows:
+                curve = _averaged([(row["step"], row[name]) for row in rows], points)
+                found[f"{name} ({turn})"] = curve | {"colour": term.colour}
+    for network in ("seg", "reg"):
+        name = f"validation_{network}"
+        rows = [row for row in history if np.isfinite(row.get(name, np.nan))]
         if rows:
-            spans = np.array_split(np.array(rows, float), min(points, len(rows)))
-            found[f"{name} ({turn})"] = {
-                "x": [int(s[-1, 0]) for s in spans],
-                "y": [float(s[:, 1].mean()) for s in spans],
-            }
-    for name in ("seg", "reg"):
-        rows = [
-            (row["step"], row[f"validation_{name}"])
-            for row in history
-            if np.isfinite(row.get(f"validation_{name}", np.nan))
-        ]
-        if rows:
-            found[f"validation Dice ({name})"] = {
-                "x": [x for x, _ in rows],
-                "y": [float(y) for _, y in rows],
+            found[f"validation Dice ({network})"] = {
+                "x": [row["step"] for row in rows],
+                "y": [float(row[name]) for row in rows],
+                "colour": DICE_COLOUR,
             }
     return found
+
+
+def _averaged(pairs: Sequence[tuple[int, float]], points: int) -> dict[str, list]:
+    """The last step and the mean value of each of at most ``points`` spans of ``pairs``."""
+    spans = np.array_split(np.array(pairs, float), min(points, len(pairs)))
+    return {
+        "x": [int(span[-1, 0]) for span in spans],
+        "y": [float(span[:, 1].mean()) for span in spans],
+    }
 
 
 # --- the weights of the loss ----------------------------------------------------------------------
@@ -184,32 +197,31 @@ def explore_losses(
     second of work is pleasant. Without "live": a grid of finished registrations, lambda_r across
     and lambda_a down.
     """
-    moving, fixed = (
-        check(moving, "moving", display, structures),
-        check(fixed, "fixed", display, structures),
-    )
+    moving = check(moving, "moving", display, structures)
+    fixed = check(fixed, "fixed", display, structures)
     register = _on_cpu(register)
     if display == "live":
         return _LossExplorer(moving, fixed, register, structures)
-    found = [
-        (r, a, register(moving, fixed, lambda_r=r, lambda_a=a, similarity="lncc"))
-        for a in (0.0, 3.0)
-        for r in (0.01, 0.1, 1.0, 10.0)
-    ]
-    panels = [
-        (f"lambda_r {r:g}, lambda_a {a:g}\n{_judge(moving, fixed, phi, structures)}", phi)
-        for r, a, phi in found
-    ]
-    return plots.picture(
-        plots.deformations_figure(moving, panels, columns=4),
-        "Warped scans and grids: " + "; ".join(title.replace("\n", ": ") for title, _ in panels),
-    )
+    panels = []
+    for lambda_a in (0.0, 3.0):
+        for lambda_r in (0.01, 0.1, 1.0, 10.0):
+            wish = {"lambda_r": lambda_r, "lambda_a": lambda_a, "similarity": "lncc"}
+            phi = register(moving, fixed, **wish)
+            verdict = _judge(moving, fixed, phi, structures)
+            panels.append((f"lambda_r {lambda_r:g}, lambda_a {lambda_a:g}\n{verdict}", phi))
+    figure = plots.deformations_figure(moving, panels, columns=4)
+    titles = "; ".join(title.replace("\n", ": ") for title, _ in panels)
+    return plots.picture(figure, f"Warped scans and grids: {titles}")
 
 
 def _on_cpu(register: Callable[..., Deformation]) -> Callable[..., Deformation]:
-    return lambda *pair, **wish: Deformation(
-        register(*pair, **wish).displacement.detach().cpu().float()
-    )
+    """``register`` with deformations that are on the CPU and carry no gradient."""
+
+    def registered(*pair: Scan, **wish: object) -> Deformation:
+        phi = register(*pair, **wish)
+        return Deformation(phi.displacement.detach().cpu().float())
+
+    return registered
 
 
 def _judge(moving: Scan, fixed: Scan, phi: Deformation, structures: Sequence[str]) -> str:
@@ -217,11 +229,12 @@ def _judge(moving: Scan, fixed: Scan, phi: Deformation, structures: Sequence[str
     text = f"folds {evaluation.folding(phi)['folds_percent']:.2f} %"
     if moving.labels is None or fixed.labels is None:
         return text
-    names = structures or [
-        str(n) for n in range(int(max(moving.labels.max(), fixed.labels.max())) + 1)
-    ]
-    rows = evaluation.score_labels(phi.warp_labels(moving.labels[None])[0], fixed.labels, names)
-    return f"Dice {100 * np.nanmean([row['dice'] for row in rows]):.1f} %, {text}"
+    most = int(max(moving.labels.max(), fixed.labels.max()))
+    names = structures or [str(label) for label in range(most + 1)]
+    warped = phi.warp_labels(moving.labels[None])[0]
+    rows = evaluation.score_labels(warped, fixed.labels, names)
+    dice = np.nanmean([row["dice"] for row in rows])
+    return f"Dice {100 * dice:.1f} %, {text}"
 
 
 class _LossExplorer(ipywidgets.VBox):
@@ -232,13 +245,15 @@ class _LossExplorer(ipywidgets.VBox):
     def __init__(
         self, moving: Scan, fixed: Scan, register: Callable, structures: Sequence[str]
     ) -> None:
-        self.pair, self.register, self.structures = (moving, fixed), register, structures
-        wide = {"continuous_update": False, "style": {"description_width": "80px"}}
+        self.pair = (moving, fixed)
+        self.register = register
+        self.structures = structures
+        look = {"continuous_update": False, "style": {"description_width": "80px"}}
         self.lambda_r = ipywidgets.FloatLogSlider(
-            0.2, min=-3, max=2, step=0.1, description="lambda_r", **wide
+            0.2, min=-3, max=2, step=0.1, description="lambda_r", **look
         )
         self.lambda_a = ipywidgets.FloatSlider(
-            0, min=0, max=10, step=0.5, description="lambda_a", **wide
+            0, min=0, max=10, step=0.5, description="lambda_a", **look
         )
         self.similarity = ipywidgets.Dropdown(
             options=list(SIMILARITIES), value="lncc", description="similarity"
@@ -273,7 +288,8 @@ class _LossExplorer(ipywidgets.VBox):
         if self.viewer is None:
             self.viewer = SliceViewer(**state)
         with self.viewer.hold_sync():  # the cursor and the layers stay as the reader left them
-            self.viewer.meta, self.viewer.data = state["meta"], state["data"]
+            self.viewer.meta = state["meta"]
+            self.viewer.data = state["data"]
 
 
 # --- finished runs --------------------------------------------------------------------------------
@@ -297,27 +313,26 @@ def explore_sweep(
     """
     axes = ["folds %", "Dice %"]
     if not set(axes) <= set(table) or table[axes].dropna().empty:
-        raise ValueError(
+        raise UserError(
             f"the table wants the columns {axes} and a row for each run, got {len(table)} rows of "
             f"{list(table)}"
         )
     table = table.dropna(subset=axes)
+    points = []
+    for name, folds, dice in table[axes].itertuples():
+        points.append([float(folds), float(dice), str(name)])
     if display != "live":
-        names = "; ".join(
-            f"{name} {row[axes[1]]:.1f} at {row[axes[0]]:.2f}" for name, row in table.iterrows()
-        )
-        return plots.picture(plots.sweep_figure(table), f"Dice % against folds %: {names}")
-    points = [
-        [float(row[axes[0]]), float(row[axes[1]]), str(name)] for name, row in table.iterrows()
-    ]
-    scatter = _Sweep(
-        meta={"kind": "sweep", "title": "Dice against folds", "axes": axes, "points": points}
-    )
+        said = "; ".join(f"{name} {dice:.1f} at {folds:.2f}" for folds, dice, name in points)
+        return plots.picture(plots.sweep_figure(table), f"Dice % against folds %: {said}")
+
+    meta = {"kind": "sweep", "title": "Dice against folds", "axes": axes, "points": points}
+    scatter = _Sweep(meta=meta)
     load = functools.cache(load)  # going back to a run shows the widget it had
     shown = ipywidgets.VBox([load(points[0][2])])
 
     def choose(change: dict) -> None:
-        shown.children = [load(points[change["new"]][2])]
+        name = points[change["new"]][2]
+        shown.children = [load(name)]
 
     scatter.observe(choose, "chosen")
     return ipywidgets.VBox([scatter, shown])
