@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from deepatlas import data, phantom, plots, viewers
-from deepatlas.data import Scan
+from deepatlas import phantom, plots, viewers
+from deepatlas.data import Scan, rescale_intensities
+from deepatlas.datasets import load_scan
 from deepatlas.viewers.state import at_its_own_resolution
 from deepatlas.warp import Deformation
 
@@ -260,12 +261,10 @@ def test_a_file_in_any_orientation_is_shown_in_ras(opened, tmp_path, codes):
         )
     )
     nib.save(image, tmp_path / "scan.nii.gz")
-    scan = data.load_scan(tmp_path / "scan.nii.gz", None, id="a", subject="a", structures={})
+    scan = load_scan(tmp_path / "scan.nii.gz", None, id="a", subject="a", structures={})
     page = opened(viewers.view_scan(scan))
     for view, (plane, index) in enumerate((("sagittal", 4), ("coronal", 5), ("axial", 6))):
-        wanted = on_screen(
-            grey(torch.from_numpy(data.rescale_intensities(values, "a"))), plane, index
-        )
+        wanted = on_screen(grey(torch.from_numpy(rescale_intensities(values, "a"))), plane, index)
         assert np.array_equal(canvas(page, view)[..., 0], wanted)
     assert page.locator(".letter").all_text_contents() == [
         "P",

@@ -1,0 +1,248 @@
+"""What travels to the browser: volumes as bytes, and what is said of them.
+
+The ``*_state`` functions give the traits of a ``SliceViewer``, without making a widget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import matplotlib
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.colors import to_rgb
+from torch import Tensor
+
+from .. import plots
+from ..data import Scan
+from ..errors import UserError
+from ..warp import Deformation
+
+LAYERS = {
+    "scan": ["labels"],
+    "registration": ["labels", "grid", "arrows", "|u|", "det J", "folds"],
+}
+TABLES = {"grey": "gray", "sequential": "viridis", "diverging": "RdBu_r"}  # matplotlib's names
+ENDS = {  # the letters at the low and the high end of an axis that leads towards the key
+    "R": ("L", "R"),
+    "L": ("R", "L"),
+    "A": ("P", "A"),
+    "P": ("A", "P"),
+    "S": ("I", "S"),
+    "I": ("S", "I"),
+}
+NOTE = (
+    "Warping pulls: the value at voxel x of warped is read at phi(x) = x + u(x) on moving. "
+    "The grid: on moving, the lattice of fixed carried along by phi; on warped, the lattice of "
+    "moving as it was pulled. Arrows on fixed lead to where a voxel looks. Movement through the "
+    "plane is not shown; det J and folds are of full strength."
+)
+WRONG = (
+    "Wrong on purpose: on warped, the same u drawn as if it pushed the voxels. The lattice leans "
+    "against the picture, since warping pulls: where u points right, the picture moves left."
+)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def check(scan: Scan, role: str, display: str, structures: Sequence[str] = ()) -> Scan:
+    """``scan`` on the CPU; ValueError, one sentence, unless it can be shown as ``display`` says.
+
+    ``structures``, where given, must name every label.
+    """
+    if display not in ("live", "html", "static"):
+        raise UserError(f"display must be 'live', 'html' or 'static', got {display!r}")
+    if scan.image.numel() == 0:
+        raise UserError(f"{role} {scan.id}: the image is empty, {tuple(scan.image.shape)}")
+    if not scan.image.isfinite().all():
+        raise UserError(
+            f"{role} {scan.id}: the image holds NaN or infinity: rescale its intensities to [0, 1]"
+        )
+    image = scan.image.detach().cpu().float()
+    if scan.labels is None:
+        return replace(scan, image=image)
+
+    least, most = int(scan.labels.min()), int(scan.labels.max())
+    names = min(len(structures) or 256, 256)  # a label travels as a byte
+    if least < 0 or most >= names:
+        raise UserError(
+            f"scan {scan.id}: labels from {least} to {most}, but there are names for {names}: "
+            "pass structures=cohort.structures, at most 256"
+        )
+    return replace(scan, image=image, labels=scan.labels.cpu())
+
+
+def check_registration(moving: Scan, fixed: Scan, phi: Deformation) -> None:
+    """ValueError, one sentence, unless the three fit together."""
+    u = phi.displacement
+    if moving.shape != fixed.shape or phi.shape != fixed.shape or len(u) != 1:
+        raise UserError(
+            f"moving {moving.shape}, fixed {fixed.shape} and one deformation {tuple(u.shape)} "
+            "must share a grid: resample them, and take one pair of the batch"
+        )
+    if not u.isfinite().all():
+        raise UserError("the deformation holds NaN or infinity: look at the training that made it")
+    if min(phi.shape) < 2:
+        raise UserError(
+            f"every side must be at least 2 voxels, got {phi.shape}: give a 2D scan as (1, I, J)"
+        )
+
+
+# --- the state of a viewer ------------------------------------------------------------------------
+
+
+def scan_title(scan: Scan) -> str:
+    """What is shown, in words."""
+    labelled = "" if scan.labels is None else ", with its labels"
+    return f"Scan {scan.id}, {' x '.join(map(str, scan.shape))} voxels{labelled}"
+
+
+def registration_title(moving: Scan, fixed: Scan) -> str:
+    """What is shown, in words."""
+    return f"Registration of {moving.id} to {fixed.id}: moving, fixed and warped scan"
+
+
+def scan_state(scan: Scan, structures: Sequence[str] = ()) -> dict:
+    """What ``view_scan`` shows of a scan that ``check`` let through."""
+    volumes = {"image": grey(scan.image[0])}
+    if scan.labels is not None:
+        volumes["labels"] = scan.labels.to(torch.uint8)
+    return _state("scan", scan, volumes, structures, scan_title(scan))
+
+
+def registration_state(
+    moving: Scan, fixed: Scan, phi: Deformation, structures: Sequence[str] = ()
+) -> dict:
+    """What ``view_registration`` shows of two scans that ``check`` let through."""
+    check_registration(moving, fixed, phi)
+    volumes = _registration_volumes(moving, fixed, phi)
+    title = registration_title(moving, fixed)
+    return _state("registration", fixed, volumes, structures, title)
+
+
+def _registration_volumes(moving: Scan, fixed: Scan, phi: Deformation) -> dict[str, Tensor]:
+    determinant = phi.jacobian_determinant()[0]
+    volumes = {
+        "moving": grey(moving.image[0]),
+        "fixed": grey(fixed.image[0]),
+        "warped": grey(phi.warp(moving.image[None])[0, 0]),
+        "jacobian": (determinant.clamp(0, 2) * 127.5).round().to(torch.uint8),
+        "folds": (determinant <= 0).byte(),
+        "u": sixty_fourths(at_its_own_resolution(phi.displacement)[0]),
+    }
+    if moving.labels is not None:
+        labels = moving.labels.to(torch.uint8)
+        warped = phi.warp_labels(labels[None].int())[0]
+        volumes["moving_labels"] = labels
+        volumes["warped_labels"] = warped.to(torch.uint8)
+    if fixed.labels is not None:
+        volumes["fixed_labels"] = fixed.labels.to(torch.uint8)
+    return volumes
+
+
+def _state(
+    kind: str, scan: Scan, volumes: dict[str, Tensor], structures: Sequence[str], title: str
+) -> dict:
+    """The traits of a viewer of ``volumes`` on the grid of ``scan``."""
+    shape = (*scan.shape, 1)[:3]  # a 2D scan is the plane k = 0
+    labels = [volume for name, volume in volumes.items() if name.endswith("labels")]
+    most = max((int(volume.max()) for volume in labels), default=0)
+    names = list(structures) or ["background", *(f"structure {n}" for n in range(1, most + 1))]
+    layers = [layer for layer in LAYERS[kind] if layer != "labels" or most]
+    meta, data = pack(volumes)
+    meta |= {
+        "kind": kind,
+        "title": title,
+        "shape": shape,
+        "spacing": float(scan.affine[:3, 0].norm()),
+        "affine": scan.affine.tolist(),
+        "letters": [ENDS[code] for code in nib.aff2axcodes(scan.affine.numpy())],
+        "structures": names,
+        "colours": colours(len(names)),
+        "note": NOTE if kind == "registration" else "",
+        "wrong": WRONG,
+        "layers": layers,
+    }
+    if "u" in volumes:
+        u = volumes["u"]
+        meta["u_scale"] = shape[0] // u.shape[1]
+        meta["u_max"] = max(64, int(u.float().square().sum(0).sqrt().max()))
+    return {
+        "meta": meta,
+        "data": data,
+        "layers": ["grid"] if kind == "registration" else layers,
+        "i": shape[0] // 2,
+        "j": shape[1] // 2,
+        "k": shape[2] // 2,
+    }
+
+
+# --- as bytes -------------------------------------------------------------------------------------
+
+
+def grey(image: Tensor) -> Tensor:
+    """Intensities in [0, 1] as bytes: 255 steps, to the nearest."""
+    return (image.cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def sixty_fourths(u: Tensor) -> Tensor:
+    """Displacements in voxels as 16-bit integers, in 1/64 voxel: up to 512 voxels."""
+    steps = (u.detach().cpu().float() * 64).round()
+    return steps.clamp(-32768, 32767).to(torch.int16)
+
+
+def at_its_own_resolution(u: Tensor) -> Tensor:
+    """u at half the resolution if it was interpolated from there, as a network's is, else u."""
+    shape = u.shape[2:]
+    if any(n % 2 for n in shape):
+        return u
+    coarse = u
+    for axis in range(2, u.ndim):
+        coarse = _halved(coarse, axis)
+    mode = "bilinear" if len(shape) == 2 else "trilinear"
+    again = F.interpolate(coarse, size=shape, mode=mode)
+    return coarse if (again - u).abs().max() < 1 / 128 else u
+
+
+def _halved(u: Tensor, axis: int) -> Tensor:
+    """The nodes between which u, doubled along ``axis`` by linear interpolation, is straight.
+
+    Node m lies at x = 2m + 1/2, so it is 3/2 u(2m+1) - 1/2 u(2m+2), and u(2m+1) at the far border,
+    where there is no next voxel.
+    """
+    nodes = u.shape[axis] // 2
+    pairs = u.unflatten(axis, (nodes, 2))
+    even, odd = pairs.unbind(axis + 1)
+    following = torch.cat([even.narrow(axis, 1, nodes - 1), odd.narrow(axis, nodes - 1, 1)], axis)
+    return 1.5 * odd - 0.5 * following
+
+
+def colours(count: int) -> list[list[int]]:
+    """The colour of each of ``count`` structures, background (black) included, as bytes."""
+    found = [[0, 0, 0]]
+    for colour in plots.colours(count - 1):
+        found.append([round(255 * channel) for channel in to_rgb(colour)])
+    return found
+
+
+def pack(volumes: dict[str, Tensor], tables: dict[str, str] = TABLES) -> tuple[dict, bytes]:
+    """All volumes and tables of colours in one block of bytes, and where each begins."""
+    blocks = {}
+    for name, volume in volumes.items():
+        values = volume.numpy()
+        flat = values.ndim == (3 if name == "u" else 2)
+        blocks[name] = values[..., None] if flat else values  # a 2D scan is the plane k = 0
+    for name, key in tables.items():
+        rgb = matplotlib.colormaps[key](np.arange(256))[:, :3]
+        blocks[f"table_{name}"] = np.round(255 * rgb).astype(np.uint8)
+
+    arrays, parts, offset = {}, [], 0
+    for name, values in blocks.items():
+        arrays[name] = {"type": str(values.dtype), "offset": offset, "shape": list(values.shape)}
+        parts.append(values.tobytes())
+        offset += len(parts[-1])
+    return {"arrays": arrays}, b"".join(parts)
