@@ -196,13 +196,14 @@ def level_points(up):
     }
 
 
-ORACLES = {"volume.test": volume_oracle, "pen.test": pen_oracle, "traits.test": dict}
+ORACLES = {"volume.test": volume_oracle, "pen.test": pen_oracle}  # others need none
 
 
 @pytest.mark.parametrize("path", NODE_TESTS, ids=lambda path: path.stem)
 def test_under_node(node, path, tmp_path):
     oracle = tmp_path / "oracle.json"
-    oracle.write_text(json.dumps(ORACLES[path.stem]()), encoding="utf-8")
+    expected = ORACLES.get(path.stem, dict)()
+    oracle.write_text(json.dumps(expected), encoding="utf-8")
     printed = run_node(node, "--test", path, ORACLE=oracle)
     assert re.search(r"^. pass [1-9]", printed, re.MULTILINE), printed
 
