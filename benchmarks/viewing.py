@@ -31,14 +31,25 @@ def draw(axes, k):
                          (labels[cut].T, dict(cmap="tab20", vmin=0, vmax=20, alpha=.5)))]
 print("ready")"""
 RIVALS = {
-    "viewer": "display(viewers.view_scan(fixed, names)); print('made', time.time())",
-    "registration": "display(viewers.view_registration(moving, fixed, phi, names)); print('made', time.time())",
-    "interact": "@ipywidgets.interact(k=(0, 95))\ndef show(k=8):\n    draw(plt.subplots(1, 3, figsize=(9, 3))[1], k)\n"
-    "    plt.show()\nprint('made', time.time())",
-    "ipympl": "%matplotlib widget\nfigure, axes = plt.subplots(1, 3, figsize=(9, 3))\nshown = draw(axes, 8)\n"
-    "slider = ipywidgets.IntSlider(8, 0, 95)\ndef move(change):\n    k = change['new']\n"
-    "    shown[4].set_data(image[:, :, k].T); shown[5].set_data(labels[:, :, k].T)\n"
-    "    figure.canvas.draw_idle()\nslider.observe(move, 'value'); display(slider)\n"
+    "viewer": "display(viewers.view_scan(fixed, names))\nprint('made', time.time())",
+    "registration": "display(viewers.view_registration(moving, fixed, phi, names))\n"
+    "print('made', time.time())",
+    "interact": "@ipywidgets.interact(k=(0, 95))\n"
+    "def show(k=8):\n"
+    "    draw(plt.subplots(1, 3, figsize=(9, 3))[1], k)\n"
+    "    plt.show()\n"
+    "print('made', time.time())",
+    "ipympl": "%matplotlib widget\n"
+    "figure, axes = plt.subplots(1, 3, figsize=(9, 3))\n"
+    "shown = draw(axes, 8)\n"
+    "slider = ipywidgets.IntSlider(8, 0, 95)\n"
+    "def move(change):\n"
+    "    k = change['new']\n"
+    "    shown[4].set_data(image[:, :, k].T)\n"
+    "    shown[5].set_data(labels[:, :, k].T)\n"
+    "    figure.canvas.draw_idle()\n"
+    "slider.observe(move, 'value')\n"
+    "display(slider)\n"
     "print('made', time.time())",
 }
 COUNT = {  # how many new pictures have appeared
@@ -46,13 +57,22 @@ COUNT = {  # how many new pictures have appeared
     "interact": "() => window.pictures",
     "ipympl": "() => window.pictures",
 }
-WATCH = """(rival) => { window.pictures = 0;
-  if (rival === 'interact') new MutationObserver((all) => { window.pictures += all.flatMap((m) => [...m.addedNodes])
-    .filter((n) => n.querySelector?.('img') || n.tagName === 'IMG').length; })
-    .observe(document.body, { childList: true, subtree: true });
-  if (rival === 'ipympl') { const draw = CanvasRenderingContext2D.prototype.drawImage;
+WATCH = """(rival) => {
+  window.pictures = 0;
+  if (rival === 'interact') {
+    const isPicture = (n) => n.querySelector?.('img') || n.tagName === 'IMG';
+    new MutationObserver((all) => {
+      window.pictures += all.flatMap((m) => [...m.addedNodes]).filter(isPicture).length;
+    }).observe(document.body, { childList: true, subtree: true });
+  }
+  if (rival === 'ipympl') {
+    const draw = CanvasRenderingContext2D.prototype.drawImage;
     CanvasRenderingContext2D.prototype.drawImage = function (source, ...rest) {
-      if (source.tagName === 'IMG') window.pictures += 1; return draw.call(this, source, ...rest); }; } }"""
+      if (source.tagName === 'IMG') window.pictures += 1;
+      return draw.call(this, source, ...rest);
+    };
+  }
+}"""
 
 
 def draw_times(browser, folder):
@@ -69,7 +89,9 @@ def draw_times(browser, folder):
     page.wait_for_selector("[data-draws]", timeout=60000)
     times = page.evaluate(
         """async ([steps, rate]) => {
-      const root = document.querySelector('.deepatlas'), before = Number(root.dataset.draws), times = [];
+      const root = document.querySelector('.deepatlas');
+      const before = Number(root.dataset.draws);
+      const times = [];
       new MutationObserver(() => times.push(Number(root.dataset.drawMs)))
         .observe(root, { attributes: true, attributeFilter: ['data-draws'] });
       for (let n = 0; n < steps; n++) {
@@ -148,7 +170,8 @@ def main():
                 wait, pictures, rate = in_jupyterlab(browser, address, rival)
                 speed = f"; {pictures} of {STEPS} pictures, {rate:.1f} a second" if pictures else ""
                 print(
-                    f"{rival}, 96^3, in JupyterLab: first picture {wait:.2f} s after the cell's end{speed}"
+                    f"{rival}, 96^3, in JupyterLab: first picture {wait:.2f} s after the cell's "
+                    f"end{speed}"
                 )
         browser.close()
 
