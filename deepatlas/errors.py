@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 
 class UserError(ValueError):
     """Something the user can mend; its text says what was wanted, what came, and what to do.
@@ -9,3 +12,11 @@ class UserError(ValueError):
     The command prints it as one line. Any other error but those of files (OSError) is a bug of the
     kit or of a library, and keeps its traceback.
     """
+
+
+def meant(name: str, known: Collection[str]) -> str:
+    """What follows the sentence "there is no ...": the word of ``known`` that is close to ``name``,
+    or all of them.
+    """
+    close = difflib.get_close_matches(name, known, 1)
+    return f", did you mean {close[0]!r}" if close else f": choose from {', '.join(known)}"

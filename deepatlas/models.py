@@ -54,7 +54,7 @@ NETWORKS = {
 def build(
     name: str, dims: int, structures: int, *, velocity: bool, passes: int
 ) -> dict[str, nn.Module]:
-    """Untrained networks {"seg": ..., "reg": ...} of the row ``name``, for ``structures`` labels."""
+    """Untrained networks {"seg": ..., "reg": ...} of the row ``name``, for so many structures."""
     row = NETWORKS[name]
     seg_net = row.seg(dims, structures)
     reg_net = Registration(row.reg(dims), velocity=velocity, passes=passes)
@@ -90,7 +90,7 @@ class Registration(nn.Module):
 
 
 def register(reg_net: nn.Module, moving: Tensor, fixed: Tensor) -> Deformation:
-    """The deformation that a registration network means; a tensor is its displacement u, in voxels."""
+    """The deformation that a registration network means; a tensor is u, in voxels."""
     output = reg_net(moving, fixed)
     return output if isinstance(output, Deformation) else Deformation(output.float())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from pydantic import (
 
 from .datasets.entries import Entry, describe
 from .datasets.grid import check_sides
-from .errors import UserError
+from .errors import UserError, meant
 from .models import NETWORKS
 from .regimes import Regime
 from .regimes import regimes as table_of_regimes
@@ -231,15 +230,15 @@ class Experiment(BaseModel):
     def _suit_the_networks(self) -> None:
         """Refuse what the row of ``models.NETWORKS`` cannot do."""
         row = NETWORKS[self.networks]
+        if self.dims not in row.dims:
+            able = " or ".join(f"dims={dims}" for dims in row.dims)
+            raise ValueError(f"networks={self.networks!r} wants {able}, got dims={self.dims}")
         for name, able in (("velocity", row.velocity), ("passes", row.passes)):
             if able is not None and getattr(self, name) != able:
                 raise ValueError(
                     f"networks={self.networks!r} wants {name}={able}, got {getattr(self, name)}: "
                     "leave it out, or choose other networks"
                 )
-        if self.dims not in row.dims:
-            able = " or ".join(f"dims={dims}" for dims in row.dims)
-            raise ValueError(f"networks={self.networks!r} wants {able}, got dims={self.dims}")
         shape, _ = self.entry.grid(self.profile, self.dims)
         check_sides(shape, row.multiple)
 
@@ -295,10 +294,7 @@ def parse(values: Mapping, entry: Entry | None = None) -> Experiment:
 def _sentence(item: Mapping) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(name, Experiment.model_fields, 1)
-        if close:
-            return f"there is no parameter {name!r}, did you mean {close[0]!r}"
-        return f"there is no parameter {name!r}: choose from {', '.join(Experiment.model_fields)}"
+        return f"there is no parameter {name!r}{meant(name, Experiment.model_fields)}"
     text = item["msg"].removeprefix("Value error, ")
     return f"parameter {name!r} = {item['input']!r}: {text[0].lower()}{text[1:]}" if name else text
 

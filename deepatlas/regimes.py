@@ -134,7 +134,7 @@ def regimes(labelled: int, joint_start: str = "baselines", which: str = "all") -
 
 
 def needed(table: Mapping[str, Regime], *keys: str) -> dict[str, Regime]:
-    """``keys`` and all they start from, in the order of ``table``; UserError if one is not there."""
+    """``keys`` and all they start from, in the order of ``table``; UserError for an unknown one."""
     if unknown := set(keys) - table.keys():
         raise UserError(
             f"no regime {', '.join(sorted(unknown))} in this experiment: "

@@ -111,7 +111,7 @@ TERMS = {
 
 
 class Weights(dict):
-    """Weight of each named loss term, as in ``Weights(regularity=0.2)``; of others, that in TERMS."""
+    """Weight of each named loss term: ``Weights(regularity=0.2)``; of the others, that in TERMS."""
 
     def __init__(self, **given: float) -> None:
         if unknown := given.keys() - TERMS.keys():
@@ -154,7 +154,7 @@ def reg_terms(
 
 @torch.no_grad()
 def _consulted(seg_net: nn.Module, batch: Batch) -> Tensor:
-    """The labels of ``batch``, guessed where the expert's are missing; no network is asked in vain."""
+    """The labels of ``batch``, guessed where an expert's are missing; nobody is asked in vain."""
     if batch.known.all():
         return batch.one_hot
     return labels_or_guess(batch, probabilities(seg_net, batch.image))
@@ -241,7 +241,7 @@ def _per_pair(flags: Tensor, like: Tensor) -> Tensor:
 
 
 def _warped_dice(phi: Deformation, s_moving: Tensor, s_fixed: Tensor, pairs: Tensor) -> Tensor:
-    """1 - Dice of S_m o phi and S_f, a mean over ``pairs`` (B,); probabilities are warped linearly."""
+    """1 - Dice of S_m o phi and S_f, a mean over ``pairs`` (B,); they are warped linearly."""
     if not pairs.any():
         return phi.displacement.new_zeros(())
     return _mean_dice(phi.warp(s_moving), s_fixed, pairs)

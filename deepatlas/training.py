@@ -104,7 +104,7 @@ def train(
 
 
 class Trainer:
-    """A training in progress: everything a turn changes, so that it is saved and restored as one."""
+    """A training in progress: all that a turn changes, so that it is saved and restored as one."""
 
     def __init__(
         self, networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, settings: Settings

@@ -1,4 +1,4 @@
-"""Trained networks in one small file, for those who want to use them before they have trained any."""
+"""Trained networks in one small file, for those who want to use some before they train any."""
 
 from .models import keep, load
 from .places import WEIGHTS

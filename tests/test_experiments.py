@@ -75,10 +75,30 @@ def finished(tmp_path_factory):
             "parameter 'velocity' = 'perhaps': input should be a valid boolean",
         ),
         ({"similarity": "mi"}, "parameter 'similarity' = 'mi': choose from ncc, lncc, mse"),
-        ({"networks": "paper"}, "networks='paper' is 3D"),
+        ({"networks": "paper"}, "networks='paper' wants dims=3, got dims=2"),
         (
             {"networks": "paper", "dims": 3, "velocity": True},
-            "networks='paper' is 3D and predicts displacements",
+            "networks='paper' wants velocity=False, got True: leave it out",
+        ),
+        (
+            {"networks": "paper", "dims": 3, "passes": 2},
+            "networks='paper' wants passes=1, got 2: leave it out",
+        ),
+        (
+            {"networks": "papers"},
+            "parameter 'networks' = 'papers': choose from kit, paper",
+        ),
+        (
+            {"term_weights": {"anatomy": 2.0}},
+            "the weight of anatomy is the parameter lambda_a",
+        ),
+        (
+            {"term_weights": {"zebra": 2.0}},
+            "there is no loss term 'zebra': choose from similarity",
+        ),
+        (
+            {"term_weights": {"similarity": -1}},
+            "the weight of similarity must be at least 0",
         ),
         (
             {"networks": "paper", "dims": 3, "profile": "smoke"},
@@ -310,7 +330,7 @@ def test_the_papers_ratio_of_turns():
     assert parse({"joint_steps": 420, "reg_turns": 20}).joint == {"seg": 20, "reg": 400}
 
 
-def test_joint_arms_are_joint_training_and_what_it_starts_from():
+def test_joint_regimes_are_joint_training_and_what_it_starts_from():
     baselines, semi = ["seg_baseline", "reg_baseline"], ["semi_seg", "semi_reg"]
     assert list(parse({"regimes": "joint"}).table) == [*baselines, "semi_seg", "deepatlas"]
     assert list(parse({"regimes": "joint", "labelled": 5}).table) == [*baselines, "deepatlas"]
@@ -325,12 +345,12 @@ def test_joint_arms_are_joint_training_and_what_it_starts_from():
     ]
 
 
-@pytest.mark.parametrize("regimes", ["all", "joint"])
+@pytest.mark.parametrize("which", ["all", "joint"])
 @pytest.mark.parametrize("labelled", [1, 5])
-def test_wherever_joint_training_starts_its_budget_is_the_same(labelled, arms):
+def test_wherever_joint_training_starts_its_budget_is_the_same(labelled, which):
     budgets = set()
     for start in ("baselines", "alike", "semi", "none"):
-        experiment = parse({"labelled": labelled, "joint_start": start, "regimes": arms})
+        experiment = parse({"labelled": labelled, "joint_start": start, "regimes": which})
         own = own_steps(experiment)
         budgets.add(
             tuple(spent(experiment.table, "deepatlas", name, own) for name in ("seg", "reg"))
@@ -517,7 +537,9 @@ def test_what_a_gpu_has_begun_goes_on_there_only(finished, tmp_path):
 
 
 def test_a_cohort_without_pairs_is_refused_before_the_training(tmp_path, monkeypatch):
-    monkeypatch.setitem(datasets.describe("phantom-brain")["split"], "smoke", [4, 2, 1])
+    entry = datasets.describe("phantom-brain")
+    one_test_scan = entry.model_copy(update={"split": entry.split | {"smoke": (4, 2, 1)}})
+    monkeypatch.setitem(datasets.manifest(), "phantom-brain", one_test_scan)
     with pytest.raises(ValueError, match="no moving scan"):
         experiments.run(parse(SMOKE), tmp_path)
     assert not list(tmp_path.glob("*/*/checkpoint.pt"))
@@ -675,7 +697,7 @@ def test_the_command_runs_an_interrupted_experiment_to_its_end_with_a_notebook(t
 
 def test_the_command_lists_and_checks_data():
     assert "CC BY-SA 4.0" in command("data").stdout
-    shown = command("data", "phantom-knee", "--size", "smoke", "--dims", "2").stdout
+    shown = command("data", "phantom-knee", "--profile", "smoke", "--dims", "2").stdout
     assert (
         "femoral cartilage" in shown
         and "4 training, 2 validation and 3 test scans of 32 x 32 voxels" in shown

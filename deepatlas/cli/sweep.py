@@ -52,10 +52,12 @@ def gains(
 ) -> None:
     """Print what joint training gains in the collected results, with intervals over runs and
     subjects; draw Dice against N into dice_against_n.png beside them; fill the tables of the
-    project's pages.
+    project's pages. What came in a wheel is not written to: its figure goes to the current folder.
     """
     from .. import plots  # here: a machine that only trains lacks IPython
 
+    ours = results.resolve() == RESULTS
+    in_wheel = ours and not CHECKOUT
     rows = evidence.load_results(results)
     typer.echo(evidence.gains(rows).to_string(index=False, float_format="{:.1f}".format))
     try:
@@ -64,8 +66,8 @@ def gains(
         typer.echo(f"no figure: {error}")
     else:
         figure = plots.dice_against_n_figure(curves, _drawn())
-        figure.savefig(results / "dice_against_n.png", dpi=110)
-    if CHECKOUT and results.resolve() == RESULTS:
+        figure.savefig((Path.cwd() if in_wheel else results) / "dice_against_n.png", dpi=110)
+    if ours and not in_wheel:
         for page in evidence.PAGES:
             filled = evidence.fill_tables(page.read_text(encoding="utf-8"))
             write_text(filled, page)

@@ -6,7 +6,6 @@ more: title, licence, split, one grid, and what is in it.
 
 from __future__ import annotations
 
-import difflib
 import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from pydantic import (
 )
 
 from .. import places
-from ..errors import UserError
+from ..errors import UserError, meant
 from ..phantom import anatomy_of
 from .grid import check_sides
 
@@ -258,9 +257,7 @@ def _sentence(item: Mapping) -> str:
     """One mistake, as pydantic describes it, in words."""
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, Entry.model_fields, 1)
-        hint = f"did you mean {close[0]!r}" if close else f"choose from {', '.join(_KEYS)}"
-        return f"there is no key {key!r}: {hint}"
+        return f"there is no key {key!r}{meant(key, _KEYS)}"
     if item["type"] == "missing":
         return f"{key} is missing"
     text = item["msg"].removeprefix("Value error, ")
@@ -275,7 +272,5 @@ _KEYS = (*(key for key in Entry.model_fields if key != "name"), "like")
 def describe(name: str) -> Entry:
     """What is said of the cohort ``name``; UserError with the names there are if it is unknown."""
     if name not in manifest():
-        close = difflib.get_close_matches(name, manifest(), 1)
-        hint = f", did you mean {close[0]!r}" if close else ""
-        raise UserError(f"there is no cohort {name!r}{hint}: choose from {', '.join(manifest())}")
+        raise UserError(f"there is no cohort {name!r}{meant(name, manifest())}")
     return manifest()[name]
