@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from deepatlas import datasets, experiments, explorers, parameters, phantom, terms, training
+from deepatlas import datasets, experiments, explorers, models, parameters, phantom, training
 from deepatlas.regimes import REGIMES, Regime
 
 
@@ -55,8 +55,8 @@ def watching_share(cohort, steps=240):
     networks = experiments.new_networks(experiment, len(cohort.structures))
     watch = explorers.view_training(
         *cohort.validation[:2],
-        register=terms.registrar(networks["reg"]),
-        segment=terms.segmenter(networks["seg"]),
+        register=models.registrar(networks["reg"]),
+        segment=models.segmenter(networks["seg"]),
         structures=cohort.structures,
     )
 
@@ -79,20 +79,20 @@ def main():
     """Print one line per measurement."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     doctor = [sys.executable, "-m", "deepatlas.cli", "doctor"]
-    print(
-        f"deepatlas doctor: {seconds(lambda: subprocess.run(doctor, capture_output=True, check=True)):.1f} s"
-    )
-    for anatomy in phantom.STRUCTURES:
-        print(
-            f"30 {anatomy} phantoms of 64 x 80 x 64: {seconds(lambda name=anatomy: phantoms(name)):.1f} s"
-        )
+    spent = seconds(lambda: subprocess.run(doctor, capture_output=True, check=True))
+    print(f"deepatlas doctor: {spent:.1f} s")
+    for anatomy in phantom.ANATOMIES:
+        spent = seconds(lambda name=anatomy: phantoms(name))
+        print(f"30 {anatomy} phantoms of 64 x 80 x 64: {spent:.1f} s")
     cohort = datasets.load_cohort("phantom-brain")
     for turn in ("seg", "reg"):
         for consults in (False, True):
-            single, mixed = (step_seconds(cohort, turn, consults, mixed) for mixed in (False, True))
+            single = step_seconds(cohort, turn, consults, False)
+            mixed = step_seconds(cohort, turn, consults, True)
             print(
-                f"a step of {turn}, {'joint' if consults else 'alone'}: float32 {1000 * single:.0f} ms, bfloat16 "
-                f"{1000 * mixed:.0f} ms, ratio {single / mixed:.2f}"
+                f"a step of {turn}, {'joint' if consults else 'alone'}: "
+                f"float32 {1000 * single:.0f} ms, bfloat16 {1000 * mixed:.0f} ms, "
+                f"ratio {single / mixed:.2f}"
             )
     print(f"watching a training live takes {100 * watching_share(cohort):.1f} % of its time")
 

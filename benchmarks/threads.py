@@ -1,12 +1,12 @@
 """What waiting threads cost: steps of training on an idle and on a busy machine, and in a class.
 
-Threads of OpenMP that have no work spin for a while before they sleep. On an idle machine that saves
-the time of waking them; where other processes want the cores, a spinning thread keeps the one with
-the work from running. ``GOMP_SPINCOUNT`` bounds the spin (read once, when torch is imported), so each
-setting is tried in a process of its own.
+Threads of OpenMP that have no work spin for a while before they sleep. On an idle machine that
+saves the time of waking them; where other processes want the cores, a spinning thread keeps the one
+with the work from running. ``GOMP_SPINCOUNT`` bounds the spin (read once, when torch is imported),
+so each setting is tried in a process of its own.
 
     python benchmarks/threads.py                    idle, and beside busy processes, in 2D and 3D
-    python benchmarks/threads.py --class-of 30      so many processes that train at once: steps in all
+    python benchmarks/threads.py --class-of 30      so many that train at once: steps in all
 """
 
 import argparse

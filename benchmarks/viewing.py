@@ -21,7 +21,7 @@ STEPS, RATE = 80, 40  # slices asked for, and how many of them in a second
 
 SET_UP = """import time, ipywidgets, numpy as np, matplotlib.pyplot as plt
 from deepatlas import phantom, viewers
-names = phantom.STRUCTURES["brain"]
+names = phantom.anatomy_of("brain").structures
 moving, fixed = (phantom.make_scan("brain", i, (96, 96, 96), spacing=2.0) for i in (0, 1))
 phi = phantom.true_deformation(moving, fixed)
 image, labels = fixed.image[0].numpy(), np.ma.masked_equal(fixed.labels.numpy(), 0)
@@ -81,7 +81,10 @@ def draw_times(browser, folder):
     """
     moving, fixed = (phantom.make_scan("brain", i, (160, 160, 160), spacing=1.2) for i in (0, 1))
     viewer = viewers.view_registration(
-        moving, fixed, phantom.true_deformation(moving, fixed), phantom.STRUCTURES["brain"]
+        moving,
+        fixed,
+        phantom.true_deformation(moving, fixed),
+        phantom.anatomy_of("brain").structures,
     )
     viewer.layers = ["labels", "grid"]
     page = browser.new_page(viewport={"width": 1400, "height": 900})

@@ -3,6 +3,7 @@ public is used.
 """
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -763,6 +764,33 @@ def test_a_notebook_asks_nobody_for_anything_online(path):
     for cell in cells_of(path):
         text = "".join(cell["source"])
         assert not re.search(r"<(img|script|iframe|link)\b|!\[[^\]]*\]\(http", text), text
+
+
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *BENCHMARKS], ids=lambda path: path.stem)
+def test_what_is_asked_of_the_package_is_there(path):
+    """Every ``module.name`` of a notebook or a benchmark, where module is one of ours."""
+    is_notebook = path.suffix == ".ipynb"
+    tree = notebook_tree(path) if is_notebook else ast.parse(path.read_text(encoding="utf-8"))
+    modules, missing = {}, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deepatlas"):
+            home = importlib.import_module(node.module)
+            for alias in node.names:
+                try:
+                    found = importlib.import_module(f"{node.module}.{alias.name}")
+                except ModuleNotFoundError:
+                    missing += [] if hasattr(home, alias.name) else [alias.name]
+                else:
+                    modules[alias.asname or alias.name] = found
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            if module is not None and not hasattr(module, node.attr):
+                missing.append(f"{node.value.id}.{node.attr} (line {node.lineno})")
+    assert_none(missing, "not there")
 
 
 def test_there_is_an_experiment_to_parameterise():

@@ -15,7 +15,7 @@ from deepatlas.phantom import subjects
 from deepatlas.phantom.shapes import ball
 
 GRIDS = {2: ((96, 96), 1.8), 3: ((64, 80, 64), 2.4)}
-ANATOMIES = tuple(phantom.STRUCTURES)
+ANATOMIES = tuple(phantom.ANATOMIES)
 THICK = {  # at least 4 voxels thick all over, where a voxel is 1.2 mm (brain) or 2.4 mm (knee)
     "brain": (
         "thalamus",
@@ -52,7 +52,7 @@ def only_warped(monkeypatch):
 def dice(one, other, anatomy):
     """Dice of every foreground structure by name."""
     scores = {}
-    for number, name in enumerate(phantom.STRUCTURES[anatomy][1:], start=1):
+    for number, name in enumerate(phantom.anatomy_of(anatomy).structures[1:], start=1):
         a, b = one == number, other == number
         scores[name] = 2 * float((a & b).sum()) / float(a.sum() + b.sum())
     return scores
@@ -60,7 +60,9 @@ def dice(one, other, anatomy):
 
 def warp_labels(deformation, labels, anatomy):
     """Labels by linear interpolation of their one-hot channels: finer than the nearest voxel."""
-    one_hot = torch.nn.functional.one_hot(labels[None].long(), len(phantom.STRUCTURES[anatomy]))
+    one_hot = torch.nn.functional.one_hot(
+        labels[None].long(), len(phantom.anatomy_of(anatomy).structures)
+    )
     return deformation.warp(one_hot.movedim(-1, 1).float())[0].argmax(0)
 
 
@@ -77,7 +79,9 @@ def test_a_scan_is_complete(scans, anatomy, dims):
         assert scan.shape == GRIDS[dims][0]
         assert scan.image.dtype == torch.float32 and scan.labels.dtype == torch.uint8
         assert scan.image.min() >= 0 and scan.image.max() <= 1
-        assert set(scan.labels.unique().tolist()) == set(range(len(phantom.STRUCTURES[anatomy])))
+        assert set(scan.labels.unique().tolist()) == set(
+            range(len(phantom.anatomy_of(anatomy).structures))
+        )
 
 
 @pytest.mark.parametrize("dims", GRIDS)
@@ -124,7 +128,7 @@ def test_subjects_overlap_neither_too_little_nor_too_much(scans, anatomy, dims):
 
 def test_some_neighbours_share_their_grey_value(scans):
     scan = scans["brain", 3][0]
-    number = phantom.STRUCTURES["brain"].index
+    number = phantom.anatomy_of("brain").structures.index
     grey = {
         name: scan.image[0][scan.labels == number(name)]
         for name in ("thalamus", "putamen", "white matter")

@@ -165,7 +165,10 @@ def test_static_and_html_leave_no_widget(shape):
 def test_a_page_of_a_96_cubed_pair_is_small(tmp_path):
     moving, fixed = (phantom.make_scan("brain", i, (96, 96, 96), spacing=2.0) for i in (0, 1))
     viewer = viewers.view_registration(
-        moving, fixed, phantom.true_deformation(moving, fixed), phantom.STRUCTURES["brain"]
+        moving,
+        fixed,
+        phantom.true_deformation(moving, fixed),
+        phantom.anatomy_of("brain").structures,
     )
     assert viewer.as_html(tmp_path / "pair.html").stat().st_size < 6e6
 

@@ -9,11 +9,8 @@ the contrast. A new anatomy is a file with an ``Anatomy``, and a row of ``ANATOM
 from .shapes import Anatomy, Layer, Variation
 from .subjects import ANATOMIES, anatomy_of, make_scan, true_deformation
 
-STRUCTURES = {name: anatomy.structures for name, anatomy in ANATOMIES.items()}
-
 __all__ = [
     "ANATOMIES",
-    "STRUCTURES",
     "Anatomy",
     "Layer",
     "Variation",
