@@ -40,23 +40,20 @@ def _per_axis(values: Tensor, u: Tensor) -> Tensor:
 
 
 def looked_up(
-    moving: Tensor,
-    points: Tensor,
-    *,
-    last_first: bool = True,
-    align_corners: bool = True,
-    missing: int = 1,
-    padding: str = "border",
-    mode: str = "bilinear",
+    moving: Tensor, points: Tensor, *, last_first: bool = True, missing: int = 1, **options: object
 ) -> Tensor:
     """``moving`` at ``points`` (B, D, I, J, K), in voxels, by grid_sample, with one thing after
-    another to get wrong; ``missing`` is what a size exceeds the number of steps by.
+    another to get wrong.
+
+    ``missing`` is what a size exceeds the number of steps by; ``options`` are those of grid_sample
+    that differ from ours.
     """
     steps = torch.tensor(moving.shape[2:]) - missing
     grid = (2 * points / _per_axis(steps, points) - 1).movedim(1, -1)
     if last_first:
         grid = grid.flip(-1)
-    return F.grid_sample(moving, grid, mode, padding, align_corners)
+    options = {"padding_mode": "border", "align_corners": True} | options
+    return F.grid_sample(moving, grid, **options)
 
 
 def _warped(moving: Tensor, u: Tensor) -> Tensor:
@@ -150,7 +147,7 @@ def _u_already_scaled(moving, u):
     line="F.grid_sample(..., padding_mode='border')",
 )
 def _zeros_outside(moving, u):
-    return looked_up(moving, Deformation(u).points, padding="zeros")
+    return looked_up(moving, Deformation(u).points, padding_mode="zeros")
 
 
 # --- one after the other --------------------------------------------------------------------------
