@@ -361,6 +361,19 @@ def test_wherever_joint_training_starts_its_budget_is_the_same(labelled, which):
     )
 
 
+def test_who_gets_lambda_weak_stands_in_the_table():
+    """The baselines of registration, which learn anatomy from fully labelled pairs alone."""
+    experiment = parse({"labelled": 5, "lambda_a": 7.0, "lambda_weak": 0.5, "lambda_r": 0.1})
+    weights = {
+        key: experiments._weights(experiment, regime) for key, regime in experiment.table.items()
+    }
+    weak = {key for key, given in weights.items() if given["anatomy"] == 0.5}
+    assert weak == {"reg_baseline", "reg_control"}
+    assert all(weights[key]["anatomy"] == 7.0 for key in weights.keys() - weak)
+    assert {given["regularity"] for given in weights.values()} == {0.1}
+    assert {given["similarity"] for given in weights.values()} == {1.0}
+
+
 def test_recipes_fill_what_the_parameters_leave_open():
     paper, best = parse({"recipe": "paper"}), parse({})
     assert (paper.similarity, paper.reg_turns, paper.sampled_warps) == ("ncc", 20, False)
