@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 from pydantic import (
@@ -105,6 +106,10 @@ RECIPES = {
 }
 
 
+# A parameter that, if nobody gives it, is filled in by the data set, the profile or the recipe.
+filled = partial(Field, None, validate_default=False)
+
+
 class Experiment(BaseModel):
     """The parameters of one comparison of all regimes; plain values, checked, with a sentence for
     each mistake.
@@ -112,53 +117,76 @@ class Experiment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    dataset: str = "phantom-brain"  # one of the names in tutorials_data/datasets.toml
-    # of grid and training: test, laptop, GPU
+    # --- what is compared, on which scans ---
+    # a name in tutorials_data/datasets.toml
+    dataset: str = "phantom-brain"
+    # how large grid and training are: for a test, a laptop, a GPU
     profile: Literal["smoke", "class", "full"] = "class"
-    # slices or volumes; by default what the cohort is for
-    dims: Literal[2, 3] = Field(None, validate_default=False)
-    recipe: Literal["paper", "best"] = "best"  # of RECIPES
+    # slices or volumes; by default what the data set is for
+    dims: Literal[2, 3] = filled()
+    # of RECIPES
+    recipe: Literal["paper", "best"] = "best"
     # every regime, or joint training and what it starts from
     regimes: Literal["all", "joint"] = "all"
     # N, training scans whose labels may be seen (registration at N = 1 uses none)
     labelled: int = Field(1, ge=1)
-    seed: int = Field(0, ge=0)  # of the split, the networks and the draws
+    # of the split, the networks and the draws
+    seed: int = Field(0, ge=0)
     # of the choice of labelled scans; by default ``seed``
-    label_seed: int = Field(None, ge=0, validate_default=False)
-    seg_steps: int = Field(None, ge=1, validate_default=False)  # steps of the segmentation baseline
-    reg_steps: int = Field(None, ge=1, validate_default=False)  # steps of the registration baseline
-    # of both networks, in one round (``Regime.rounds``)
-    joint_steps: int = Field(None, ge=2, validate_default=False)
+    label_seed: int = filled(ge=0)
+
+    # --- how long ---
+    # steps of the segmentation baseline, and of the registration baseline
+    seg_steps: int = filled(ge=1)
+    reg_steps: int = filled(ge=1)
+    # steps of both networks in one round of joint training (``Regime.rounds``)
+    joint_steps: int = filled(ge=2)
     # registration turns for each segmentation turn
-    reg_turns: int = Field(None, ge=1, validate_default=False)
-    batch_size: int = Field(None, ge=1, validate_default=False)  # pairs in a step
-    lambda_r: float = Field(0.2, ge=0)  # weight of the bending energy
-    lambda_a: float = Field(None, ge=0, validate_default=False)  # weight of the anatomy term
-    # of baselines, by fully labelled pairs alone
-    lambda_weak: float = Field(None, ge=0, validate_default=False)
-    lambda_sp: float = Field(None, ge=0, validate_default=False)  # weight of the supervised term
+    reg_turns: int = filled(ge=1)
+    # pairs in a step
+    batch_size: int = filled(ge=1)
+
+    # --- the loss ---
+    # weight of the bending energy
+    lambda_r: float = Field(0.2, ge=0)
+    # weight of the anatomy term; of registration baselines, that of fully labelled pairs alone
+    lambda_a: float = filled(ge=0)
+    lambda_weak: float = filled(ge=0)
+    # weight of the supervised term
+    lambda_sp: float = filled(ge=0)
     # weights of other loss terms, by their names in ``terms.TERMS``
     term_weights: dict[str, float] = Field(default_factory=dict)
     # of images: a name in ``terms.SIMILARITIES``
-    similarity: str = Field(None, validate_default=False)
-    # decay of the average that is consulted, 0: none
-    teacher: float = Field(None, ge=0, lt=1, validate_default=False)
-    # does seg_net see the labelled scan warped, too?
-    sampled_warps: bool = Field(None, validate_default=False)
-    fourth_case: bool = False  # do two guesses teach seg_net to agree? (it collapses)
-    # whose networks: see ``regimes``
+    similarity: str = filled()
+
+    # --- the way of training ---
+    # a network is consulted as its average, whose decay this is; 0: as it is now
+    teacher: float = filled(ge=0, lt=1)
+    # does the segmentation network see the labelled scan as it is warped, too?
+    sampled_warps: bool = filled()
+    # do two guesses teach the segmentation network to agree? (it collapses)
+    fourth_case: bool = False
+    # whose networks joint training starts from: see ``regimes.regimes``
     joint_start: Literal["baselines", "alike", "semi", "none"] = "baselines"
-    # unlabelled training scans, by default all there are
-    unlabelled: int = Field(None, ge=0, validate_default=False)
-    passes: int = Field(1, ge=1)  # times the registration network looks at a pair, as warped so far
+    # unlabelled training scans; None: all there are
+    unlabelled: int | None = Field(None, ge=0)
+
+    # --- the networks ---
+    # times the registration network looks at a pair, as warped so far
+    passes: int = Field(1, ge=1)
     # does the registration network output a velocity field?
-    velocity: bool = Field(None, validate_default=False)
-    networks: str = "kit"  # a name in ``models.NETWORKS``; the paper's two are 3D and slower
-    # Adam's learning rate for segmentation, at its highest
-    seg_rate: float = Field(None, gt=0, validate_default=False)
-    reg_rate: float = Field(None, gt=0, validate_default=False)  # and for registration
-    augmentation: float = Field(1.0, ge=0)  # strength, 0 for none
-    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
+    velocity: bool = filled()
+    # a name in ``models.NETWORKS``; the paper's two are 3D and slower
+    networks: str = "kit"
+    # Adam's learning rate for each network, at its highest
+    seg_rate: float = filled(gt=0)
+    reg_rate: float = filled(gt=0)
+    # strength, 0 for none
+    augmentation: float = Field(1.0, ge=0)
+
+    # --- the machine ---
+    # "auto", "cpu", "cuda", "cuda:1", "mps"
+    device: str = "auto"
     # of the networks; losses are always float32
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
