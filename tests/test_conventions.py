@@ -428,8 +428,10 @@ def test_no_name_is_dead():
 
 
 def test_words_of_the_house_are_used():
-    """moving and fixed, seg_net and reg_net: no other names for the same things."""
-    wrong = re.compile(r"(src|tgt|source_image|target_image|img\d?|mov|flow_field|ddf|dvf)(_.*)?$")
+    """moving and fixed, seg_net and reg_net, regime: no other names for the same things."""
+    wrong = re.compile(
+        r"(src|tgt|source_image|target_image|img\d?|mov|flow_field|ddf|dvf|arms?)(_.*)?$"
+    )
     assert_none(
         sorted(
             {
