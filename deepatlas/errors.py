@@ -14,9 +14,12 @@ class UserError(ValueError):
     """
 
 
-def meant(name: str, known: Collection[str]) -> str:
-    """What follows the sentence "there is no ...": the word of ``known`` that is close to ``name``,
-    or all of them.
+def meant(name: str, known: Collection[str], *, all_of_them: bool = False) -> str:
+    """What follows the sentence "there is no ...": the word of ``known`` that is close to ``name``;
+    all of them where none is close, or if they are few enough to be listed anyway.
     """
     close = difflib.get_close_matches(name, known, 1)
-    return f", did you mean {close[0]!r}" if close else f": choose from {', '.join(known)}"
+    hint = f", did you mean {close[0]!r}" if close else ""
+    if all_of_them or not close:
+        hint += f": choose from {', '.join(known)}"
+    return hint

@@ -272,5 +272,6 @@ _KEYS = (*(key for key in Entry.model_fields if key != "name"), "like")
 def describe(name: str) -> Entry:
     """What is said of the cohort ``name``; UserError with the names there are if it is unknown."""
     if name not in manifest():
-        raise UserError(f"there is no cohort {name!r}{meant(name, manifest())}")
+        hint = meant(name, manifest(), all_of_them=True)
+        raise UserError(f"there is no cohort {name!r}{hint}")
     return manifest()[name]
