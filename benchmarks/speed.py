@@ -10,10 +10,10 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-import torch
-
 from deepatlas import datasets, experiments, explorers, models, parameters, phantom, training
 from deepatlas.regimes import REGIMES, Regime
+
+import torch
 
 
 def seconds(work):

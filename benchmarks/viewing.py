@@ -13,9 +13,9 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from lab import open_notebook, printed, run_all, serve, write_notebook
-
 from deepatlas import phantom, viewers
+
+from lab import open_notebook, printed, run_all, serve, write_notebook
 
 STEPS, RATE = 80, 40  # slices asked for, and how many of them in a second
 

@@ -1,9 +1,9 @@
 """A cohort small enough to train on in a second: a bright and a dark disk at random places, 2D."""
 
+from deepatlas.data import Cohort, Scan
+
 import pytest
 import torch
-
-from deepatlas.data import Cohort, Scan
 
 STRUCTURES = ("background", "bright", "dark")
 SIDE = 16

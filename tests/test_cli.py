@@ -5,11 +5,11 @@ itself.
 import subprocess
 import sys
 
-import pytest
-from typer.testing import CliRunner
-
 from deepatlas.cli import app, arguments, errors
 from deepatlas.errors import UserError
+
+import pytest
+from typer.testing import CliRunner
 
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
 

@@ -14,10 +14,10 @@ import tomllib
 from collections import Counter
 from pathlib import Path
 
+from deepatlas import regimes
+
 import pytest
 import yaml
-
-from deepatlas import regimes
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "deepatlas"
@@ -766,6 +766,15 @@ def test_a_notebook_asks_nobody_for_anything_online(path):
     for cell in cells_of(path):
         text = "".join(cell["source"])
         assert not re.search(r"<(img|script|iframe|link)\b|!\[[^\]]*\]\(http", text), text
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_deepatlas_is_imported_before_torch(path):
+    """It sets what OpenMP reads when torch is loaded: how long a waiting thread spins."""
+    lines = ast.unparse(notebook_tree(path)).splitlines()
+    ours = [n for n, line in enumerate(lines) if re.match(r"(from|import) deepatlas\b", line)]
+    torchs = [n for n, line in enumerate(lines) if re.match(r"(from|import) (torch|monai)\b", line)]
+    assert ours and (not torchs or ours[0] < torchs[0])
 
 
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))

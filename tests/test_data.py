@@ -7,13 +7,13 @@ import struct
 import zlib
 from dataclasses import replace
 
+from deepatlas.data import Batch, Cohort, Scan, rescale_intensities, split_by_subject
+from deepatlas.datasets import centred_affine, check_sides, load_scan, read_nifti, resample
+
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-
-from deepatlas.data import Batch, Cohort, Scan, rescale_intensities, split_by_subject
-from deepatlas.datasets import centred_affine, check_sides, load_scan, read_nifti, resample
 
 ORIENTATIONS = [
     (axes, flips)

@@ -13,16 +13,16 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-import pytest
-import torch
-
 from deepatlas import datasets
 from deepatlas.datasets import Entry, fetch
 from deepatlas.datasets import grid as grid_module
 from deepatlas.datasets.entries import expand
 from deepatlas.errors import UserError
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
 
 NAMES = list(datasets.manifest())
 PHANTOMS = [name for name, entry in datasets.manifest().items() if entry.anatomy is not None]

@@ -9,15 +9,15 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+from deepatlas import evaluation
+from deepatlas.data import Cohort, Scan
+from deepatlas.warp import Deformation
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy import ndimage, stats
-
-from deepatlas import evaluation
-from deepatlas.data import Cohort, Scan
-from deepatlas.warp import Deformation
 
 SHAPES = ((24, 31), (17, 22, 19))
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=["2D", "3D"])

@@ -4,13 +4,13 @@ import math
 import subprocess
 import sys
 
-import numpy as np
-import pandas as pd
-import pytest
-
 from deepatlas import evidence, experiments, sweeps
 from deepatlas.evidence import pages
 from deepatlas.parameters import parse
+
+import numpy as np
+import pandas as pd
+import pytest
 
 
 def test_without_results_it_says_what_to_do(tmp_path):

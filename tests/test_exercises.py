@@ -7,16 +7,16 @@ import json
 import stat
 from pathlib import Path
 
+from deepatlas import exercises, lessons, places
+from deepatlas.cli import app
+from deepatlas.exercises import asking
+
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
-
-from deepatlas import exercises, lessons, places
-from deepatlas.cli import app
-from deepatlas.exercises import asking
 
 LESSONS = exercises.lessons()
 NAMES = [f"{lesson}.{task}" for lesson in LESSONS for task in exercises.exercises_of(lesson)]

@@ -10,12 +10,6 @@ import subprocess
 import sys
 import time
 
-import nbformat
-import pandas as pd
-import pytest
-import torch
-from typer.testing import CliRunner
-
 from deepatlas import (
     data,
     datasets,
@@ -32,6 +26,12 @@ from deepatlas.cli import app
 from deepatlas.experiments import own_steps
 from deepatlas.parameters import Experiment, parse
 from deepatlas.regimes import REGIMES, regimes, spent
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
 
 SMOKE = {"profile": "smoke", "device": "cpu", "dims": 2}
 REGIMES_AND_REFERENCES = {"identity", "label_propagation", *REGIMES}

@@ -6,17 +6,17 @@ import asyncio
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
+from deepatlas import explorers, models, networks, training, viewers
+from deepatlas.regimes import REGIMES
+from deepatlas.terms import TERMS, Term
+from deepatlas.warp import Deformation
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from helpers import disks
 from test_viewers import NAMES, noise, pair
-
-from deepatlas import explorers, models, networks, training, viewers
-from deepatlas.regimes import REGIMES
-from deepatlas.terms import TERMS, Term
-from deepatlas.warp import Deformation
 
 PAIR = (20, 26)
 

@@ -2,12 +2,6 @@
 the runs.
 """
 
-import numpy as np
-import pandas as pd
-import pytest
-import torch
-import torch.nn.functional as F
-
 from deepatlas import (
     datasets,
     evaluation,
@@ -24,6 +18,12 @@ from deepatlas import (
 from deepatlas.data import Batch
 from deepatlas.places import RESULTS
 from deepatlas.regimes import Regime
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
 
 # the first test waits for all trainings: ten minutes on two cores
 pytestmark = pytest.mark.timeout(3600)

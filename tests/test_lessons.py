@@ -3,13 +3,13 @@
 import re
 import shutil
 
+from deepatlas import lessons, notebooks, places
+from deepatlas.cli import app
+
 import nbformat
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
-
-from deepatlas import lessons, notebooks, places
-from deepatlas.cli import app
 
 ROWS = {row["lesson"]: row for row in pd.read_csv(places.LESSON_COSTS).to_dict("records")}
 ROW = {"first_seconds": 118.0, "again_seconds": 22.0, "cores": 2, "memory_gib": 0.58}

@@ -4,14 +4,14 @@ precision, errors.
 
 import itertools
 
+from deepatlas import losses
+from deepatlas.warp import Deformation, voxel_grid
+
 import numpy as np
 import pytest
 import torch
 from monai.losses import BendingEnergyLoss, DiceLoss, LocalNormalizedCrossCorrelationLoss
 from scipy.stats import pearsonr
-
-from deepatlas import losses
-from deepatlas.warp import Deformation, voxel_grid
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-9}
 both = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])

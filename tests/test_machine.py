@@ -7,11 +7,11 @@ import re
 import subprocess
 import sys
 
+from deepatlas import datasets, doctor, machine
+
 import psutil
 import pytest
 import torch
-
-from deepatlas import datasets, doctor, machine
 
 ABSENT = [
     name

@@ -4,11 +4,6 @@ errors.
 
 import itertools
 
-import numpy as np
-import pytest
-import torch
-from helpers import one_thread  # noqa: F401
-
 from deepatlas import networks
 from deepatlas.models import Registration, register
 from deepatlas.networks import (
@@ -17,6 +12,11 @@ from deepatlas.networks import (
     RegistrationNet,
     SegmentationNet,
 )
+
+import numpy as np
+import pytest
+import torch
+from helpers import one_thread  # noqa: F401
 
 SHAPES = {2: (16, 24), 3: (16, 8, 24)}
 PAPER_SHAPE = (16, 16, 32)

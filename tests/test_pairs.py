@@ -3,12 +3,12 @@
 import dataclasses
 from collections import Counter
 
+from deepatlas.data import Batch
+from deepatlas.pairs import CASES, augment, draw_pair, pairs_by_case
+
 import pytest
 import torch
 from helpers import disks, scan, seeded
-
-from deepatlas.data import Batch
-from deepatlas.pairs import CASES, augment, draw_pair, pairs_by_case
 
 DRAWS = 2000
 LABELLED = [scan(i) for i in range(3)]

@@ -5,14 +5,14 @@
 from dataclasses import replace
 from itertools import combinations
 
-import numpy as np
-import pytest
-import torch
-
 from deepatlas import phantom
 from deepatlas.datasets import Entry, centred_affine, load_cohort, load_scan, resample
 from deepatlas.phantom import subjects
 from deepatlas.phantom.shapes import ball
+
+import numpy as np
+import pytest
+import torch
 
 GRIDS = {2: ((96, 96), 1.8), 3: ((64, 80, 64), 2.4)}
 ANATOMIES = tuple(phantom.ANATOMIES)

@@ -1,15 +1,15 @@
 """Figures: right way round, readable colours, alternative text, nothing left open."""
 
+from deepatlas import plots
+from deepatlas.regimes import BASELINES, JOINT, TITLES
+from deepatlas.terms import TERMS, Term
+from deepatlas.warp import Deformation
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-
-from deepatlas import plots
-from deepatlas.regimes import BASELINES, JOINT, TITLES
-from deepatlas.terms import TERMS, Term
-from deepatlas.warp import Deformation
 
 
 def contour_points(axes):

@@ -4,10 +4,6 @@ import itertools
 import json
 from dataclasses import replace
 
-import numpy as np
-import pytest
-import torch
-
 from deepatlas import datasets
 from deepatlas.data import Scan
 from deepatlas.datasets import centred_affine, load_scan, resample
@@ -15,6 +11,10 @@ from deepatlas.datasets.grid import align
 from deepatlas.evaluation import score_labels
 from deepatlas.registration import affine_matrices, optimise_pair, propagate_labels
 from deepatlas.warp import Deformation, voxel_grid
+
+import numpy as np
+import pytest
+import torch
 
 SHAPES = {"2D": (32, 40), "3D": (24, 32, 24)}
 dimensions = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

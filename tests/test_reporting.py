@@ -2,13 +2,13 @@
 
 import json
 
-import numpy as np
-import pandas as pd
-import pytest
-
 from deepatlas import evaluation, reporting
 from deepatlas.errors import UserError
 from deepatlas.parameters import parse
+
+import numpy as np
+import pandas as pd
+import pytest
 
 LEVELS = {
     "segmentation": {

@@ -2,12 +2,12 @@
 disk.
 """
 
+from deepatlas import lessons, places, site
+from deepatlas.cli import app
+
 import nbformat
 import pytest
 from typer.testing import CliRunner
-
-from deepatlas import lessons, places, site
-from deepatlas.cli import app
 
 LESSONS = [path.stem for path in lessons.paths()]
 

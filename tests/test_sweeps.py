@@ -5,16 +5,16 @@ import importlib.util
 import json
 import shutil
 
-import numpy as np
-import pandas as pd
-import pytest
-from typer.testing import CliRunner
-
 from deepatlas import evidence, experiments, sweeps
 from deepatlas.cli import app
 from deepatlas.errors import UserError
 from deepatlas.parameters import parse
 from deepatlas.places import RESULTS
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
 
 SWEEP = """
 [[sweep]]

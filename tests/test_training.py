@@ -12,11 +12,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-import torch
-from helpers import disks, one_thread, scan  # noqa: F401
-from torch import nn
-
 from deepatlas import checkpoints, training
 from deepatlas.checkpoints import Interrupted
 from deepatlas.data import Batch
@@ -26,6 +21,11 @@ from deepatlas.regimes import REGIMES, needed, regimes, spent
 from deepatlas.terms import SIMILARITIES, Weights, labels_or_guess, reg_terms, seg_terms
 from deepatlas.training import Settings, train
 from deepatlas.warp import Deformation
+
+import pytest
+import torch
+from helpers import disks, one_thread, scan  # noqa: F401
+from torch import nn
 
 CASES = {
     "known -> unknown": (True, False),

@@ -6,17 +6,17 @@ import json
 import re
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
-import nibabel as nib
-import numpy as np
-import pytest
-import torch
-
 from deepatlas import phantom, plots, viewers
 from deepatlas.data import Scan, rescale_intensities
 from deepatlas.datasets import load_scan
 from deepatlas.viewers.state import at_its_own_resolution
 from deepatlas.warp import Deformation
+
+import matplotlib.pyplot as plt
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
 
 SHAPE = (20, 26, 16)
 NAMES = ("background", "one", "two", "three")

@@ -12,16 +12,16 @@ from graphlib import CycleError
 from itertools import pairwise
 from pathlib import Path
 
+from deepatlas import viewers
+from deepatlas.viewers import bundle
+from deepatlas.viewers.page import TEMPLATE, document
+
 import contourpy
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import map_coordinates
-
-from deepatlas import viewers
-from deepatlas.viewers import bundle
-from deepatlas.viewers.page import TEMPLATE, document
 
 MODULES = {path.stem: path.read_text("utf-8") for path in sorted(bundle.FOLDER.glob("*.js"))}
 NODE_TESTS = sorted(Path(__file__).parent.glob("js/*.test.mjs"))

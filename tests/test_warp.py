@@ -4,12 +4,12 @@ matrix algebra.
 
 import dataclasses
 
+from deepatlas.warp import Deformation, sample, voxel_grid
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-
-from deepatlas.warp import Deformation, sample, voxel_grid
 
 SHAPES = ((24, 17), (16, 14, 19))
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # voxels

@@ -1,12 +1,12 @@
 """Trained networks in one small file: kept, loaded, refused if damaged, as good as they were."""
 
-import pytest
-import torch
-from typer.testing import CliRunner
-
 from deepatlas import datasets, evaluation, experiments, models, places, weights
 from deepatlas.cli import app
 from deepatlas.parameters import parse
+
+import pytest
+import torch
+from typer.testing import CliRunner
 
 SMOKE = ["profile=smoke", "dims=2", "device=cpu", "regimes=joint"]
 
