@@ -111,17 +111,23 @@ def _begin(
 
 def read_record(folder: Path) -> dict:
     """The content of run.json; FileNotFoundError if ``folder`` is no run, UserError if the file is
-    damaged.
+    damaged, or of a version that knows other parameters.
     """
     path = Path(folder) / "run.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: not a run folder, there is no run.json in it")
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, it is not JSON ({error}): remove the folder") from error
+    if not isinstance(record, dict) or not isinstance(record.get("experiment"), dict):
+        raise UserError(f"{path}: damaged, no experiment is in it: remove the folder")
+    try:
         recorded_experiment(record)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{path}: damaged, or written by another version ({error}): remove the folder"
+            f"{path}: not of this version of the kit ({error}); its networks may be whole: read it "
+            "with the version that wrote it"
         ) from error
     return record
 

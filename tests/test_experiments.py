@@ -287,6 +287,16 @@ def test_only_the_entry_of_its_own_data_set_renames_a_run(tmp_path, monkeypatch)
     assert names[0] == names[1] == names[2] != names[3]
 
 
+def test_a_run_of_another_version_is_not_to_be_removed(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / finished.name)
+    edit(folder / "run.json", ('"regimes": "all"', '"arms": "all"'))
+    with pytest.raises(
+        ValueError, match=r"no parameter 'arms'.* may be whole: read it with"
+    ) as caught:
+        reporting.load_record(folder)
+    assert "remove" not in str(caught.value)
+
+
 def test_a_run_is_read_by_a_kit_that_lacks_its_data_set(finished, tmp_path, monkeypatch):
     """Its folder carries the entry: nothing is called damaged, and its networks load."""
     folder = shutil.copytree(finished, tmp_path / finished.name)
@@ -580,7 +590,7 @@ def test_a_run_on_changed_data_is_refused(finished, tmp_path):
 @pytest.mark.parametrize(
     "name, text",
     [
-        ("run.json", "run.json: damaged, or written by another version"),
+        ("run.json", "run.json: damaged, (it is not JSON|no experiment)"),
         (
             "deepatlas/checkpoint.pt",
             "checkpoint.pt: cannot be read .* the file is damaged: remove it",
