@@ -43,7 +43,7 @@ def run(experiment: Experiment, root: Path | None = None) -> Path:
     """
     folder = Path(root or runs_folder()) / experiment.name
     if (folder / "run.json").is_file() and read_record(folder)["finished"]:
-        print(f"finished before: {folder}")
+        print(f"finished before, its scans were not read again: {folder}")
         return folder
     record, cohort = _begin(experiment, folder, experiment.table)
     # raises now, not after the training, if there are none to score
@@ -180,7 +180,14 @@ def own_steps(experiment: Experiment) -> dict[str, dict[str, int]]:
         steps = {}
         for name in regime.trains:
             budget = baseline[name] + regime.rounds * experiment.joint[name]
-            steps[name] = budget - spent(table, key, name, own)
+            before = spent(table, key, name, own)
+            if before >= budget:
+                raise UserError(
+                    f"regime {key!r}: with rounds={regime.rounds} its network '{name}' may have "
+                    f"taken {budget} steps in all, and what it starts from has taken {before} "
+                    "already: give it more rounds"
+                )
+            steps[name] = budget - before
         own[key] = steps
     return own
 
@@ -299,7 +306,7 @@ def _weights(experiment: Experiment, regime: Regime) -> Weights:
     for name, term in TERMS.items():
         if term.parameter is not None:
             weights[name] = getattr(experiment, term.parameter)
-    weights["anatomy"] = getattr(experiment, regime.anatomy)
+    weights["anatomy"] = getattr(experiment, regime.anatomy_weight)
     return Weights(**weights)
 
 

@@ -176,7 +176,7 @@ class Experiment(BaseModel):
     passes: int = Field(1, ge=1)
     # does the registration network output a velocity field?
     velocity: bool = filled()
-    # a name in ``models.NETWORKS``; the paper's two are 3D and slower
+    # a name in ``models.NETWORKS``; the paper's two are 3D, slower, and predict displacements
     networks: str = "kit"
     # Adam's learning rate for each network, at its highest
     seg_rate: float = filled(gt=0)
@@ -195,7 +195,9 @@ class Experiment(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Mapping, info: ValidationInfo) -> dict:
-        """What is not given: by the data set, the networks, the profile and the recipe."""
+        """What is not given: by the networks, else the recipe, else the profile; ``dims`` by the
+        data set.
+        """
         given = {key: value for key, value in dict(values).items() if value is not None}
         given = {"dataset": "phantom-brain", "profile": "class", "recipe": "best"} | given
         given.setdefault("label_seed", given.get("seed", 0))
@@ -268,7 +270,13 @@ class Experiment(BaseModel):
                     "leave it out, or choose other networks"
                 )
         shape, _ = self.entry.grid(self.profile, self.dims)
-        check_sides(shape, row.multiple)
+        try:
+            check_sides(shape, row.multiple)
+        except UserError as error:
+            raise ValueError(
+                f"networks={self.networks!r} do not suit the grid {self.profile}-{self.dims}d of "
+                f"{self.dataset}: {error}"
+            ) from None
 
     @property
     def entry(self) -> Entry:

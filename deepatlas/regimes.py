@@ -1,7 +1,8 @@
 """The table of the paper as a table in the code: every regime is a row, one loop trains them all.
 
-To add a regime, add a row to ``REGIMES``: it is trained, scored, drawn and compared with joint
-training, since everything that lists regimes reads this table.
+To add a regime, add a row to ``REGIMES``, below those that it starts from. It is trained, scored
+and drawn, and joint training is compared with it unless it sees all labels, since everything that
+lists regimes reads this table.
 """
 
 from __future__ import annotations
@@ -11,45 +12,64 @@ from dataclasses import dataclass, field, replace
 
 from .errors import UserError
 
+TURNS = ("seg", "reg")
+
 
 @dataclass(frozen=True)
 class Regime:
     """A row of the comparison: which networks take turns, from which start, seeing which labels."""
 
     title: str
-    trains: tuple[str, ...]  # of "seg", "reg"
-    start: Mapping[str, str] = field(default_factory=dict)  # network -> the regime it starts from
+    trains: tuple[str, ...]  # of TURNS
+    # network -> the regime whose network it is at the start; also of one that is only consulted
+    start: Mapping[str, str] = field(default_factory=dict)
+    one_shot: Mapping[str, str] | None = None  # the start at N = 1, where it is another
     all_labels: bool = False  # does it see the labels of every training scan?
     consults: bool = False  # does a network in its turn ask the other one?
-    # Budget of a network, its starts included: its baseline's, and so many times ``joint_steps``.
+    # What a network may have spent at the end, its starts included: the steps of its baseline, and
+    # so many times its part of ``joint_steps``. With 300 and 200: rounds=2 is 700 in all, of which
+    # one that starts from its baseline has 400 left.
     rounds: int = 0
-    anatomy: str = "lambda_a"  # the experiment's parameter that weighs its anatomy term
+    anatomy_weight: str = "lambda_a"  # the experiment's parameter that weighs its anatomy term
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.trains, tuple) or not self.trains or set(self.trains) - {*TURNS}:
+            raise ValueError(
+                f"{self.title}: trains must be a tuple of {' and '.join(TURNS)}, as in "
+                f"('seg',), got {self.trains!r}"
+            )
+        if not isinstance(self.rounds, int) or self.rounds < 0:
+            raise ValueError(f"{self.title}: rounds must be 0, 1, 2, ..., got {self.rounds!r}")
 
 
 BASELINES = {"seg": "seg_baseline", "reg": "reg_baseline"}
 SEMI = {"seg": "semi_seg", "reg": "semi_reg"}
 FULL = {"seg": "seg_full", "reg": "reg_full"}
 JOINT = "deepatlas"
-ANEW = {"reg": "reg_baseline"}  # at N = 1 F_S forgets what it learnt from the one scan alone
-# At N = 1 the paper teaches seg_net by the unsupervised reg_net.
-ONE_SHOT = {"seg": "semi_seg", "reg": "reg_baseline"}
+ANEW = {"reg": "reg_baseline"}  # F_S forgets what it learnt from the one scan alone
+ONE_SHOT = {"seg": "semi_seg", "reg": "reg_baseline"}  # F_R is taught by what it has taught
 
 REGIMES = {
     "seg_baseline": Regime("Baseline", ("seg",)),
     # A registration baseline learns anatomy from the few fully labelled pairs alone.
-    "reg_baseline": Regime("Baseline", ("reg",), anatomy="lambda_weak"),
-    "semi_seg": Regime("Semi-DeepAtlas", ("seg",), BASELINES, consults=True, rounds=1),
-    "semi_reg": Regime("Semi-DeepAtlas", ("reg",), BASELINES, consults=True, rounds=1),
-    "deepatlas": Regime("DeepAtlas", ("seg", "reg"), BASELINES, consults=True, rounds=2),
+    "reg_baseline": Regime("Baseline", ("reg",), anatomy_weight="lambda_weak"),
+    "semi_seg": Regime("Semi-DeepAtlas", ("seg",), BASELINES, ANEW, consults=True, rounds=1),
+    "semi_reg": Regime("Semi-DeepAtlas", ("reg",), BASELINES, ONE_SHOT, consults=True, rounds=1),
+    "deepatlas": Regime("DeepAtlas", ("seg", "reg"), BASELINES, ONE_SHOT, consults=True, rounds=2),
     "seg_control": Regime("Baseline, as long as DeepAtlas", ("seg",), rounds=2),
     "reg_control": Regime(
-        "Baseline, as long as DeepAtlas", ("reg",), rounds=2, anatomy="lambda_weak"
+        "Baseline, as long as DeepAtlas", ("reg",), rounds=2, anatomy_weight="lambda_weak"
     ),
     "semi_seg_control": Regime(
-        "Semi-DeepAtlas, as long as DeepAtlas", ("seg",), BASELINES, consults=True, rounds=2
+        "Semi-DeepAtlas, as long as DeepAtlas", ("seg",), BASELINES, ANEW, consults=True, rounds=2
     ),
     "semi_reg_control": Regime(
-        "Semi-DeepAtlas, as long as DeepAtlas", ("reg",), BASELINES, consults=True, rounds=2
+        "Semi-DeepAtlas, as long as DeepAtlas",
+        ("reg",),
+        BASELINES,
+        ONE_SHOT,
+        consults=True,
+        rounds=2,
     ),
     "seg_full": Regime("Full supervision", ("seg",), all_labels=True, rounds=2),
     "reg_full": Regime("Full supervision", ("reg",), all_labels=True, rounds=2),
@@ -72,22 +92,25 @@ TAUGHT = ("seg_baseline", "seg_control", "semi_seg", JOINT)  # what the lessons 
 
 
 def rivals(task: str) -> tuple[str, ...]:
-    """The trained regimes that joint training is compared with in ``task``, in the table's order.
-
-    Every regime that trains this network alone, but those that see all labels.
+    """The trained regimes that joint training is compared with in ``task``, in the table's order:
+    all others that train its network, but those that see all labels.
     """
     network = NETWORK_OF[task]
-    return tuple(
-        key
-        for key, regime in REGIMES.items()
-        if regime.trains == (network,) and not regime.all_labels
-    )
+    found = []
+    for key, regime in REGIMES.items():
+        if key != JOINT and network in regime.trains and not regime.all_labels:
+            found.append(key)
+    return tuple(found)
 
 
 def ordered(table: Mapping[str, Regime]) -> dict[str, Regime]:
-    """``table``, if every regime stands behind those that it starts from; else ValueError."""
+    """``table``, if every regime stands behind those that it starts from, and a network that is
+    asked has been trained; else ValueError.
+    """
     trained: dict[str, tuple[str, ...]] = {}
     for key, regime in table.items():
+        if key in REFERENCES:
+            raise ValueError(f"regime {key!r}: that name is taken, by {REFERENCES[key][0]}")
         for network, source in regime.start.items():
             if network not in trained.get(source, ()):
                 raise ValueError(
@@ -95,6 +118,12 @@ def ordered(table: Mapping[str, Regime]) -> dict[str, Regime]:
                     "not stand above it in the table, or does not train that network: move the "
                     "row, or name another start"
                 )
+        untaught = {*TURNS} - {*regime.trains} - {*regime.start}
+        if regime.consults and untaught:
+            raise ValueError(
+                f"regime {key!r} asks the network '{untaught.pop()}', which it neither trains nor "
+                "starts from a regime that did: name one in its start"
+            )
         trained[key] = regime.trains
     return dict(table)
 
@@ -105,30 +134,22 @@ ordered(REGIMES)
 def regimes(labelled: int, joint_start: str = "baselines", which: str = "all") -> dict[str, Regime]:
     """The table for N = ``labelled``.
 
-    At N = 1 semi-supervised segmentation starts anew, taught by registration, and semi-supervised
-    registration is taught by it, as in the paper.
+    At N = 1 a row starts from its ``one_shot``: semi-supervised segmentation anew, taught by
+    registration, and semi-supervised registration taught by what came of that, as in the paper.
 
-    Joint training starts from the "baselines" (at N = 1 from the two that teach semi-supervised
-    registration), as in the paper; "alike", from the networks from which semi-supervised training
-    starts (which differs at N = 1); from the "semi" supervised networks; or from "none", untrained;
-    always with the same budget. ``which`` "joint" leaves only joint training, the baselines, and
-    what it starts from.
+    Joint training starts from the "baselines" as in the paper (at N = 1 from its ``one_shot``);
+    "alike", from what semi-supervised segmentation starts from (which differs at N = 1); from the
+    "semi" supervised networks; or from "none", untrained; always with the same budget. ``which``
+    "joint" leaves only joint training, the baselines, and what it starts from.
     """
     table = dict(REGIMES)
     if labelled == 1:
         for key, regime in REGIMES.items():
-            semi_supervised = regime.consults and regime.start == BASELINES
-            if semi_supervised and regime.trains == ("seg",):
-                table[key] = replace(regime, start=ANEW)
-            if semi_supervised and regime.trains == ("reg",):
-                table[key] = replace(regime, start=ONE_SHOT)
-    starts = {
-        "baselines": table[SEMI["reg"]].start,
-        "alike": table[SEMI["seg"]].start,
-        "semi": SEMI,
-        "none": {},
-    }
-    table[JOINT] = replace(table[JOINT], start=starts[joint_start])
+            if regime.one_shot is not None:
+                table[key] = replace(regime, start=regime.one_shot)
+    if joint_start != "baselines":
+        start = {"alike": table[SEMI["seg"]].start, "semi": SEMI, "none": {}}[joint_start]
+        table[JOINT] = replace(table[JOINT], start=start)
     table = ordered(table)
     return table if which == "all" else needed(table, *BASELINES.values(), JOINT)
 

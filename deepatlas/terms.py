@@ -6,8 +6,10 @@ Segmentation minimises    lambda_a anatomy + lambda_sp supervised, by case
 and each network supplies the labels that the other lacks (Xu & Niethammer, MICCAI 2019).
 
 To add a term, write a function of the turn and add a row to ``TERMS``: it is trained with, logged,
-plotted and drawn in the live view, since everything that lists terms reads this table. To add a
-similarity, name it in ``SIMILARITIES``.
+plotted and drawn in the live view, since everything that lists terms reads this table. Its weight
+is that of the row unless an experiment gives another, ``term_weights={name: 0.1}``. A term of
+segmentation that looks at phi returns 0 where ``turn.phi`` is None, as the baseline has none (see
+``_seg_anatomy``). To add a similarity, name it in ``SIMILARITIES``.
 """
 
 from __future__ import annotations
@@ -100,6 +102,10 @@ class Term:
     # The experiment's parameter that weighs it; None: an entry of its ``term_weights``.
     parameter: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.reg is None and self.seg is None:
+            raise ValueError("a loss term counts in a turn: give it a function, reg or seg")
+
 
 TERMS = {
     "similarity": Term(1.0, "#0072B2", reg=_similarity),
@@ -110,10 +116,17 @@ TERMS = {
 }
 
 
+COLUMNS = ("step", "turn", "rate", "seconds", "regime")  # of a history, beside its terms
+
+
 class Weights(dict):
     """Weight of each named loss term: ``Weights(regularity=0.2)``; of the others, that in TERMS."""
 
     def __init__(self, **given: float) -> None:
+        if taken := TERMS.keys() & {*COLUMNS}:
+            raise ValueError(
+                f"a loss term cannot be named {taken.pop()}, as a column of the history"
+            )
         if unknown := given.keys() - TERMS.keys():
             raise UserError(
                 f"there is no loss term {', '.join(sorted(unknown))}: "

@@ -126,7 +126,7 @@ class Trainer:
         self.teachers = {
             name: AveragedModel(networks[name], multi_avg_fn=get_ema_multi_avg_fn(settings.teacher))
             for name in regime.trains
-            if settings.teacher and len(regime.trains) > 1
+            if settings.teacher and regime.consults and len(regime.trains) > 1
         }
         self.cases = {
             name: self._cases(cohort, regime, name, settings.options.get("fourth_case", False))

@@ -86,7 +86,17 @@ def test_values_are_read_as_yaml():
     }
 
 
-@pytest.mark.parametrize("text", ["labelled", "=5", "two words=5"])
+def test_an_entry_of_a_dictionary_has_a_dot():
+    texts = ["term_weights.similarity=2", "term_weights.shift=0.5", "seed=1"]
+    assert arguments.assignments(texts) == {
+        "term_weights": {"similarity": 2, "shift": 0.5},
+        "seed": 1,
+    }
+    with pytest.raises(UserError, match="parameter 'seed' = 1 has no entry 'x'"):
+        arguments.assignments(["seed=1", "seed.x=2"])
+
+
+@pytest.mark.parametrize("text", ["labelled", "=5", "two words=5", "term_weights.=5", ".x=5"])
 def test_what_is_no_assignment_is_refused(text):
     with pytest.raises(UserError, match=r"parameters are written NAME=VALUE"):
         arguments.assignments([text])

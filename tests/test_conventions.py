@@ -14,7 +14,7 @@ import tomllib
 from collections import Counter
 from pathlib import Path
 
-from deepatlas import regimes
+from deepatlas import regimes, terms
 
 import pytest
 import yaml
@@ -703,6 +703,53 @@ def test_a_regime_that_stands_before_its_start_is_refused():
         regimes.ordered(table)
     table = {"early": table["early"], "late": table["late"]}
     assert list(regimes.ordered(table)) == ["early", "late"]
+
+
+@pytest.mark.parametrize(
+    "table, said",
+    [
+        ({"identity": regimes.Regime("Mine", ("seg",))}, "that name is taken, by No registration"),
+        (
+            {"mine": regimes.Regime("Mine", ("seg",), consults=True)},
+            "asks the network 'reg', which it neither trains nor starts from",
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_trained_is_refused(table, said):
+    with pytest.raises(ValueError, match=said):
+        regimes.ordered(table)
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"trains": ("sg",)}, "trains must be a tuple of seg and reg"),
+        ({"trains": "seg"}, "trains must be a tuple of seg and reg"),
+        ({"trains": ()}, "trains must be a tuple of seg and reg"),
+        ({"trains": ("seg",), "rounds": -1}, "rounds must be 0, 1, 2"),
+        ({"trains": ("seg",), "rounds": 0.5}, "rounds must be 0, 1, 2"),
+    ],
+)
+def test_a_row_that_means_nothing_is_refused(wrong, said):
+    with pytest.raises(ValueError, match=f"Mine: {said}"):
+        regimes.Regime("Mine", **wrong)
+
+
+def test_a_rival_is_all_that_trains_the_network_without_all_labels(monkeypatch):
+    both = regimes.Regime("Longer", ("seg", "reg"), regimes.BASELINES, consults=True, rounds=3)
+    monkeypatch.setitem(regimes.REGIMES, "longer", both)
+    for task in ("segmentation", "registration"):
+        assert regimes.rivals(task)[-1] == "longer"
+        assert "deepatlas" not in regimes.rivals(task)
+        assert not [key for key in regimes.rivals(task) if key.endswith("full")]
+
+
+def test_a_loss_term_has_a_turn_and_a_name_of_its_own(monkeypatch):
+    with pytest.raises(ValueError, match="give it a function, reg or seg"):
+        terms.Term(1.0, "#000000")
+    monkeypatch.setitem(terms.TERMS, "step", terms.TERMS["regularity"])
+    with pytest.raises(ValueError, match="cannot be named step, as a column of the history"):
+        terms.Weights()
 
 
 def test_regime_keys_are_typed_in_one_file():

@@ -25,7 +25,7 @@ from deepatlas import (
 from deepatlas.cli import app
 from deepatlas.experiments import own_steps
 from deepatlas.parameters import Experiment, parse
-from deepatlas.regimes import REGIMES, regimes, spent
+from deepatlas.regimes import REGIMES, Regime, regimes, spent
 
 import nbformat
 import pandas as pd
@@ -334,6 +334,14 @@ def test_rivals_and_full_supervision_spend_what_deepatlas_spent(labelled, networ
     assert (
         total > spent(table, f"semi_{network}", network, own) > own[f"{network}_baseline"][network]
     )
+
+
+def test_a_regime_that_has_spent_its_budget_before_it_begins_is_refused(monkeypatch):
+    """Before anything is trained, and with what to do."""
+    late = Regime("Late", ("seg",), {"seg": "seg_full"}, rounds=1)
+    monkeypatch.setitem(REGIMES, "late", late)
+    with pytest.raises(ValueError, match=r"'late': with rounds=1 .* 500 steps .* 700 already: give"):
+        own_steps(parse({}))
 
 
 def test_the_papers_ratio_of_turns():

@@ -17,7 +17,7 @@ from deepatlas.checkpoints import Interrupted
 from deepatlas.data import Batch
 from deepatlas.models import Registration, probabilities, register
 from deepatlas.networks import RegistrationNet, SegmentationNet
-from deepatlas.regimes import REGIMES, needed, regimes, spent
+from deepatlas.regimes import REGIMES, Regime, needed, regimes, spent
 from deepatlas.terms import SIMILARITIES, Weights, labels_or_guess, reg_terms, seg_terms
 from deepatlas.training import Settings, train
 from deepatlas.warp import Deformation
@@ -1074,3 +1074,11 @@ def test_steps_must_be_positive(tmp_path):
         ValueError, match=r"DeepAtlas: steps must be at least 1 for each of seg, reg, got {'seg': 0"
     ):
         train(networks(), disks(), REGIMES["deepatlas"], Settings({"seg": 0, "reg": 1}), tmp_path)
+
+
+def test_two_networks_that_do_not_consult_each_other_have_no_teacher(tmp_path):
+    """Not even as an average of the past: two baselines that take turns."""
+    alone = Regime("Alone", ("seg", "reg"), consults=False)
+    settings = Settings({"seg": 2, "reg": 2}, teacher=0.9)
+    history = train(networks(), disks().hide_labels(1), alone, settings, tmp_path)
+    assert [row["anatomy"] for row in history] == [0.0] * 4

@@ -95,6 +95,11 @@ def _split(
     sizes = entry.split_sizes(profile)
     if "published" not in entry.split:
         return split_by_subject(files, sizes, seed)
+    if not any(file.group for file in files):
+        raise UserError(
+            f"{entry.name}: its split is published, but no scan in its dataset.json has a 'group', "
+            "train or test: add them, or give split.full = [...], say"
+        )
     to_train = [file for file in files if file.group == "train"]
     train, validation = split_by_subject(to_train, sizes[:2], seed)
     test = tuple(file for file in files if file.group == "test")
