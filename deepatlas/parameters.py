@@ -20,7 +20,6 @@ from pydantic import (
 )
 
 from .datasets.entries import Entry, describe
-from .datasets.grid import check_sides
 from .errors import UserError, meant
 from .models import NETWORKS
 from .regimes import Regime
@@ -270,13 +269,12 @@ class Experiment(BaseModel):
                     "leave it out, or choose other networks"
                 )
         shape, _ = self.entry.grid(self.profile, self.dims)
-        try:
-            check_sides(shape, row.multiple)
-        except UserError as error:
+        if any(side % row.multiple for side in shape):
             raise ValueError(
-                f"networks={self.networks!r} do not suit the grid {self.profile}-{self.dims}d of "
-                f"{self.dataset}: {error}"
-            ) from None
+                f"networks={self.networks!r} wants a grid whose sides are divisible by "
+                f"{row.multiple}, and {self.profile}-{self.dims}d of {self.dataset} is {shape}: "
+                "choose another profile, or give the data set such a grid"
+            )
 
     @property
     def entry(self) -> Entry:

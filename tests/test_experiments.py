@@ -85,6 +85,10 @@ def finished(tmp_path_factory):
             "networks='paper' wants passes=1, got 2: leave it out",
         ),
         (
+            {"networks": "paper", "dims": 3, "profile": "smoke"},
+            "sides are divisible by 16, and smoke-3d of phantom-brain is (16, 24, 16): choose",
+        ),
+        (
             {"networks": "papers"},
             "parameter 'networks' = 'papers': choose from kit, paper",
         ),
@@ -340,7 +344,7 @@ def test_a_regime_that_has_spent_its_budget_before_it_begins_is_refused(monkeypa
     """Before anything is trained, and with what to do."""
     late = Regime("Late", ("seg",), {"seg": "seg_full"}, rounds=1)
     monkeypatch.setitem(REGIMES, "late", late)
-    with pytest.raises(ValueError, match=r"'late': with rounds=1 .* 500 steps .* 700 already: give"):
+    with pytest.raises(ValueError, match=r"'late': with rounds=1 .* 500 steps .* 700 already"):
         own_steps(parse({}))
 
 
