@@ -105,10 +105,6 @@ def finished(tmp_path_factory):
             "the weight of similarity must be at least 0",
         ),
         (
-            {"networks": "paper", "dims": 3, "profile": "smoke"},
-            "every side must be divisible by 16",
-        ),
-        (
             {"joint_steps": 1},
             "parameter 'joint_steps' = 1: input should be greater than or equal to 2",
         ),
