@@ -34,6 +34,19 @@ TORCH_CAME_FIRST = "torch" in _sys.modules
 # Operations that Apple's GPUs lack run on the CPU.
 _os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
-SPINS = "30000"
+# A thread of GNU's OpenMP that has nothing to do spins before it sleeps: 300,000 rounds if nobody
+# says otherwise, in which it keeps a core from whoever has work. Seconds of a registration step of
+# the class profile on two cores, idle / beside four busy processes (benchmarks/threads.py):
+#
+#     rounds      2D            3D
+#     300,000     .035 / 1.06   .327 / 3.86
+#     30,000      .035 / .49    .323 / 2.07
+#     10,000      .036 / .31    .325 / 1.29
+#     3,000       .036 / .27    .323 / 1.12
+#     0           .065 / .19    -
+#     one thread  .057 / .23    .482 / -
+#
+# 10,000 costs hardly anything on an idle machine; with none, waking the sleepers costs nearly half.
+SPINS = "10000"
 if "OMP_WAIT_POLICY" not in _os.environ:
     _os.environ.setdefault("GOMP_SPINCOUNT", SPINS)

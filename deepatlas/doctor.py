@@ -75,5 +75,8 @@ def _advice(device: str, memory: float, disk: float, busy: float) -> str:
     if device == "cuda":
         return f"run {run}, and then full-size experiments with profile=full"
     if busy > 0.8:
-        return f"other programs keep the processor busy: {run} will take longer than it says"
+        return (
+            f"other programs keep the processor busy: {run} will take longer than it says; where "
+            "many train at once, set OMP_NUM_THREADS=1 for each"
+        )
     return f"run {run}; profile=full wants a GPU"
