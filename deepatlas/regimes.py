@@ -103,6 +103,18 @@ def rivals(task: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def drawn_against_n() -> dict[str, str]:
+    """Titles of what the figure of Dice against N shows, which holds only so many lines: all but
+    the identity, and what one network alone learns from the other.
+    """
+    titles = dict(TITLES)
+    del titles[IDENTITY]
+    for key, regime in REGIMES.items():
+        if regime.consults and key != JOINT:
+            del titles[key]
+    return titles
+
+
 def ordered(table: Mapping[str, Regime]) -> dict[str, Regime]:
     """``table``, if every regime stands behind those that it starts from, and a network that is
     asked has been trained; else ValueError.

@@ -10,7 +10,7 @@ import typer
 from .. import evidence, experiments, sweeps
 from ..checkpoints import write_text
 from ..places import CHECKOUT, RESULTS, runs_folder
-from ..regimes import IDENTITY, JOINT, REGIMES, TITLES
+from ..regimes import drawn_against_n
 from .arguments import Root, assignments
 from .errors import stoppable
 
@@ -65,22 +65,9 @@ def gains(
     except ValueError as error:
         typer.echo(f"no figure: {error}")
     else:
-        figure = plots.dice_against_n_figure(curves, _drawn())
+        figure = plots.dice_against_n_figure(curves, drawn_against_n())
         figure.savefig((Path.cwd() if in_wheel else results) / "dice_against_n.png", dpi=110)
     if ours and not in_wheel:
         for page in evidence.PAGES:
             filled = evidence.fill_tables(page.read_text(encoding="utf-8"))
             write_text(filled, page)
-
-
-def _drawn() -> dict[str, str]:
-    """The titles of what is drawn against N: without the identity and what one network alone
-    learns from the other, for a figure holds only so many lines.
-    """
-    titles = {}
-    for key, title in TITLES.items():
-        regime = REGIMES.get(key)
-        semi_supervised = regime is not None and regime.consults and key != JOINT
-        if key != IDENTITY and not semi_supervised:
-            titles[key] = title
-    return titles
