@@ -111,7 +111,7 @@ def drawn_against_n() -> dict[str, str]:
     del titles[IDENTITY]
     for key, regime in REGIMES.items():
         if regime.consults and key != JOINT:
-            del titles[key]
+            titles.pop(key, None)
     return titles
 
 
