@@ -19,10 +19,10 @@ from pydantic import (
     model_validator,
 )
 
-from .datasets.entries import Entry, describe
+from .datasets.entries import Entry, Profile, describe
 from .errors import UserError, meant
 from .models import NETWORKS
-from .regimes import Regime
+from .regimes import REGIMES, Regime
 from .regimes import regimes as table_of_regimes
 from .run_names import method_hash
 from .terms import SIMILARITIES, TERMS
@@ -120,7 +120,7 @@ class Experiment(BaseModel):
     # a name in tutorials_data/datasets.toml
     dataset: str = "phantom-brain"
     # how large grid and training are: for a test, a laptop, a GPU
-    profile: Literal["smoke", "class", "full"] = "class"
+    profile: Profile = "class"
     # slices or volumes; by default what the data set is for
     dims: Literal[2, 3] = filled()
     # of RECIPES
@@ -306,6 +306,15 @@ class Experiment(BaseModel):
         """Turns of each network in joint training."""
         seg = max(1, round(self.joint_steps / (1 + self.reg_turns)))
         return {"seg": seg, "reg": self.joint_steps - seg}
+
+
+# The tables name parameters: a typo shows when the module is loaded, not when a row is trained.
+for _name, _term in TERMS.items():
+    if _term.parameter not in {None, *Experiment.model_fields}:
+        raise ValueError(f"loss term {_name!r}: there is no parameter {_term.parameter!r}")
+for _name, _regime in REGIMES.items():
+    if _regime.anatomy_weight not in Experiment.model_fields:
+        raise ValueError(f"regime {_name!r}: there is no parameter {_regime.anatomy_weight!r}")
 
 
 def _entry_of(dataset: str, info: ValidationInfo) -> Entry:

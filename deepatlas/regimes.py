@@ -103,24 +103,19 @@ def rivals(task: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def drawn_against_n() -> dict[str, str]:
-    """Titles of what the figure of Dice against N shows, which holds only so many lines: all but
-    the identity, and what one network alone learns from the other.
-    """
-    titles = dict(TITLES)
-    del titles[IDENTITY]
-    for key, regime in REGIMES.items():
-        if regime.consults and key != JOINT:
-            titles.pop(key, None)
-    return titles
-
-
 def ordered(table: Mapping[str, Regime]) -> dict[str, Regime]:
     """``table``, if every regime stands behind those that it starts from, and a network that is
     asked has been trained; else ValueError.
     """
     trained: dict[str, tuple[str, ...]] = {}
+    titles = set()
     for key, regime in table.items():
+        if (regime.title, regime.trains) in titles:
+            raise ValueError(
+                f"regime {key!r}: another that trains {' and '.join(regime.trains)} is called "
+                f"{regime.title!r}, too, and a table could not tell them apart"
+            )
+        titles.add((regime.title, regime.trains))
         if key in REFERENCES:
             raise ValueError(f"regime {key!r}: that name is taken, by {REFERENCES[key][0]}")
         for network, source in regime.start.items():

@@ -22,7 +22,8 @@ def method_hash(package: Path = PACKAGE) -> str:
     digest = hashlib.sha256()
     for path in method_files(package):
         code = _code(path.read_text(encoding="utf-8"))
-        digest.update(f"{path.relative_to(package)}: {code}\n".encode())
+        name = path.relative_to(package).as_posix()
+        digest.update(f"{name}: {code}\n".encode())
     return digest.hexdigest()
 
 
@@ -35,26 +36,36 @@ def method_files(package: Path = PACKAGE) -> list[Path]:
         if path in found:
             continue
         found.add(path)
-        for level, module, name in _relative_imports(path.read_text(encoding="utf-8")):
-            base = path.parents[level - 1].joinpath(*module)
+        for level, module, name in _own_imports(path.read_text(encoding="utf-8")):
+            above = path.parents[level - 1] if level else package
+            base = above.joinpath(*module)
             named = _file(base / name) or _file(base)
             if named and named != package / "__init__.py":
                 waiting.append(named)
-    return sorted(found)
+    return sorted(found, key=lambda path: path.relative_to(package).as_posix())
 
 
 @cache
-def _relative_imports(source: str) -> list[tuple[int, tuple[str, ...], str]]:
-    """(level, module, name) of ``from ..module import name``, for each name.
+def _own_imports(source: str) -> list[tuple[int, tuple[str, ...], str]]:
+    """(level, module, name) of ``from ..module import name``, for each name; level 0 for
+    ``from deepatlas.module import name`` and ``import deepatlas.module``, without ``deepatlas``.
 
     It names a module, or else the file of ``module``. The ``__init__`` of a package above, which
     only hands on what stands in its modules, it does not name.
     """
     found = []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.level:
+        if isinstance(node, ast.ImportFrom):
             module = tuple(node.module.split(".")) if node.module else ()
-            found += [(node.level, module, alias.name) for alias in node.names]
+            if node.level == 0 and module[0] != "deepatlas":
+                continue
+            own = module if node.level else module[1:]
+            found += [(node.level, own, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                package, *module = alias.name.split(".")
+                if package == "deepatlas" and module:
+                    found.append((0, tuple(module[:-1]), module[-1]))
     return found
 
 

@@ -2,6 +2,7 @@
 size.
 """
 
+import ast
 import json
 import re
 import shutil
@@ -224,6 +225,29 @@ def test_a_changed_loss_in_a_new_file_renames_a_run(copied):
     used = Experiment().name
     edit(copied / "edges.py", ("a - b", "a + b"))
     assert len({unused, used, Experiment().name}) == 3
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["from deepatlas import edges", "import deepatlas.edges", "from .edges import edges"],
+)
+def test_a_new_file_counts_however_it_is_imported(copied, spelling):
+    (copied / "edges.py").write_text("def edges(a, b):\n    return a - b\n")
+    edit(copied / "terms.py", ("from . import losses\n", f"from . import losses\n{spelling}\n"))
+    before = Experiment().name
+    edit(copied / "edges.py", ("a - b", "a + b"))
+    assert Experiment().name != before
+
+
+def test_packages_only_hand_on_what_stands_in_their_modules():
+    """What the hash leaves out decides nothing: no table and no function in such an __init__."""
+    folders = {path.parent for path in run_names.method_files()} - {places.PACKAGE}
+    assert len(folders) >= 3
+    for folder in folders:
+        tree = ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
+        others = [node for node in tree.body if not isinstance(node, ast.ImportFrom)]
+        texts = [ast.unparse(node) for node in others[1:]]  # behind the docstring
+        assert all(text.startswith("__all__ = ") for text in texts), f"{folder.name}: {texts}"
 
 
 def test_a_new_file_in_a_package_counts_too(copied):

@@ -307,6 +307,7 @@ def test_a_third_anatomy_is_one_row(monkeypatch):
         tissues={"juice": 0.8, "pip": 0.3},
         template=apple,
         plane=np.float32([[0, 0, 0], [1, 0, 0], [0, 1, 0]]),
+        draw=1,
         speed=2.0,
         place=lambda rng, normal: normal,
         air=True,
@@ -357,3 +358,9 @@ def test_impossible_pairs_are_refused():
             phantom.true_deformation(moving, flat)
     with pytest.raises(ValueError, match="subject 'oasis_1000': register real scans"):
         phantom.true_deformation(replace(flat, subject="oasis_1000"), flat)
+
+
+def test_every_anatomy_draws_numbers_of_its_own():
+    """Else two of them would have the same subjects, only in other shapes."""
+    draws = [anatomy.draw for anatomy in phantom.ANATOMIES.values()]
+    assert len(set(draws)) == len(draws)

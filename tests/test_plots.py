@@ -95,7 +95,7 @@ def test_boxes_and_curves_name_every_regime():
 
 def test_a_term_has_its_colour_and_a_new_one_is_drawn(monkeypatch):
     """In the order of the table; what is in the history and not in the table is not drawn."""
-    monkeypatch.setitem(TERMS, "curl", Term(1.0, "#123456"))
+    monkeypatch.setitem(TERMS, "curl", Term(1.0, "#123456", reg=TERMS["regularity"].reg))
     names = [*TERMS, "zebra"]
     rows = [{"regime": "a", "turn": "reg", "step": i, **dict.fromkeys(names, 0.5)} for i in (1, 2)]
     axes = plots.loss_curves(pd.DataFrame(rows), {"a": "First"}).axes[0]

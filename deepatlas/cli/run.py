@@ -11,7 +11,7 @@ from .. import doctor as machine_doctor
 from .. import experiments, models, reporting
 from ..errors import UserError
 from ..parameters import parse
-from ..places import WEIGHTS
+from ..places import CHECKOUT, WEIGHTS
 from ..regimes import JOINT, NETWORK_OF
 from .arguments import Parameters, Root, assignments
 from .errors import stoppable
@@ -63,6 +63,8 @@ def keep_weights(
         raise UserError(
             "the project's weights are those of the default experiment: name another file with --to"
         )
+    if to is None and not CHECKOUT:
+        raise UserError("weights that came with the kit are not replaced: name a file with --to")
     path = to or WEIGHTS / f"{experiment.dataset}.pt"
     with stoppable():
         folder = experiments.run(experiment)

@@ -9,8 +9,8 @@ import typer
 
 from .. import evidence, experiments, sweeps
 from ..checkpoints import write_text
+from ..errors import UserError
 from ..places import CHECKOUT, RESULTS, runs_folder
-from ..regimes import drawn_against_n
 from .arguments import Root, assignments
 from .errors import stoppable
 
@@ -36,6 +36,7 @@ def sweep(
     """
     results = results or (root or runs_folder()) / "results"
     todo = sweeps.read_sweep(file, assignments(only))
+    sweeps.refuse_older(results)
     if not todo:
         typer.echo(f"{file}: no experiment in it has {' '.join(only or [])}: nothing to do")
         return
@@ -62,10 +63,10 @@ def gains(
     typer.echo(evidence.gains(rows).to_string(index=False, float_format="{:.1f}".format))
     try:
         curves = evidence.dice_against_n(rows)
-    except ValueError as error:
+    except UserError as error:
         typer.echo(f"no figure: {error}")
     else:
-        figure = plots.dice_against_n_figure(curves, drawn_against_n())
+        figure = plots.dice_against_n_figure(curves, plots.drawn_against_n())
         figure.savefig((Path.cwd() if in_wheel else results) / "dice_against_n.png", dpi=110)
     if ours and not in_wheel:
         for page in evidence.PAGES:

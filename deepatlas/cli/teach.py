@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pandas as pd
 import typer
 
 from .. import exercises, experiments
-from ..checkpoints import write_csv
+from ..checkpoints import write_csv, write_text
 from ..errors import UserError
 from ..parameters import parse
 from ..places import CHECKOUT, EXPERIMENT, LESSON_COSTS, NOTEBOOKS, home, runs_folder
@@ -34,7 +33,8 @@ def lab(
         folder.mkdir(parents=True, exist_ok=True)
         for notebook in sorted(NOTEBOOKS.glob("*.ipynb")):
             if not (folder / notebook.name).exists():  # what a learner has written stays
-                shutil.copyfile(notebook, folder / notebook.name)
+                text = notebook.read_text(encoding="utf-8")
+                write_text(text, folder / notebook.name)
     command = [sys.executable, "-m", "jupyter", "lab", f"--notebook-dir={folder}", *context.args]
     raise typer.Exit(subprocess.run(command).returncode)
 
@@ -62,6 +62,8 @@ def measure(
     """
     from .. import lessons
 
+    if not CHECKOUT:
+        raise UserError("the lessons that came with the kit are not written to: take a checkout")
     paths = {path.stem: path for path in lessons.paths()}
     if unknown := set(names or []) - set(paths):
         raise UserError(

@@ -48,6 +48,8 @@ def registration_pairs(
     Never two scans of one person, which would look like a triumph of registration. Fewer moving
     scans where the list has fewer; UserError where it has none.
     """
+    if not scans:
+        raise UserError("no scan to make pairs of: the cohort has no test scans")
     rng = np.random.default_rng(seed)
     pairs = []
     for fixed in scans:

@@ -159,6 +159,7 @@ BRAIN = Anatomy(
     },
     template=brain,
     plane=np.float32([[0, 0, -3], [1, 0, 0], [0, 0.91, 0.41]]),  # axial, but tilted forwards
+    draw=98,
     speed=2.0,
     place=_in_the_white_matter,
     air=False,

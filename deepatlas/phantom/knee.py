@@ -112,6 +112,7 @@ KNEE = Anatomy(
     },
     template=knee,
     plane=np.float32([[15, 0, 0], [0, 1, 0], [0, 0, 1]]),  # sagittal, through a condyle
+    draw=107,
     speed=3.5,
     place=_on_the_rim_of_a_condyle,
     air=True,

@@ -146,6 +146,7 @@ class Anatomy:
     template: Callable[[np.ndarray, Variation], list[Layer]]
     # a 2D scan is a plane of the template: its origin, and the directions of its two voxel axes
     plane: np.ndarray  # (3, 3) mm
+    draw: int  # of its random numbers, another for each anatomy
     speed: float  # of a subject's motion: SD of each component, mm per unit of time
     # where a lesion or an osteophyte is, in mm, from three normal numbers, or from further draws
     place: Callable[[Generator, np.ndarray], tuple[float, ...] | np.ndarray]

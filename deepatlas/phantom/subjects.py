@@ -69,7 +69,7 @@ def apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _rng(anatomy: str, *numbers: int) -> Generator:
-    return np.random.default_rng([ord(anatomy[0]), *numbers])
+    return np.random.default_rng([anatomy_of(anatomy).draw, *numbers])
 
 
 def draw_motion(anatomy: str, seed: int, subject: int, dims: int) -> Motion:

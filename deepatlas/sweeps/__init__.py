@@ -1,6 +1,6 @@
 """Many experiments: ``plan`` reads them from a file, ``collect`` keeps their rows."""
 
-from .collect import JOINT_ALONE, PARAMETERS, ablation, changed, collect, read_table
+from .collect import JOINT_ALONE, PARAMETERS, ablation, changed, collect, read_table, refuse_older
 from .plan import read_sweep
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "collect",
     "read_sweep",
     "read_table",
+    "refuse_older",
 ]

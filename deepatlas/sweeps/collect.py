@@ -56,7 +56,7 @@ def collect(folders: Iterable[Path], results: Path) -> tuple[pd.DataFrame, pd.Da
 
 def _earlier(results: Path, name: str) -> list[pd.DataFrame]:
     """The table as it stands, if it does."""
-    _refuse_older(results)
+    refuse_older(results)
     return [read_table(results, name)] if (results / f"{name}.csv").is_file() else []
 
 
@@ -119,7 +119,7 @@ def ablation(rows: pd.DataFrame) -> pd.Series:
 
 def read_table(results: Path, name: str) -> pd.DataFrame:
     """The table "regimes" or "subjects" of ``results``; FileNotFoundError if there is none."""
-    _refuse_older(results)
+    refuse_older(results)
     path = results / f"{name}.csv"
     if not path.is_file():
         raise FileNotFoundError(
@@ -128,7 +128,8 @@ def read_table(results: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"subject": str}).fillna({"changed": ""})
 
 
-def _refuse_older(results: Path) -> None:
+def refuse_older(results: Path) -> None:
+    """UserError if the tables in ``results`` are of an earlier version."""
     if (results / "arms.csv").is_file():
         raise UserError(
             f"{results}: its tables are of an earlier version, in which regimes.csv was arms.csv; "

@@ -50,7 +50,7 @@ WRONG = (
 
 
 def check(scan: Scan, role: str, display: str, structures: Sequence[str] = ()) -> Scan:
-    """``scan`` on the CPU; ValueError, one sentence, unless it can be shown as ``display`` says.
+    """``scan`` on the CPU; UserError, one sentence, unless it can be shown as ``display`` says.
 
     ``structures``, where given, must name every label.
     """
@@ -77,7 +77,7 @@ def check(scan: Scan, role: str, display: str, structures: Sequence[str] = ()) -
 
 
 def check_registration(moving: Scan, fixed: Scan, phi: Deformation) -> None:
-    """ValueError, one sentence, unless the three fit together."""
+    """UserError, one sentence, unless the three fit together."""
     u = phi.displacement
     if moving.shape != fixed.shape or phi.shape != fixed.shape or len(u) != 1:
         raise UserError(

@@ -75,7 +75,7 @@ def view_scan(
     ``structures``.
 
     ``display``: "live" is a widget, "html" a self-contained page that needs no kernel, "static" a
-    figure. Raises ValueError for an image that is empty or not finite, or labels that
+    figure. Raises UserError for an image that is empty or not finite, or labels that
     ``structures`` does not name.
     """
     scan = check(scan, "scan", display, structures)
@@ -97,7 +97,7 @@ def view_registration(
 
     ``phi`` (batch 1, in voxels, on the grid of ``fixed``) may come from a network, from
     ``optimise_pair`` or from a phantom's truth. ``display`` as in ``view_scan``; to show a guess,
-    put it into ``dataclasses.replace(scan, labels=...)``. Raises ValueError if grids differ, a
+    put it into ``dataclasses.replace(scan, labels=...)``. Raises UserError if grids differ, a
     value is not finite, or ``structures`` does not name a label.
     """
     moving = check(moving, "moving", display, structures)
