@@ -41,7 +41,7 @@ ONLY_IN = {
     "matplotlib": {"plots", "viewers", "explorers", "exercises"},
     "ipywidgets": {"viewers", "explorers", "exercises"},
     "anywidget": {"viewers", "explorers", "exercises"},
-    "papermill": {"notebooks", "site"},
+    "papermill": {"notebooks"},
 }
 MUST_NOT_IMPORT = {
     # A metric must not know how a model was made.
