@@ -36,17 +36,20 @@ _os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 # A thread of GNU's OpenMP that has nothing to do spins before it sleeps: 300,000 rounds if nobody
 # says otherwise, in which it keeps a core from whoever has work. Seconds of a registration step of
-# the class profile on two cores, idle / beside four busy processes (benchmarks/threads.py):
+# the class profile on two cores, idle and beside so many busy processes, and the steps a second of
+# thirty kernels that train at once (benchmarks/threads.py):
 #
-#     rounds      2D            3D
-#     300,000     .035 / 1.06   .327 / 3.86
-#     30,000      .035 / .49    .323 / 2.07
-#     10,000      .036 / .31    .325 / 1.29
-#     3,000       .036 / .27    .323 / 1.12
-#     0           .065 / .19    -
-#     one thread  .057 / .23    .482 / -
+#                      2D                         3D            thirty kernels, 2D
+#     rounds      idle     1     2     4     idle      4        in all
+#     300,000     .035   .130  .171  1.06    .327   3.86          .8
+#     30,000      .035     -     -    .49    .323   2.07         1.6
+#     10,000      .036   .236  .129   .31    .325   1.29         4.4
+#     3,000       .036   .141  .118   .27    .323   1.12         8.8
+#     1,000       .038   .105  .106   .32      -      -           -
+#     one thread  .057   .055  .089   .23    .482     -         29.8
 #
-# 10,000 costs hardly anything on an idle machine; with none, waking the sleepers costs nearly half.
-SPINS = "10000"
+# 3,000 costs 3 to 8 % on an idle machine and beside one busy process, and saves a factor of 1.5 to
+# eleven on a busier one. Where many train at once, one thread each is far better: OMP_NUM_THREADS=1.
+SPINS = "3000"
 if "OMP_WAIT_POLICY" not in _os.environ:
     _os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
