@@ -49,7 +49,7 @@ _os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 #     one thread  .057   .055  .089   .23    .482     -         29.8
 #
 # 3,000 costs 3 to 8 % on an idle machine and beside one busy process, and saves a factor of 1.5 to
-# eleven on a busier one. Where many train at once, one thread each is far better: OMP_NUM_THREADS=1.
+# eleven on a busier one. Where many train at once, one thread for each is far better still.
 SPINS = "3000"
 if "OMP_WAIT_POLICY" not in _os.environ:
     _os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
