@@ -109,3 +109,13 @@ def test_debug_lets_the_error_through(monkeypatch):
     monkeypatch.setattr(errors.shown, "tracebacks", False)
     with pytest.raises(SystemExit, match="deepatlas: a mistake"), errors.as_one_line():
         raise UserError("a mistake")
+
+
+def test_a_sweep_refuses_older_tables_before_it_trains(tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text('[[sweep]]\nprofile = "smoke"\ndims = 2\nregimes = "joint"\n')
+    (tmp_path / "runs" / "results").mkdir(parents=True)
+    (tmp_path / "runs" / "results" / "arms.csv").write_text("run\n")
+    done = command("sweep", str(plan), "--root", str(tmp_path / "runs"))
+    assert done.returncode == 1 and "migrate.py" in done.stderr
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["results"]

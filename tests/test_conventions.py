@@ -706,6 +706,10 @@ def test_a_regime_that_stands_before_its_start_is_refused():
     [
         ({"identity": regimes.Regime("Mine", ("seg",))}, "that name is taken, by No registration"),
         (
+            {name: regimes.Regime("Mine", ("seg",)) for name in ("one", "two")},
+            "regime 'two': another that trains seg is called 'Mine', too",
+        ),
+        (
             {"mine": regimes.Regime("Mine", ("seg",), consults=True)},
             "asks the network 'reg', which it neither trains nor starts from",
         ),

@@ -118,3 +118,16 @@ def test_the_command_gains_reads_the_results_it_carries_and_writes_no_page(elsew
     before = (results / "README.md").read_bytes()
     assert "phantom-brain" in ran(elsewhere, "gains")
     assert (results / "README.md").read_bytes() == before
+
+
+@pytest.mark.parametrize("arguments", [["weights"], ["measure"]])
+def test_what_came_with_the_kit_is_not_written_to(elsewhere, arguments):
+    folder, environment = elsewhere
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "that came with the kit are not" in done.stderr
