@@ -110,12 +110,13 @@ def ordered(table: Mapping[str, Regime]) -> dict[str, Regime]:
     trained: dict[str, tuple[str, ...]] = {}
     titles = set()
     for key, regime in table.items():
-        if (regime.title, regime.trains) in titles:
-            raise ValueError(
-                f"regime {key!r}: another that trains {' and '.join(regime.trains)} is called "
-                f"{regime.title!r}, too, and a table could not tell them apart"
-            )
-        titles.add((regime.title, regime.trains))
+        for network in regime.trains:  # a table of results shows titles, for each network
+            if (regime.title, network) in titles:
+                raise ValueError(
+                    f"regime {key!r}: another that trains {network} is called {regime.title!r}, "
+                    "too, and a table could not tell them apart"
+                )
+            titles.add((regime.title, network))
         if key in REFERENCES:
             raise ValueError(f"regime {key!r}: that name is taken, by {REFERENCES[key][0]}")
         for network, source in regime.start.items():

@@ -710,6 +710,13 @@ def test_a_regime_that_stands_before_its_start_is_refused():
             "regime 'two': another that trains seg is called 'Mine', too",
         ),
         (
+            {
+                "one": regimes.Regime("Mine", ("reg",)),
+                "two": regimes.Regime("Mine", ("seg", "reg")),
+            },
+            "regime 'two': another that trains reg is called 'Mine', too",
+        ),
+        (
             {"mine": regimes.Regime("Mine", ("seg",), consults=True)},
             "asks the network 'reg', which it neither trains nor starts from",
         ),

@@ -32,16 +32,21 @@ def elsewhere(tmp_path_factory):
     return folder, environment
 
 
-def ran(elsewhere, *arguments, code=COMMAND):
-    """What the command prints; it must end well."""
+def process(elsewhere, *arguments, code=COMMAND):
+    """The command as it ended, or other ``code``."""
     folder, environment = elsewhere
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
     )
+
+
+def ran(elsewhere, *arguments, code=COMMAND):
+    """What the command prints; it must end well."""
+    done = process(elsewhere, *arguments, code=code)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -122,12 +127,5 @@ def test_the_command_gains_reads_the_results_it_carries_and_writes_no_page(elsew
 
 @pytest.mark.parametrize("arguments", [["weights"], ["measure"]])
 def test_what_came_with_the_kit_is_not_written_to(elsewhere, arguments):
-    folder, environment = elsewhere
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    done = process(elsewhere, *arguments)
     assert done.returncode == 1 and "that came with the kit are not" in done.stderr

@@ -49,7 +49,9 @@ def registration_pairs(
     scans where the list has fewer; UserError where it has none.
     """
     if not scans:
-        raise UserError("no scan to make pairs of: the cohort has no test scans")
+        raise UserError(
+            "no scan to make pairs of: scans of at least 2 subjects are needed, got none"
+        )
     rng = np.random.default_rng(seed)
     pairs = []
     for fixed in scans:
