@@ -1,4 +1,6 @@
-"""Files that are never half-written, and a stop that never cuts a training step in half."""
+"""Files that are never half-written, files that are read safely, and a stop that never cuts a
+training step in half.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,24 +53,69 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
     write_atomically(path, lambda file: frame.to_csv(file, index=False, float_format="%.6g"))
 
 
-def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
-    """What ``train`` saved; UserError if the file is damaged (or memory too short for it: PyTorch
-    tells no more).
+def read_json(path: Path) -> object:
+    """What a JSON file holds; UserError, a sentence that names the file, if it is not valid.
+
+    A byte-order mark, which some editors write, is no mistake.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+
+
+def read_csv(path: Path, text: Collection[str] = ()) -> pd.DataFrame:
+    """A table; the columns ``text`` are strings as they stand: a structure may be named "NA".
+
+    In all other columns an empty cell is NaN. UserError, a sentence that names the file, if it is
+    damaged.
+    """
+    try:
+        names = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
+        missing = {name: [""] for name in names if name not in text}
+        return pd.read_csv(
+            path,
+            encoding="utf-8-sig",
+            dtype={name: str for name in names if name in text},
+            keep_default_na=False,
+            na_values=missing,
+        )
+    except ValueError as error:  # pandas' own errors are of this kind
+        raise UserError(f"{path}: not a valid table ({error})") from error
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> object:
+    """What ``torch.save`` wrote: tensors, numbers and texts, never code; UserError, a sentence that
+    names the file, if it is damaged.
+
+    Such a file is a zip archive, and PyTorch does not look at the checksums that are in it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} is wrong")
+        return torch.load(path, map_location=device, weights_only=True)
     except (OSError, torch.OutOfMemoryError):  # nothing is wrong with the file
         raise
     except Exception as error:  # whatever a damaged file makes of the reader
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"{path}: cannot be read ({reason}); unless memory is short the file is damaged: "
-            "remove it, and this regime is trained again"
+            f"{path}: cannot be read ({reason}); unless memory is short the file is damaged"
         ) from error
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
+    """What ``train`` saved; UserError if the file is damaged (or memory too short for it: PyTorch
+    tells no more).
+    """
+    again = "remove it, and this regime is trained again"
+    try:
+        state = load_tensors(path, device)
+    except UserError as error:
+        raise UserError(f"{error}: {again}") from error
     if not isinstance(state, dict) or not {"networks", "best", "of"} <= state.keys():
-        raise UserError(
-            f"{path}: is not a checkpoint of this kit: remove it, and this regime is trained again"
-        )
+        raise UserError(f"{path}: is not a checkpoint of this kit: {again}")
     return state
 
 

@@ -28,6 +28,7 @@ class Source:
     affine: Tensor  # (4, 4) float64, the file's voxel index -> world millimetres, RAS+
     # of the affine and the voxels of the image, and of its labels, as they were read
     digest: str = ""
+    image_digest: str = ""  # of the voxels of the image alone: copies have the same
 
 
 @dataclass(frozen=True, eq=False)

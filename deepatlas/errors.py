@@ -23,3 +23,14 @@ def meant(name: str, known: Collection[str], *, all_of_them: bool = False) -> st
     if all_of_them or not close:
         hint += f": choose from {', '.join(known)}"
     return hint
+
+
+def printable(text: str) -> str:
+    """``text`` with its control characters, but line breaks and tabs, written out as in "\\x1b": a
+    file's name must not steer a terminal.
+    """
+    shown = []
+    for character in text:
+        harmless = character.isprintable() or character in "\n\t"
+        shown.append(character if harmless else character.encode("unicode_escape").decode())
+    return "".join(shown)
