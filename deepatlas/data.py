@@ -7,6 +7,7 @@ and alignment, so that a result on the common grid can be carried back to the fi
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -40,7 +41,7 @@ class Scan:
     image: Tensor  # (1, I, J, K) float32, intensities in [0, 1]; 2D: (1, I, J)
     # (4, 4) float64, voxel index -> world millimetres, RAS+; a 2D scan is the plane k = 0
     affine: Tensor
-    # (I, J, K) integer, index into Cohort.structures; None: unlabelled
+    # (I, J, K) integer (see ``as_labels``), index into Cohort.structures; None: unlabelled
     labels: Tensor | None = None
     source: Source | None = None
 
@@ -50,11 +51,15 @@ class Scan:
                 f"scan {self.id}: the image must be (1, I, J) or (1, I, J, K), "
                 f"got {tuple(self.image.shape)}"
             )
-        if self.labels is not None and self.labels.shape != self.image.shape[1:]:
+        _check_affine(self.affine, self.id)
+        if self.labels is None:
+            return
+        if self.labels.shape != self.image.shape[1:]:
             raise ValueError(
                 f"scan {self.id}: image {tuple(self.image.shape[1:])} and labels "
                 f"{tuple(self.labels.shape)} must have the same voxels"
             )
+        object.__setattr__(self, "labels", as_labels(self.labels, f"scan {self.id}"))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,6 +72,21 @@ class Scan:
         if self.source is None:
             raise ValueError(f"scan {self.id} was not read from a file")
         return torch.linalg.inv(self.source.affine) @ self.affine
+
+
+def _check_affine(affine: Tensor, id: str) -> None:
+    """Refuse what leads from voxels to no place in the world."""
+    if affine.shape != (4, 4) or not affine.isfinite().all():
+        raise UserError(
+            f"scan {id}: the affine must be 4 x 4 finite numbers, got {affine.tolist()}"
+        )
+    sides = affine[:3, :3].double().norm(dim=0)  # mm, of a voxel
+    volume = torch.linalg.det(affine[:3, :3].double()).abs()
+    if not volume > 1e-6 * sides.prod():
+        raise UserError(
+            f"scan {id}: the affine is singular, its voxels have no volume: "
+            "set the voxel size and orientation"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +112,8 @@ class Cohort:
                 f"cohort {self.name}: all scans must share one grid, got {sorted(shapes)}: "
                 "resample them"
             )
-        ids = [scan.id for scan in self.scans]
-        twice = {name for name in ids if ids.count(name) > 1}
+        count = Counter(scan.id for scan in self.scans)
+        twice = [name for name in count if count[name] > 1]
         if twice:
             raise UserError(
                 f"cohort {self.name}: scan ids must be unique, twice: {', '.join(sorted(twice))}"
@@ -208,30 +228,88 @@ class Batch:
         return cls(image, one_hot, known, ids)
 
 
+# --- labels ---------------------------------------------------------------------------------------
+
+_SIGNED = {
+    torch.bool: torch.uint8,
+    torch.uint16: torch.int32,
+    torch.uint32: torch.int64,
+    torch.uint64: torch.int64,
+}
+
+
+def as_labels(labels: Tensor, name: str = "labels") -> Tensor:
+    """``labels`` as integers that PyTorch can compute with: bool becomes 0 and 1, and an unsigned
+    type of more than 8 bits, for which it lacks most functions, a signed one that holds as much.
+
+    TypeError, which says ``name``, for anything but integers: 1.9999999 would silently become 1.
+    """
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(
+            f"{name}: labels must be integers, got {labels.dtype}: round them, or take the argmax "
+            "of probabilities"
+        )
+    return labels.to(_SIGNED.get(labels.dtype, labels.dtype))
+
+
+def label_dtype(structures: int) -> torch.dtype:
+    """The smallest integer type that holds the index of each of so many structures."""
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        if structures - 1 <= torch.iinfo(dtype).max:
+            return dtype
+    raise ValueError(f"more structures than any image has voxels: {structures}")
+
+
 # --- intensities ----------------------------------------------------------------------------------
+
+FLAT = 0.05  # share of the voxels that make a background, if they are alike
+BELOW = 0.05  # share of the voxels that may lie below it
 
 
 def rescale_intensities(array: np.ndarray, name: str) -> np.ndarray:
-    """Intensities in [0, 1]: percentiles 1 and 99.5 of the voxels above the minimum become 0 and 1.
+    """Intensities in [0, 1]: percentiles 1 and 99.5 of the voxels above the background become 0 and
+    1.
 
-    MRI intensities have no unit, and a few bright voxels must not decide the scale. ``name`` is for
-    the errors.
+    MRI intensities have no unit, and a few bright voxels must not decide the scale. Nor must a few
+    dark ones: the background is not what equals the minimum, but the value that many voxels share
+    near the lower end; a scan without one is scaled by all its voxels. ``name`` is for the errors.
     """
-    finite = np.isfinite(array)
-    if not finite.all():
+    values = array.astype(np.float64)  # integers of 32 bits have more digits than float32
+    usable = np.abs(values) < 1e300  # beyond, a difference of two would be infinite
+    if not usable.all():
         raise UserError(
-            f"{name}: {np.count_nonzero(~finite)} voxels are NaN or infinite: repair the image"
+            f"{name}: {np.count_nonzero(~usable)} voxels are NaN or infinite: repair the image"
         )
-    above = array[array > array.min()]
-    if above.size == 0:
-        raise UserError(
-            f"{name}: every voxel has the value {array.flat[0]:g}: there is nothing to see"
-        )
+    lowest, highest = values.min(), values.max()
+    if lowest == highest:
+        raise UserError(f"{name}: every voxel has the value {lowest:g}: there is nothing to see")
+    background = _background(values.ravel())
+    above = values[values > background]
     low, high = np.percentile(above, (1, 99.5))
     if high <= low:  # a binary image
-        low = array.min()
-    rescaled = np.clip((array - low) / (high - low), 0, 1)
+        low = max(background, lowest)
+    rescaled = np.clip((values - low) / (high - low), 0, 1)
     return rescaled.astype(np.float32)
+
+
+def _background(values: np.ndarray) -> float:
+    """The upper end of the background: of the values among which a share ``FLAT`` of all voxels
+    lies within a thousandth of the image's range, with no more than ``BELOW`` under them; -inf if
+    there are none.
+    """
+    count = max(1, round(FLAT * values.size))
+    last = round(BELOW * values.size)  # rank at which the background may begin, at most
+    if last + count >= values.size:
+        return -np.inf
+    high = np.percentile(values, 99.5)
+    lower_end = np.sort(np.partition(values, last + count)[: last + count + 1])
+    width = lower_end[count:] - lower_end[: last + 1]  # of ``count`` voxels, from each rank
+    narrowest = int(width.argmin())  # of equals the lowest
+    begin = lower_end[narrowest]
+    tolerance = 1e-3 * max(high - begin, 0)  # 0 where all but a few voxels are background
+    if width[narrowest] > tolerance:
+        return -np.inf
+    return begin + tolerance
 
 
 # --- splits ---------------------------------------------------------------------------------------
@@ -248,17 +326,20 @@ def split_by_subject(
     """
     subjects = sorted({scan.subject for scan in scans})
     order = torch.randperm(len(subjects), generator=torch.Generator().manual_seed(seed))
-    waiting = [subjects[i] for i in order.tolist()]
+    waiting = iter([subjects[i] for i in order.tolist()])
+    scans_of: dict[str, list[Item]] = {subject: [] for subject in subjects}
+    for scan in scans:
+        scans_of[scan.subject].append(scan)
     groups = []
     for size in sizes:
         group: list[Item] = []
         while len(group) < size:
-            if not waiting:
+            subject = next(waiting, None)
+            if subject is None:
                 raise UserError(
                     f"{len(scans)} scans of {len(subjects)} subjects do not fill groups of "
                     f"{tuple(sizes)}"
                 )
-            subject = waiting.pop(0)
-            group += [scan for scan in scans if scan.subject == subject]
+            group += scans_of[subject]
         groups.append(tuple(group))
     return tuple(groups)
