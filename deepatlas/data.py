@@ -238,15 +238,16 @@ _SIGNED = {
 }
 
 
-def as_labels(labels: Tensor, name: str = "labels") -> Tensor:
+def as_labels(labels: Tensor, name: str = "") -> Tensor:
     """``labels`` as integers that PyTorch can compute with: bool becomes 0 and 1, and an unsigned
     type of more than 8 bits, for which it lacks most functions, a signed one that holds as much.
 
     TypeError, which says ``name``, for anything but integers: 1.9999999 would silently become 1.
     """
     if labels.is_floating_point() or labels.is_complex():
+        whose = f"{name}: " if name else ""
         raise TypeError(
-            f"{name}: labels must be integers, got {labels.dtype}: round them, or take the argmax "
+            f"{whose}labels must be integers, got {labels.dtype}: round them, or take the argmax "
             "of probabilities"
         )
     return labels.to(_SIGNED.get(labels.dtype, labels.dtype))

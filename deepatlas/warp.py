@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .data import as_labels
+
 
 def voxel_grid(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Every voxel's own coordinates: (D, I, J, K), in voxels, with the dtype and device of
@@ -23,20 +25,47 @@ def voxel_grid(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
-def sample(
-    volume: Tensor, points: Tensor, mode: str = "bilinear", padding: str = "border"
-) -> Tensor:
-    """``volume`` (B, C, I, J, K) looked up at ``points`` (B, D, ...), in voxels -> (B, C, ...).
+# Where a point lies halfway between two voxels, the nearest is the one further along the axis, and
+# rounding noise of a few compositions, in voxels, does not decide otherwise.
+TIE = 1e-4
 
-    ``mode`` is ``"bilinear"`` (linear in every dimension) or ``"nearest"``. Outside the volume the
-    nearest border voxel is seen, or 0 with ``padding="zeros"``.
+
+def nearest(coordinates: Tensor) -> Tensor:
+    """The voxel nearest to each coordinate, floor(x + 1/2), as int64; a half goes up everywhere.
+
+    Rounding half to even, as PyTorch does, a shift of 1/2 would read every other voxel twice and
+    the rest never.
     """
-    if volume.ndim != points.shape[1] + 2:
+    return torch.floor(coordinates + (0.5 + TIE)).long()
+
+
+def look_up(volume: Tensor, index: Tensor) -> Tensor:
+    """``volume`` (B, C, I, J, K), of any type, at the voxels ``index`` (B, D, ...) -> (B, C, ...);
+    outside, the nearest border voxel.
+    """
+    shape = volume.shape[2:]
+    flat = torch.zeros_like(index[:, 0])
+    for axis, n in enumerate(shape):
+        flat = flat * n + index[:, axis].clamp(0, n - 1)
+    flat = flat.flatten(1)[:, None].expand(-1, volume.shape[1], -1)
+    values = volume.flatten(2).gather(2, flat)
+    return values.view(*volume.shape[:2], *index.shape[2:])
+
+
+def _check_axes(volume: Tensor, dims: int) -> None:
+    if volume.ndim != dims + 2:
         raise ValueError(
-            f"points of {points.shape[1]} coordinates need a volume of batch, channel and as many "
+            f"points of {dims} coordinates need a volume of batch, channel and as many "
             f"voxel axes, got {tuple(volume.shape)}: is the batch or the channel axis missing?"
         )
+
+
+def sample(volume: Tensor, points: Tensor) -> Tensor:
+    """``volume`` (B, C, I, J, K) at ``points`` (B, D, ...), in voxels, by linear interpolation in
+    every dimension -> (B, C, ...); outside, the nearest border voxel.
+    """
     b, d = points.shape[:2]
+    _check_axes(volume, d)
     # grid_sample wants [-1, 1] from the first voxel's centre to the last one's, and the last voxel
     # axis first
     size = torch.tensor(volume.shape[2:], dtype=points.dtype, device=points.device)
@@ -48,7 +77,7 @@ def sample(
     # never round the points to a volume's half precision
     dtype = torch.promote_types(volume.dtype, points.dtype)
     values = F.grid_sample(
-        volume.to(dtype), normalised.to(dtype), mode, padding, align_corners=True
+        volume.to(dtype), normalised.to(dtype), "bilinear", "border", align_corners=True
     )
     return values.to(volume.dtype).view(*values.shape[:2], *points.shape[2:])
 
@@ -134,14 +163,19 @@ class Deformation:
     def warp_labels(self, labels: Tensor) -> Tensor:
         """``labels(phi(x))`` of the nearest voxel: (B, I, J, K) integers -> the same. It has no
         gradient.
+
+        The labels are copied, never computed with. From voxel i it is i + floor(u + 1/2), so that
+        the same u leads every voxel equally far.
         """
-        if labels.is_floating_point():
-            raise TypeError(
-                f"labels must be integers, got {labels.dtype}: "
-                "use warp for images and probabilities"
+        volume = as_labels(labels)[:, None]
+        _check_axes(volume, len(self.shape))
+        if len(labels) != len(self.displacement):
+            raise ValueError(
+                f"as many label maps as deformations were wanted, got {len(labels)} and "
+                f"{len(self.displacement)}"
             )
-        nearest = sample(labels[:, None].to(self.displacement.dtype), self.points, mode="nearest")
-        return nearest[:, 0].to(labels.dtype)
+        here = voxel_grid(self.shape, self.displacement).long()
+        return look_up(volume, here + nearest(self.displacement))[:, 0].to(labels.dtype)
 
     def inverse(self, iterations: int = 30) -> Deformation:
         """``psi`` with ``phi(psi(x)) = x``, by the fixed point ``w(x) = -u(x + w(x))`` (Chen et
