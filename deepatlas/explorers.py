@@ -15,7 +15,6 @@ import anywidget
 import ipywidgets
 import numpy as np
 import pandas as pd
-import torch
 import traitlets
 from IPython.display import HTML
 from IPython.display import display as show
@@ -31,6 +30,7 @@ from .viewers import (
     check,
     colours,
     grey,
+    label_bytes,
     pack,
     registration_state,
     sixty_fourths,
@@ -93,7 +93,9 @@ class TrainingWatch:
             show(self.widget)
         elif self.history:
             curves = term_curves(self.history)
-            figure = plots.training_figure(curves, self.look(), len(self.meta["colours"]))
+            figure = plots.training_figure(
+                curves, self.look(), len(self.meta["colours"]), self.meta["spacing"]
+            )
             plots.show(
                 figure,
                 alt="Loss terms and validation Dice against the step, and one pair as the networks "
@@ -125,8 +127,8 @@ def view_training(
     def look() -> dict[str, Tensor]:
         slices = {"fixed": grey(plots.middle_plane(fixed.image[0]))}
         if segment is not None:
-            labels = segment(fixed).cpu()
-            slices["labels"] = plots.middle_plane(labels).to(torch.uint8)
+            labels = plots.middle_plane(segment(fixed))
+            slices["labels"] = label_bytes(labels, "the segmentation")
         if register is not None:
             phi = register(moving, fixed)
             warped = phi.warp(moving.image[None])[0, 0]
@@ -140,6 +142,7 @@ def view_training(
         "kind": "training",
         "title": "the training so far",
         "colours": colours(len(structures) or 256),
+        "spacing": list(plots.spacing_of(fixed)),
     }
     return TrainingWatch(look, meta, display == "live")
 

@@ -18,9 +18,11 @@ from IPython.display import HTML, display
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from nibabel.affines import voxel_sizes
 from torch import Tensor
 
 from .data import Scan
+from .errors import printable
 from .regimes import BASELINES, IDENTITY, JOINT, NETWORK_OF, REGIMES, TITLES
 from .terms import TERMS
 from .warp import Deformation
@@ -46,14 +48,23 @@ def picture(figure: Figure, alt: str) -> HTML:
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return HTML(
-        f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}" style="max-width:100%">'
-    )
+    text = html.escape(printable(alt))
+    return HTML(f'<img alt="{text}" src="data:image/png;base64,{data}" style="max-width:100%">')
 
 
 def show(figure: Figure, alt: str) -> None:
     """Display ``figure`` with its alternative text, and close it."""
     display(picture(figure, alt))
+
+
+def literal(name: str) -> str:
+    """``name`` as matplotlib shows it letter by letter: no formula between its dollars."""
+    return printable(name).replace("$", r"\$")
+
+
+def spacing_of(scan: Scan) -> tuple[float, float, float]:
+    """Millimetres from voxel to voxel along i, j and k; of a 2D scan, k is across it."""
+    return tuple(voxel_sizes(scan.affine.cpu().numpy()).tolist())
 
 
 def middle_plane(volume: Tensor) -> Tensor:
@@ -66,18 +77,26 @@ def middle_slice(volume: Tensor) -> np.ndarray:
     return middle_plane(volume).detach().cpu().numpy().T
 
 
-def draw_image(axes: Axes, image: Tensor, title: str = "") -> None:
-    """The middle slice of an image (1, I, J, K) in grey."""
+def draw_image(
+    axes: Axes, image: Tensor, title: str = "", spacing: Sequence[float] = (1.0, 1.0)
+) -> None:
+    """The middle slice of an image (1, I, J, K) in grey, its voxels ``spacing`` mm wide, high."""
     axes.imshow(
-        middle_slice(image[0]), cmap="gray", vmin=0, vmax=1, origin="lower", interpolation="nearest"
+        middle_slice(image[0]),
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        origin="lower",
+        interpolation="nearest",
+        aspect=spacing[1] / spacing[0],
     )
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
 
 
 def draw_labels(axes: Axes, labels: Tensor, structures: int) -> None:
-    """The middle slice of labels (I, J, K) as a translucent overlay; ``structures`` counts the
-    background.
+    """The middle slice of labels (I, J, K) as a translucent overlay, in proportion with the image
+    below; ``structures`` counts the background.
     """
     plane = middle_slice(labels)
     axes.imshow(
@@ -86,6 +105,7 @@ def draw_labels(axes: Axes, labels: Tensor, structures: int) -> None:
         vmin=1,
         alpha=0.55,
         vmax=max(structures - 1, 2),
+        aspect=axes.get_aspect() if axes.images else "equal",
         origin="lower",
         interpolation="nearest",
     )
@@ -116,7 +136,7 @@ def draw_moved_lattice(axes: Axes, phi: Deformation, step: int = 4) -> None:
 
 def scan_figure(scan: Scan, structures: Sequence[str] = ()) -> Figure:
     """The middle planes of a scan, sagittal, coronal and axial, and below them the same with its
-    labels.
+    labels; voxels in their true proportions.
     """
     planes = {0: "sagittal", 1: "coronal", 2: "axial"}  # axis across the plane -> title
     if scan.image.ndim == 3:  # (1, I, J)
@@ -127,10 +147,11 @@ def scan_figure(scan: Scan, structures: Sequence[str] = ()) -> Figure:
         rows, len(planes), figsize=size, squeeze=False, layout="constrained"
     )
     for cells, (normal, title) in zip(grid.T, planes.items(), strict=True):
-        draw_image(cells[0], _facing(scan.image, normal), title)
+        spacing = np.delete(spacing_of(scan), normal)  # along the two axes of the plane
+        draw_image(cells[0], _facing(scan.image, normal), title, spacing)
         if scan.labels is not None:
             count = len(structures) or int(scan.labels.max()) + 1
-            draw_image(cells[1], _facing(scan.image, normal))
+            draw_image(cells[1], _facing(scan.image, normal), spacing=spacing)
             draw_labels(cells[1], _facing(scan.labels[None], normal)[0], count)
     return figure
 
@@ -146,12 +167,15 @@ def registration_figure(
     moving: Scan, fixed: Scan, phi: Deformation, structures: Sequence[str] = ()
 ) -> Figure:
     """The middle axial plane of moving, with the lattice that phi carries there, of fixed, of
-    warped with the lattice it pulled, and of the two's difference and det J."""
+    warped with the lattice it pulled, and of the two's difference and det J; all in the proportions
+    of the voxels of fixed.
+    """
+    spacing = spacing_of(fixed)
     count = len(structures) or 1 + max(_largest_label(moving), _largest_label(fixed))
     warped = phi.warp(moving.image[None])[0]
     warped_labels = None
     if moving.labels is not None:
-        warped_labels = phi.warp_labels(moving.labels[None].int())[0]
+        warped_labels = phi.warp_labels(moving.labels[None])[0]
     figure, axes = plt.subplots(1, 5, figsize=(16, 3.4), layout="constrained")
     pictures = (
         ("moving", moving.image, moving.labels),
@@ -159,13 +183,16 @@ def registration_figure(
         ("warped", warped, warped_labels),
     )
     for cell, (title, image, labels) in zip(axes[:3], pictures, strict=True):
-        draw_image(cell, image, title)
+        draw_image(cell, image, title, spacing)
         if labels is not None:
             draw_labels(cell, labels, count)
+    axes[0].autoscale(False)  # as large as fixed, however far the lattice reaches
     draw_moved_lattice(axes[0], phi)
     draw_grid(axes[2], phi)
     _draw_map(axes[3], (warped - fixed.image)[0], 0, "warped - fixed")
     _draw_map(axes[4], phi.jacobian_determinant()[0], 1, "det J")
+    for cell in axes[3:]:
+        cell.set_aspect(spacing[1] / spacing[0])
     return figure
 
 
@@ -192,7 +219,7 @@ def deformations_figure(
         rows, columns, figsize=(3.2 * columns, 3.5 * rows), squeeze=False, layout="constrained"
     )
     for cell, (title, phi) in zip(grid.flat, panels, strict=False):
-        draw_image(cell, phi.warp(moving.image[None])[0], title)
+        draw_image(cell, phi.warp(moving.image[None])[0], title, spacing_of(moving))
         draw_grid(cell, phi)
     return figure
 
@@ -205,7 +232,7 @@ def sweep_figure(table: pd.DataFrame) -> Figure:
     axes.scatter(table["folds %"], table["Dice %"], color="#0072B2")
     for name, row in table.iterrows():
         axes.annotate(
-            str(name),
+            literal(str(name)),
             (row["folds %"], row["Dice %"]),
             xytext=(4, 4),
             textcoords="offset points",
@@ -218,12 +245,16 @@ def sweep_figure(table: pd.DataFrame) -> Figure:
 
 
 def training_figure(
-    lines: Mapping[str, Mapping], slices: Mapping[str, Tensor], count: int
+    lines: Mapping[str, Mapping],
+    slices: Mapping[str, Tensor],
+    count: int,
+    spacing: Sequence[float] = (1.0, 1.0),
 ) -> Figure:
     """Loss terms and validation Dice against the step, and the middle slice of one pair as the
     networks see it.
 
     ``lines``: name -> {"x": steps, "y": values}. ``count``: structures, the background included.
+    ``spacing``: mm from voxel to voxel along the slices' axes.
     """
     columns = len(lines) + 2
     figure, axes = plt.subplots(1, columns, figsize=(2.6 * columns, 2.6), layout="constrained")
@@ -234,7 +265,7 @@ def training_figure(
         cell.set_xlabel("step", fontsize=8)
     for cell, name in zip(axes[-2:], ("fixed", "warped"), strict=True):
         if name in slices:
-            draw_image(cell, slices[name][None].float() / 255, f"{name}, now")
+            draw_image(cell, slices[name][None].float() / 255, f"{name}, now", spacing)
         else:
             cell.set_axis_off()
     if "labels" in slices:
@@ -261,14 +292,15 @@ def example_figure(example: Mapping, structures: Sequence[str]) -> Figure:
     axes[0, 4].set_axis_off()
     if count <= 14:
         handles = [_square(colour) for colour in colours(count - 1)]
-        axes[0, 4].legend(handles, structures[1:], fontsize=8, loc="center", frameon=False)
+        names = [literal(name) for name in structures[1:]]
+        axes[0, 4].legend(handles, names, fontsize=8, loc="center", frameon=False)
     draw_image(axes[1, 0], example["moving"], "moving")
     for regime, (warped, fixed) in ((BASELINES["reg"], axes[1, 1:3]), (JOINT, axes[1, 3:5])):
         phi = Deformation(example[f"u_{regime}"])
         draw_image(warped, phi.warp(example["moving"][None])[0], f"warped: {TITLES[regime]}")
         draw_image(fixed, example["fixed"], f"its grid on fixed: {TITLES[regime]}")
         draw_grid(fixed, phi)
-    figure.suptitle(example["name"], fontsize=10)
+    figure.suptitle(literal(example["name"]), fontsize=10)
     return figure
 
 
@@ -392,7 +424,7 @@ def dice_against_n_figure(points: pd.DataFrame, titles: Mapping[str, str]) -> Fi
         for axes, dataset in zip(cells, datasets, strict=True):
             some = points[(points["task"] == task) & (points["dataset"] == dataset)]
             _draw_dice_against_n(axes, some, titles, colour_of)
-            axes.set_title(f"{dataset}: {task}", fontsize=9)
+            axes.set_title(f"{literal(dataset)}: {task}", fontsize=9)
     _one_legend(figure, grid, distinct)
     return figure
 

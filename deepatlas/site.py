@@ -81,9 +81,17 @@ def _executed(path: Path, parameters: Mapping[str, object]) -> NotebookNode:
     for cell in notebook.cells:
         if "parameters" in _tags(cell):
             for name, value in parameters.items():
-                line = rf"^({name}: \w+ = )[^ ]+"
-                cell.source = re.sub(line, rf"\g<1>{value!r}", cell.source, flags=re.MULTILINE)
+                cell.source = _with_value(cell.source, name, value)
     return notebook
+
+
+def _with_value(source: str, name: str, value: object) -> str:
+    """A cell of parameters in which ``name`` has another value."""
+
+    def line(found: re.Match) -> str:  # not a pattern, in which a backslash means something
+        return found[1] + repr(value)
+
+    return re.sub(rf"^({name}: \w+ = )[^ ]+", line, source, flags=re.MULTILINE)
 
 
 def _tags(cell: NotebookNode) -> list[str]:

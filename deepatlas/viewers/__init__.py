@@ -12,7 +12,15 @@ bundle.py    the modules of js/ as one script
 """
 
 from .bundle import SCRIPT
-from .state import check, colours, grey, pack, registration_state, sixty_fourths
+from .state import (
+    check,
+    colours,
+    grey,
+    label_bytes,
+    pack,
+    registration_state,
+    sixty_fourths,
+)
 from .widget import SliceViewer, view_registration, view_scan
 
 __all__ = [
@@ -21,6 +29,7 @@ __all__ = [
     "check",
     "colours",
     "grey",
+    "label_bytes",
     "pack",
     "registration_state",
     "sixty_fourths",

@@ -5,6 +5,7 @@ The ``*_state`` functions give the traits of a ``SliceViewer``, without making a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,13 +19,14 @@ from torch import Tensor
 
 from .. import plots
 from ..data import Scan
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..warp import Deformation
 
 LAYERS = {
     "scan": ["labels"],
     "registration": ["labels", "grid", "arrows", "|u|", "det J", "folds"],
 }
+MOST_BYTES = 2**28  # of volumes for one page: browsers hold texts of half a gigabyte
 TABLES = {"grey": "gray", "sequential": "viridis", "diverging": "RdBu_r"}  # matplotlib's names
 ENDS = {  # the letters at the low and the high end of an axis that leads towards the key
     "R": ("L", "R"),
@@ -67,13 +69,35 @@ def check(scan: Scan, role: str, display: str, structures: Sequence[str] = ()) -
         return replace(scan, image=image)
 
     least, most = int(scan.labels.min()), int(scan.labels.max())
-    names = min(len(structures) or 256, 256)  # a label travels as a byte
+    names = len(structures) or most + 1
     if least < 0 or most >= names:
         raise UserError(
             f"scan {scan.id}: labels from {least} to {most}, but there are names for {names}: "
-            "pass structures=cohort.structures, at most 256"
+            "pass structures=cohort.structures"
         )
-    return replace(scan, image=image, labels=scan.labels.cpu())
+    return replace(scan, image=image, labels=label_bytes(scan.labels, f"scan {scan.id}"))
+
+
+def label_bytes(labels: Tensor, name: str) -> Tensor:
+    """Labels as the bytes that travel, on the CPU; UserError, with ``name``, beyond 255."""
+    most = int(labels.max())
+    if most > 255:
+        raise UserError(
+            f"{name}: the largest label is {most}, but viewers show at most 256 structures, "
+            "background included: give fewer"
+        )
+    return labels.to("cpu", torch.uint8)
+
+
+def check_size(shape: Sequence[int], bytes_per_voxel: int) -> None:
+    """UserError if more than a browser takes would travel."""
+    size = math.prod(shape) * bytes_per_voxel
+    if size > MOST_BYTES:
+        sides = " x ".join(map(str, shape))
+        raise UserError(
+            f"{sides} voxels are {size >> 20} MiB for the browser, which takes {MOST_BYTES >> 20}: "
+            "crop or resample them, or choose display='static'"
+        )
 
 
 def check_registration(moving: Scan, fixed: Scan, phi: Deformation) -> None:
@@ -98,19 +122,21 @@ def check_registration(moving: Scan, fixed: Scan, phi: Deformation) -> None:
 def scan_title(scan: Scan) -> str:
     """What is shown, in words."""
     labelled = "" if scan.labels is None else ", with its labels"
-    return f"Scan {scan.id}, {' x '.join(map(str, scan.shape))} voxels{labelled}"
+    return f"Scan {printable(scan.id)}, {' x '.join(map(str, scan.shape))} voxels{labelled}"
 
 
 def registration_title(moving: Scan, fixed: Scan) -> str:
     """What is shown, in words."""
-    return f"Registration of {moving.id} to {fixed.id}: moving, fixed and warped scan"
+    pair = printable(f"{moving.id} to {fixed.id}")
+    return f"Registration of {pair}: moving, fixed and warped scan"
 
 
 def scan_state(scan: Scan, structures: Sequence[str] = ()) -> dict:
     """What ``view_scan`` shows of a scan that ``check`` let through."""
+    check_size(scan.shape, 1 if scan.labels is None else 2)
     volumes = {"image": grey(scan.image[0])}
     if scan.labels is not None:
-        volumes["labels"] = scan.labels.to(torch.uint8)
+        volumes["labels"] = scan.labels
     return _state("scan", scan, volumes, structures, scan_title(scan))
 
 
@@ -119,6 +145,7 @@ def registration_state(
 ) -> dict:
     """What ``view_registration`` shows of two scans that ``check`` let through."""
     check_registration(moving, fixed, phi)
+    check_size(fixed.shape, 14)  # eight volumes of bytes, and u, at most, of 3 x 2
     volumes = _registration_volumes(moving, fixed, phi)
     title = registration_title(moving, fixed)
     return _state("registration", fixed, volumes, structures, title)
@@ -135,12 +162,10 @@ def _registration_volumes(moving: Scan, fixed: Scan, phi: Deformation) -> dict[s
         "u": sixty_fourths(at_its_own_resolution(phi.displacement)[0]),
     }
     if moving.labels is not None:
-        labels = moving.labels.to(torch.uint8)
-        warped = phi.warp_labels(labels[None].int())[0]
-        volumes["moving_labels"] = labels
-        volumes["warped_labels"] = warped.to(torch.uint8)
+        volumes["moving_labels"] = moving.labels
+        volumes["warped_labels"] = phi.warp_labels(moving.labels[None])[0]
     if fixed.labels is not None:
-        volumes["fixed_labels"] = fixed.labels.to(torch.uint8)
+        volumes["fixed_labels"] = fixed.labels
     return volumes
 
 
@@ -149,6 +174,7 @@ def _state(
 ) -> dict:
     """The traits of a viewer of ``volumes`` on the grid of ``scan``."""
     shape = (*scan.shape, 1)[:3]  # a 2D scan is the plane k = 0
+    spacing = plots.spacing_of(scan)
     labels = [volume for name, volume in volumes.items() if name.endswith("labels")]
     most = max((int(volume.max()) for volume in labels), default=0)
     names = list(structures) or ["background", *(f"structure {n}" for n in range(1, most + 1))]
@@ -158,10 +184,10 @@ def _state(
         "kind": kind,
         "title": title,
         "shape": shape,
-        "spacing": float(scan.affine[:3, 0].norm()),
+        "spacing": list(spacing),
         "affine": scan.affine.tolist(),
         "letters": [ENDS[code] for code in nib.aff2axcodes(scan.affine.numpy())],
-        "structures": names,
+        "structures": [printable(name) for name in names],
         "colours": colours(len(names)),
         "note": NOTE if kind == "registration" else "",
         "wrong": WRONG,
@@ -170,7 +196,7 @@ def _state(
     if "u" in volumes:
         u = volumes["u"]
         meta["u_scale"] = shape[0] // u.shape[1]
-        meta["u_max"] = max(64, int(u.float().square().sum(0).sqrt().max()))
+        meta["u_max"] = _longest(u, spacing)
     return {
         "meta": meta,
         "data": data,
@@ -179,6 +205,13 @@ def _state(
         "j": shape[1] // 2,
         "k": shape[2] // 2,
     }
+
+
+def _longest(u: Tensor, spacing: Sequence[float]) -> float:
+    """The largest |u| in mm, of ``u`` (D, I, J, K) in 1/64 voxel; at least a side of a voxel."""
+    sides = torch.tensor(spacing[: len(u)])
+    mm = u.float() / 64 * sides.view(-1, *[1] * (u.ndim - 1))
+    return max(float(sides.min()), float(mm.norm(dim=0).max()))
 
 
 # --- as bytes -------------------------------------------------------------------------------------

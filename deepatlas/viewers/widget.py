@@ -11,6 +11,7 @@ import traitlets
 from IPython.display import HTML
 
 from .. import plots
+from ..checkpoints import write_text
 from ..data import Scan
 from ..warp import Deformation
 from .bundle import SCRIPT
@@ -59,12 +60,12 @@ class SliceViewer(anywidget.AnyWidget):
 
     def as_html(self, path: Path | str) -> Path:
         """Write this viewer, as it stands, to one self-contained file that any browser shows
-        without a kernel.
+        without a kernel; never half-written.
         """
         path = Path(path)
         traits = SliceViewer.class_own_traits(sync=True)
         state = {name: getattr(self, name) for name in traits}
-        path.write_text(document(state), encoding="utf-8")
+        write_text(document(state), path)
         return path
 
 

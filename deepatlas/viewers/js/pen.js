@@ -1,4 +1,5 @@
-// Drawing with a canvas's pen, in units of a voxel: the centre of voxel (x, y) is the point (x, y).
+// Drawing with a canvas's pen. Paths are in voxels: the centre of voxel (x, y) is the point (x, y).
+// The pen is in units of a voxel's shortest side, so that lines are as thick in every direction.
 
 const LATTICE = 4; // voxels between lines of the deformation grid
 
@@ -26,7 +27,7 @@ export function outlines(labels, { width: w, height: h }) {
 export function drawOutlines(pen, labels, plane, colours, width, dashed = false) {
   pen.setLineDash(dashed ? [0.5, 0.5] : []);
   for (const [label, path] of outlines(labels, plane)) {
-    stroke(pen, path, `rgb(${colours[label]})`, width);
+    stroke(pen, stretched(path, plane), `rgb(${colours[label]})`, width);
   }
   pen.setLineDash([]);
 }
@@ -95,27 +96,39 @@ export function movedLattice(plane, field, t) {
 /** Arrows from every fourth voxel x to where it looks, x + t u(x). */
 export function arrows(plane, field, t) {
   const path = new Path2D();
-  const { width: w, height: h, right, up } = plane;
+  const { width: w, height: h, right, up, sides = [1, 1] } = plane;
   for (let y = LATTICE / 2; y < h; y += LATTICE) {
     for (let x = LATTICE / 2; x < w; x += LATTICE) {
       const dx = t * field[right][x + y * w];
       const dy = t * field[up][x + y * w];
-      const length = Math.hypot(dx, dy);
-      if (length >= 0.1) arrow(path, x, y, dx, dy, Math.min(1.2, 0.45 * length) / length);
+      const length = Math.hypot(dx * sides[0], dy * sides[1]); // in shortest sides
+      const head = Math.min(1.2, 0.45 * length) / length;
+      if (length >= 0.1) arrow(path, [x, y], [dx, dy], head, sides[1] / sides[0]);
     }
   }
   return path;
 }
 
-/** An arrow from (x, y) by (dx, dy); its head is that share of its length. */
-function arrow(path, x, y, dx, dy, head) {
-  const endX = x + dx;
-  const endY = y + dy;
+/**
+ * An arrow from (x, y) by (dx, dy); its head is that share of its length, and symmetric as a voxel
+ * is drawn, `tall` times as high as wide.
+ */
+function arrow(path, [x, y], [dx, dy], head, tall) {
+  const [endX, endY] = [x + dx, y + dy];
+  const [sideX, sideY] = [0.6 * dy * tall, 0.6 * dx / tall]; // across the arrow
   path.moveTo(x, y);
   path.lineTo(endX, endY);
-  path.moveTo(endX - head * (dx - 0.6 * dy), endY - head * (dy + 0.6 * dx));
+  path.moveTo(endX - head * (dx - sideX), endY - head * (dy + sideY));
   path.lineTo(endX, endY);
-  path.lineTo(endX - head * (dx + 0.6 * dy), endY - head * (dy - 0.6 * dx));
+  path.lineTo(endX - head * (dx + sideX), endY - head * (dy - sideY));
+}
+
+/** A path in voxels of a plane as its pen draws it, in units of a voxel's shortest side. */
+export function stretched(path, { sides: [wide, tall] = [1, 1] }) {
+  if (wide === 1 && tall === 1) return path;
+  const drawn = new Path2D();
+  drawn.addPath(path, new DOMMatrix([wide, 0, 0, tall, 0, 0]));
+  return drawn;
 }
 
 /** Draws a path in one colour, as wide as that. */
@@ -145,19 +158,24 @@ export function imageOf({ width: w, height: h }, colour) {
 }
 
 /** Gives a canvas a size; one that it has already stays, for setting it would clear the canvas. */
-export function resize(canvas, width, height) {
+export function resize(canvas, wide, tall) {
+  const [width, height] = [wide, tall].map((side) => Math.max(1, Math.round(side)));
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
 }
 
 let scratch = null; // one canvas for every tint: making them takes longer than filling them
 
-/** Whole voxels in the colour (a word) that `colour(n)` gives; 0 leaves a voxel alone. */
+/**
+ * Whole voxels in the colour (a word) that `colour(n)` gives; 0 leaves a voxel alone. `scale` is in
+ * pixels per shortest side.
+ */
 export function tint(pen, plane, scale, colour, opacity) {
   scratch ??= new OffscreenCanvas(1, 1);
   resize(scratch, plane.width, plane.height);
   scratch.getContext("2d").putImageData(imageOf(plane, colour), 0, 0);
   pen.save();
-  pen.setTransform(scale, 0, 0, scale, 0, 0);
+  const [wide, tall] = plane.sides ?? [1, 1];
+  pen.setTransform(scale * wide, 0, 0, scale * tall, 0, 0);
   pen.imageSmoothingEnabled = false;
   pen.globalAlpha = opacity;
   pen.drawImage(scratch, 0, 0);

@@ -3,11 +3,11 @@
 
 import { ORANGE, clamp } from "./page.js";
 import {
-  arrows, drawOutlines, imageOf, levelLines, movedLattice, pixelOf, resize, stroke, tint,
+  arrows, drawOutlines, imageOf, levelLines, movedLattice, pixelOf, resize, stretched, stroke, tint,
 } from "./pen.js";
-import { displacementOn, pull, unpack } from "./volume.js";
+import { displacementOn, proportions, pull, unpack } from "./volume.js";
 
-const SQUARE = 8; // voxels of a square of the checkerboard
+const SQUARE = 8; // of the checkerboard, in shortest sides of a voxel
 const KEPT = 40; // planes and tables that are remembered
 
 const YELLOW = "#F0E442"; // of arrows
@@ -19,6 +19,7 @@ export class Scene {
   constructor(meta, data) {
     this.meta = meta;
     this.arrays = unpack(meta, data);
+    this.voxel = proportions(meta.spacing, meta.shape);
     this.cache = new Map();
     this.registration = meta.kind === "registration";
     this.flat = meta.shape[2] === 1;
@@ -116,15 +117,19 @@ function picture(scene, { source, plane }, state) {
     const difference = warped.map((value, n) => 128 + (value - fixed[n]) / 2);
     return [difference, scene.table("diverging")];
   }
+  const [across, upwards] = plane.sides.map((side) => Math.max(1, Math.round(SQUARE / side)));
   const checked = warped.map((value, n) => {
-    const column = Math.floor(n % plane.width / SQUARE);
-    const row = Math.floor(n / plane.width / SQUARE);
+    const column = Math.floor(n % plane.width / across);
+    const row = Math.floor(Math.floor(n / plane.width) / upwards);
     return (column + row) % 2 ? fixed[n] : value;
   });
   return [checked, grey];
 }
 
-/** Paints the lower canvas, one pixel a voxel, and shows it at `zoom` screen pixels a voxel. */
+/**
+ * Paints the lower canvas, one pixel a voxel, and shows it at `zoom` screen pixels per shortest
+ * side of a voxel.
+ */
 export function paintBase(scene, view, state, zoom) {
   const { plane, base, stack } = view;
   const [values, colours] = picture(scene, view, state);
@@ -146,36 +151,41 @@ export function paintTop(scene, view, state, zoom) {
   if (on("labels")) paintLabels(pen, scene, view, state, scale, line);
   if (scene.registration && on("grid")) paintGrid(pen, scene, view, state, line);
   if (on("arrows") && source === "fixed") {
-    stroke(pen, arrows(plane, scene.field(plane), state.strength), YELLOW, line);
+    const path = arrows(plane, scene.field(plane), state.strength);
+    stroke(pen, stretched(path, plane), YELLOW, line);
   }
-  stroke(pen, cross(plane, state.cursor), BLUE, 1 / zoom);
+  stroke(pen, stretched(cross(plane, state.cursor), plane), BLUE, 1 / zoom);
 }
 
 /** The size of a canvas, or what holds one, on the screen. */
-function show({ style }, { width, height }, zoom) {
-  style.width = `${width * zoom}px`;
-  style.height = `${height * zoom}px`;
+function show({ style }, { width, height, sides: [wide, tall] }, zoom) {
+  style.width = `${width * wide * zoom}px`;
+  style.height = `${height * tall * zoom}px`;
 }
 
-/** The pen of an emptied canvas of `scale` pixels a voxel, in units of a voxel, upwards. */
-function clean(canvas, plane, scale) {
-  resize(canvas, Math.round(plane.width * scale), Math.round(plane.height * scale));
+/**
+ * The pen of an emptied canvas, upwards, in units of a voxel's shortest side, each of `scale`
+ * pixels.
+ */
+function clean(canvas, { width, height, sides: [wide, tall] }, scale) {
+  resize(canvas, width * wide * scale, height * tall * scale);
   const pen = canvas.getContext("2d");
   pen.setTransform(1, 0, 0, 1, 0, 0);
   pen.clearRect(0, 0, canvas.width, canvas.height);
-  pen.setTransform(scale, 0, 0, -scale, scale / 2, (plane.height - 0.5) * scale);
+  pen.setTransform(scale, 0, 0, -scale, wide / 2 * scale, (height - 0.5) * tall * scale);
   return pen;
 }
 
 /** Maps over the warped picture: |u| in mm, det J, and folds in red. */
 function paintMaps(pen, scene, plane, { layers, strength }, scale) {
   if (layers.includes("|u|")) {
-    const [a, b, c] = scene.field(plane);
-    const steps = strength * 255 * 64 / scene.meta.u_max; // of the table of colours, per voxel
+    const [u, v, w] = scene.field(plane);
+    const [di, dj, dk] = scene.meta.spacing;
+    const steps = strength * 255 / scene.meta.u_max; // of the table of colours, per mm
     const table = scene.table("sequential");
     const colour = (n) => {
-      const length = Math.hypot(a[n], b[n], c[n]) * steps;
-      return table[Math.min(255, Math.round(length))];
+      const length = Math.hypot(u[n] * di, v[n] * dj, w[n] * dk);
+      return table[Math.min(255, Math.round(length * steps))];
     };
     tint(pen, plane, scale, colour, 0.75);
   }
@@ -209,13 +219,14 @@ function paintLabels(pen, scene, view, { strength, outline, opacity }, scale, li
 /** The lattice of fixed, carried along by phi on moving; on warped, moving's as it was pulled. */
 function paintGrid(pen, scene, { source, plane }, { strength, push }, line) {
   const field = scene.field(plane);
+  const draw = (path) => stroke(pen, stretched(path, plane), ORANGE, line);
   if (source === "moving" || (source === "warped" && push)) {
-    stroke(pen, movedLattice(plane, field, strength), ORANGE, line);
+    draw(movedLattice(plane, field, strength));
   } else if (source === "fixed") {
-    stroke(pen, movedLattice(plane, field, 0), ORANGE, line);
+    draw(movedLattice(plane, field, 0));
   } else {
-    stroke(pen, levelLines(field[plane.right], strength, false, plane), ORANGE, line);
-    stroke(pen, levelLines(field[plane.up], strength, true, plane), ORANGE, line);
+    draw(levelLines(field[plane.right], strength, false, plane));
+    draw(levelLines(field[plane.up], strength, true, plane));
   }
 }
 

@@ -79,7 +79,8 @@ export class SliceView {
     this.bar.follow();
     for (const view of views) {
       const name = scene.registration && !scene.flat ? state.plane : view.only;
-      view.plane = new Plane(name, scene.meta.shape, state.cursor[PLANES[name][0]]);
+      const index = state.cursor[PLANES[name][0]];
+      view.plane = new Plane(name, scene.meta.shape, index, scene.voxel);
     }
     const zoom = fit(views.map((view) => view.plane), this.root.clientWidth);
     for (const view of views) {
@@ -127,12 +128,15 @@ function sideLetter(side) {
   return element("span", { class: "letter", style: `${side}: 3px; ${middle}` });
 }
 
-/** Screen pixels per voxel: all planes side by side, or, in a narrow place, one below the other. */
+/**
+ * Screen pixels per shortest side of a voxel: all planes side by side, or, in a narrow place, one
+ * below the other.
+ */
 function fit(planes, clientWidth) {
   const room = Math.max(clientWidth - 14, 100);
-  const widths = planes.map(({ width }) => width);
-  const tallest = Math.max(...planes.map(({ height }) => height));
+  const widths = planes.map(({ width, sides }) => width * sides[0]);
+  const tallest = Math.max(...planes.map(({ height, sides }) => height * sides[1]));
   const beside = (room - GAP * (widths.length - 1)) / widths.reduce((a, b) => a + b);
   const zoom = room < 500 ? room / Math.max(...widths) : beside;
-  return Math.max(Math.min(zoom, TALLEST / tallest), 0.5);
+  return Math.min(zoom, TALLEST / tallest);
 }

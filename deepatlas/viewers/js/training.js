@@ -2,8 +2,8 @@
 // networks see it now; all small messages.
 
 import { ORANGE, STYLE, element, oncePerFrame } from "./page.js";
-import { drawOutlines, levelLines, pixelOf, stroke, tint } from "./pen.js";
-import { unpack } from "./volume.js";
+import { drawOutlines, levelLines, pixelOf, resize, stretched, stroke, tint } from "./pen.js";
+import { proportions, unpack } from "./volume.js";
 
 const WIDTH = 230; // pixels of a curve
 const HEIGHT = 90;
@@ -45,7 +45,7 @@ export class TrainingView {
     this.curves.replaceChildren(...curves.map(([name, points]) => curveFigure(name, points)));
     const frame = this.model.get("frame");
     if (frame?.byteLength) {
-      this.pictures.replaceChildren(...pairFigures(unpack(meta, frame), meta.colours));
+      this.pictures.replaceChildren(...pairFigures(unpack(meta, frame), meta));
     }
     this.root.dataset.draws = Number(this.root.dataset.draws ?? 0) + 1;
   }
@@ -84,25 +84,30 @@ function curveFigure(name, { x, y, colour }) {
 }
 
 /** The middle slices of the pair: fixed with its labels, warped with its grid. */
-function pairFigures(arrays, colours) {
+function pairFigures(arrays, { colours, spacing }) {
   const [width, height] = arrays.fixed.shape;
-  const plane = { width, height };
-  const zoom = Math.max(1, Math.floor(LARGEST / Math.max(width, height)));
+  const sides = proportions(spacing, arrays.fixed.shape).slice(0, 2);
+  const plane = { width, height, sides };
+  const [wide, tall] = [width * sides[0], height * sides[1]];
+  const zoom = Math.max(1, Math.floor(LARGEST / Math.max(wide, tall)));
   const there = Object.keys(TITLES).filter((name) => arrays[name]);
   return there.map((name) => {
     const canvas = element("canvas", {
-      width: width * zoom, height: height * zoom, "data-source": name, role: "img",
-      "aria-label": TITLES[name],
+      "data-source": name, role: "img", "aria-label": TITLES[name],
     });
+    resize(canvas, wide * zoom, tall * zoom);
     const pen = canvas.getContext("2d");
     const grey = rows(arrays[name]);
     tint(pen, plane, zoom, (n) => pixelOf(grey[n], grey[n], grey[n]), 1);
-    pen.setTransform(zoom, 0, 0, -zoom, zoom / 2, (height - 0.5) * zoom);
+    const left = sides[0] / 2 * zoom;
+    pen.setTransform(zoom, 0, 0, -zoom, left, (height - 0.5) * sides[1] * zoom);
     if (name === "fixed" && arrays.labels) {
       drawOutlines(pen, rows(arrays.labels), plane, colours, 1.6 / zoom);
     } else if (name === "warped" && arrays.u0) {
-      stroke(pen, levelLines(rows(arrays.u0), 1 / 64, false, plane), ORANGE, 1.2 / zoom);
-      stroke(pen, levelLines(rows(arrays.u1), 1 / 64, true, plane), ORANGE, 1.2 / zoom);
+      for (const [u, up] of [[arrays.u0, false], [arrays.u1, true]]) {
+        const lines = levelLines(rows(u), 1 / 64, up, plane);
+        stroke(pen, stretched(lines, plane), ORANGE, 1.2 / zoom);
+      }
     }
     return element("figure", {}, element("figcaption", {}, TITLES[name]), canvas);
   });

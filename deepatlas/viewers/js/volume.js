@@ -15,6 +15,15 @@ const TYPES = { uint8: Uint8Array, int16: Int16Array };
 
 const STEPS = 64; // of a displacement that travels, in a voxel
 
+const TIE = 1e-4; // voxels: rounding noise that does not decide which of two voxels is nearer
+
+/** The sides of a voxel (mm along i, j, k) in units of the shortest that is seen. */
+export function proportions(spacing, shape) {
+  const flat = shape[2] === 1; // its third side is never seen
+  const shortest = Math.min(...(flat ? spacing.slice(0, 2) : spacing));
+  return spacing.map((side) => side / shortest);
+}
+
 /** {name: {values, shape}} from the one block of bytes that Python sent. */
 export function unpack(meta, data) {
   const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
@@ -29,12 +38,16 @@ export function unpack(meta, data) {
   return arrays;
 }
 
-/** One plane of a volume, row by row from the bottom: value (x, y) stands at x + width * y. */
+/**
+ * One plane of a volume, row by row from the bottom: value (x, y) stands at x + width * y. `sides`
+ * are those of a voxel along its width and its height, from the `proportions` of the volume.
+ */
 export class Plane {
-  constructor(name, shape, index) {
+  constructor(name, shape, index, voxel = [1, 1, 1]) {
     const [normal, right, up] = PLANES[name];
     const strides = [shape[1] * shape[2], shape[2], 1];
     Object.assign(this, { name, shape, index, normal, right, up });
+    this.sides = [voxel[right], voxel[up]];
     this.width = shape[right];
     this.height = shape[up];
     this.size = this.width * this.height;
@@ -133,14 +146,16 @@ export function displacementOn(plane, volume, scale) {
   return field;
 }
 
+/** The voxel nearest to v + shift; a half goes up, as in `warp_labels`, the same for every v. */
+export const nearestVoxel = (v, shift) => v + Math.floor(shift + 0.5 + TIE);
+
 /** A volume pulled through x + t u(x) onto a plane: linearly, or (labels) from the nearest. */
 export function pull(plane, { values, shape }, [u, v, w], t, nearest, out) {
   plane.visit((n, [i, j, k]) => {
-    const a = i + t * u[n];
-    const b = j + t * v[n];
-    const c = k + t * w[n];
-    out[n] = nearest ? linear(values, Math.round(a), Math.round(b), Math.round(c), shape)
-      : Math.round(linear(values, a, b, c, shape));
+    const [a, b, c] = [t * u[n], t * v[n], t * w[n]];
+    out[n] = nearest
+      ? linear(values, nearestVoxel(i, a), nearestVoxel(j, b), nearestVoxel(k, c), shape)
+      : Math.round(linear(values, i + a, j + b, k + c, shape));
   });
   return out;
 }

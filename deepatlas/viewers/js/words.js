@@ -2,7 +2,7 @@
 
 import { element } from "./page.js";
 import { imageOf } from "./pen.js";
-import { displacementAt, linear } from "./volume.js";
+import { displacementAt, linear, nearestVoxel } from "./volume.js";
 
 /** Caption, letters and ARIA of a view. */
 export function announce(view, { meta, flat }, { mode }) {
@@ -57,12 +57,13 @@ function ofRegistration({ meta, arrays }, { strength: t }, voxel, { value, struc
   // Where warped reads its value, at this strength.
   const u = displacementAt(voxel, arrays.u, meta.u_scale).map((along) => t * along);
   const looked = voxel.map((v, n) => v + (u[n] ?? 0));
+  const length = Math.hypot(...u.map((along, n) => along * meta.spacing[n]));
   const pulled = (name, point) => linear(arrays[name].values, ...point, meta.shape);
   const warped = t === 1 ? value("warped") : pulled("moving", looked);
   const parts = [
     `moving ${intensity(value("moving"))}, fixed ${intensity(value("fixed"))}, `
       + `warped ${intensity(warped)}`,
-    `|u| ${(Math.hypot(...u) * meta.spacing).toFixed(1)} mm`,
+    `|u| ${length.toFixed(1)} mm`,
     `det J ${determinant(value("jacobian"), value("folds"))}`,
   ];
   for (const name of ["moving", "fixed"]) {
@@ -70,7 +71,7 @@ function ofRegistration({ meta, arrays }, { strength: t }, voxel, { value, struc
     if (there) parts.push(`${name}: ${there}`);
   }
   if (structure("moving_labels")) {
-    const nearest = looked.map(Math.round);
+    const nearest = voxel.map((v, n) => nearestVoxel(v, u[n] ?? 0));
     const label = t === 1 ? value("warped_labels") : pulled("moving_labels", nearest);
     parts.push(`warped: ${meta.structures[label]}`);
   }
@@ -106,8 +107,8 @@ function legends(scene, layers) {
   const { meta } = scene;
   const found = [];
   if (layers.includes("|u|")) {
-    const longest = (meta.u_max / 64 * meta.spacing).toFixed(1);
-    found.push(colourBar("|u|: 0", scene.table("sequential"), `${longest} mm`));
+    const longest = `${meta.u_max.toFixed(1)} mm`;
+    found.push(colourBar("|u|: 0", scene.table("sequential"), longest));
   }
   if (layers.includes("det J")) {
     found.push(colourBar("det J: 0 shrinks", scene.table("diverging"), "2 grows"));
