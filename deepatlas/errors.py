@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Collection
 
 
@@ -18,7 +19,7 @@ def meant(name: str, known: Collection[str], *, all_of_them: bool = False) -> st
     """What follows the sentence "there is no ...": the word of ``known`` that is close to ``name``;
     all of them where none is close, or if they are few enough to be listed anyway.
     """
-    close = difflib.get_close_matches(name, known, 1)
+    close = difflib.get_close_matches(name.lower(), known, 1)
     hint = f", did you mean {close[0]!r}" if close else ""
     if all_of_them or not close:
         hint += f": choose from {', '.join(known)}"
@@ -34,3 +35,26 @@ def printable(text: str) -> str:
         harmless = character.isprintable() or character in "\n\t"
         shown.append(character if harmless else character.encode("unicode_escape").decode())
     return "".join(shown)
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """``text`` on one line, printable, of about ``most`` characters: a longer one loses its
+    middle.
+    """
+    if len(text) > most:
+        half = most // 2
+        text = f"{text[:half]}...{text[-half:]}"
+    return " ".join(printable(text).splitlines())
+
+
+def brief(value: object, most: int = 200) -> str:
+    """``value`` as code would have it, on one line of about ``most`` characters, for a sentence
+    that quotes it.
+    """
+    short = reprlib.Repr()
+    short.maxstring = short.maxlong = short.maxother = most
+    try:
+        text = short.repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        text = f"a very large {type(value).__name__}"
+    return shortened(text, most)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from numbers import Number
+from typing import Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -20,7 +24,7 @@ from pydantic import (
 )
 
 from .datasets.entries import Entry, Profile, describe
-from .errors import UserError, meant
+from .errors import UserError, brief, meant
 from .models import NETWORKS
 from .regimes import REGIMES, Regime
 from .regimes import regimes as table_of_regimes
@@ -105,6 +109,12 @@ RECIPES = {
 }
 
 
+# What every consumer of a seed takes: PyTorch, NumPy, and the tables of results.
+LARGEST_SEED = 2**63 - 1
+# More than anybody waits for. Larger numbers are slips, and would be told by an empty memory.
+MOST_STEPS = 10_000_000
+MOST_PAIRS = 1024
+
 # A parameter that, if nobody gives it, is filled in by the data set, the profile or the recipe.
 filled = partial(Field, None, validate_default=False)
 
@@ -130,20 +140,20 @@ class Experiment(BaseModel):
     # N, training scans whose labels may be seen (registration at N = 1 uses none)
     labelled: int = Field(1, ge=1)
     # of the split, the networks and the draws
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     # of the choice of labelled scans; by default ``seed``
-    label_seed: int = filled(ge=0)
+    label_seed: int = filled(ge=0, le=LARGEST_SEED)
 
     # --- how long ---
     # steps of the segmentation baseline, and of the registration baseline
-    seg_steps: int = filled(ge=1)
-    reg_steps: int = filled(ge=1)
+    seg_steps: int = filled(ge=1, le=MOST_STEPS)
+    reg_steps: int = filled(ge=1, le=MOST_STEPS)
     # steps of both networks in one round of joint training (``Regime.rounds``)
-    joint_steps: int = filled(ge=2)
+    joint_steps: int = filled(ge=2, le=MOST_STEPS)
     # registration turns for each segmentation turn
-    reg_turns: int = filled(ge=1)
+    reg_turns: int = filled(ge=1, le=MOST_STEPS)
     # pairs in a step
-    batch_size: int = filled(ge=1)
+    batch_size: int = filled(ge=1, le=MOST_PAIRS)
 
     # --- the loss ---
     # weight of the bending energy
@@ -172,7 +182,7 @@ class Experiment(BaseModel):
 
     # --- the networks ---
     # times the registration network looks at a pair, as warped so far
-    passes: int = Field(1, ge=1)
+    passes: int = Field(1, ge=1, le=100)
     # does the registration network output a velocity field?
     velocity: bool = filled()
     # a name in ``models.NETWORKS``; the paper's two are 3D, slower, and predict displacements
@@ -181,7 +191,7 @@ class Experiment(BaseModel):
     seg_rate: float = filled(gt=0)
     reg_rate: float = filled(gt=0)
     # strength, 0 for none
-    augmentation: float = Field(1.0, ge=0)
+    augmentation: float = Field(1.0, ge=0, le=10)
 
     # --- the machine ---
     # "auto", "cpu", "cuda", "cuda:1", "mps"
@@ -201,8 +211,7 @@ class Experiment(BaseModel):
         given = {"dataset": "phantom-brain", "profile": "class", "recipe": "best"} | given
         given.setdefault("label_seed", given.get("seed", 0))
         given.setdefault("dims", _entry_of(str(given["dataset"]), info).dims)
-        if isinstance(given["dims"], str) and given["dims"].isdigit():
-            given["dims"] = int(given["dims"])
+        given["dims"] = _whole(given["dims"])
         row = NETWORKS.get(str(given.get("networks", "kit")))
         if row is not None and row.velocity is not None:
             given.setdefault("velocity", row.velocity)
@@ -212,10 +221,16 @@ class Experiment(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_yes_for_a_number(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError("a number or a word was wanted, not true or false")
-        return value
+    def _read(cls, value: object, info: ValidationInfo) -> object:
+        """Texts that stand for numbers, as papermill hands them on, are read by the one rule."""
+        return _suiting(value, cls.model_fields[info.field_name].annotation)
+
+    @field_validator("term_weights", mode="before")
+    @classmethod
+    def _read_weights(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        return {name: _suiting(weight, float) for name, weight in value.items()}
 
     @field_validator("similarity", "networks")
     @classmethod
@@ -233,7 +248,9 @@ class Experiment(BaseModel):
             if name in TERMS and name not in free:
                 raise ValueError(f"the weight of {name} is the parameter {TERMS[name].parameter}")
             if name not in TERMS:
-                raise ValueError(f"there is no loss term {name!r}: choose from {', '.join(free)}")
+                raise ValueError(
+                    f"there is no loss term {brief(name)}: choose from {', '.join(free)}"
+                )
             if weight < 0:
                 raise ValueError(f"the weight of {name} must be at least 0")
         return value
@@ -331,30 +348,117 @@ def parse(values: Mapping, entry: Entry | None = None) -> Experiment:
     try:
         return Experiment.model_validate(dict(values), context={"entry": entry})
     except ValidationError as error:
-        raise UserError("; ".join(_sentence(item) for item in error.errors())) from None
+        told = []
+        for item in error.errors():
+            follows = item["loc"] == ("label_seed",) and "label_seed" not in values
+            if not follows:  # what is wrong with the seed is said once
+                told.append(_sentence(item))
+        raise UserError("; ".join(told)) from None
 
 
 def _sentence(item: Mapping) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"there is no parameter {name!r}{meant(name, Experiment.model_fields)}"
+        return f"there is no parameter {brief(name)}{meant(name, Experiment.model_fields)}"
     text = item["msg"].removeprefix("Value error, ")
-    return f"parameter {name!r} = {item['input']!r}: {text[0].lower()}{text[1:]}" if name else text
+    if not name:
+        return text
+    return f"parameter {brief(name)} = {brief(item['input'])}: {text[0].lower()}{text[1:]}"
 
 
-PLAIN = (str, int, float, bool, list, dict, type(None))
+# --- values that are written as text --------------------------------------------------------------
+
+WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
+INTEGER = re.compile(r"[+-]?[0-9]+")
+FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def plain(text: str) -> object:
+    """The value that ``text`` stands for: a decimal number as in 5, .5 or 1e-3; true or false; None
+    for null and None; anything else is a text.
+
+    UserError if a number begins with 0, as octal ones do elsewhere, or is too large to be one.
+    """
+    if text in WORDS:
+        return WORDS[text]
+    if not FLOAT.fullmatch(text):
+        return text
+    if not INTEGER.fullmatch(text):
+        number = float(text)
+        if math.isinf(number):
+            raise UserError(f"{brief(text)} is larger than any number that a computer adds up")
+        return number
+    digits = text.lstrip("+-")
+    if digits.startswith("0") and digits != "0":
+        raise UserError(f"{brief(text)} begins with 0: write {digits.lstrip('0') or 0}")
+    if len(digits) > 100:
+        raise UserError(f"a number of {len(digits)} digits is more than any parameter takes")
+    return int(text)
+
+
+# What a value must be where a text does not stand for it.
+_KINDS = {int: "integer", float: "number", bool: "boolean"}
+
+
+def _suiting(value: object, annotation: object) -> object:
+    """``value`` for a parameter of this type: a text is read where the type is no text's; a
+    ValueError says what no rule turns into the type.
+    """
+    types = get_args(annotation) or (annotation,)
+    kind = next((known for known in (bool, int, float) if known in types), None)
+    if isinstance(value, bool) and kind is not bool:
+        raise ValueError("a number or a word was wanted, not true or false")
+    if kind is None or not isinstance(value, str):
+        return value
+    value = plain(value)
+    if isinstance(value, str):
+        raise ValueError(f"input should be a valid {_KINDS[kind]}")
+    return value
+
+
+def _whole(value: object) -> object:
+    """``value``, as an integer if it stands for one: "2" and 2.0 are 2."""
+    value = plain(value) if isinstance(value, str) else value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+# --- a notebook's variables -----------------------------------------------------------------------
+
+PLAIN = (str, Number, list, dict, type(None))
 
 
 def from_notebook(namespace: dict) -> Experiment:
-    """An Experiment from the ``globals()`` of a notebook whose plain values, at the first call, are
-    its parameters.
+    """An Experiment from the ``globals()`` of a notebook: at the first call all its plain values
+    are parameters; later those that have the name of one, as they are by then.
 
-    Papermill only logs a name that the notebook does not know; here it is an error.
+    Papermill only logs a name that the notebook does not know; here it is an error. So is, later,
+    a new variable that is nearly named like a parameter and has a value that it could take.
     """
-    if "_parameters" not in namespace:
-        namespace["_parameters"] = [
-            name
-            for name, value in namespace.items()
-            if isinstance(value, PLAIN) and not name.startswith("_") and name not in ("In", "Out")
-        ]
-    return parse({name: namespace[name] for name in namespace["_parameters"]})
+    values = {}
+    for name, value in namespace.items():
+        if isinstance(value, PLAIN) and not name.startswith("_") and name not in ("In", "Out"):
+            values[name] = value
+    if "_parameters_were_read" in namespace:
+        others = [name for name in values if name not in Experiment.model_fields]
+        for name in others:
+            _refuse_misspelt(name, values.pop(name))
+    experiment = parse(values)
+    namespace["_parameters_were_read"] = True
+    return experiment
+
+
+def _refuse_misspelt(name: str, value: object) -> None:
+    """UserError if a variable is nearly named like a parameter that could have its value."""
+    close = difflib.get_close_matches(name.lower(), Experiment.model_fields, 1, cutoff=0.8)
+    if not close:
+        return
+    try:
+        parse({close[0]: value})
+    except UserError:  # as in seeds = [0, 1], or regime = "seg_long"
+        return
+    raise UserError(
+        f"there is no parameter {name!r}, did you mean {close[0]!r}? Write so, and `del {name}`; "
+        "if it is something else, give the variable another name"
+    )
