@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EPSILON = 1e-6
+from .data import as_labels
+
+EPSILON = 1e-6  # of an image's largest magnitude: what varies less is rounding noise
+FAINT = 0.01  # of an image's variance: a window that varies less counts as flat
 
 
 def _exact(x: Tensor) -> Tensor:
@@ -39,24 +42,41 @@ def mse(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().mean()
 
 
+def _centred(x: Tensor) -> Tensor:
+    """(B, C, I, J, K) minus its mean over voxels, in units of its largest magnitude.
+
+    In these units squares neither overflow nor vanish, whatever the scanner's intensities are. No
+    gradient flows through the unit: a correlation does not depend on it.
+    """
+    voxels = tuple(range(2, x.ndim))
+    largest = x.detach().abs().amax(voxels, keepdim=True)
+    unit = torch.where(largest > 1e-30, largest, 1.0)  # of a black image any will do
+    x = x / unit
+    return x - x.mean(voxels, keepdim=True)
+
+
 def ncc(a: Tensor, b: Tensor) -> Tensor:
     """1 - NCC, the normalised cross-correlation over each whole image (Pearson's r), in [0, 2]: L_i
     of the paper.
 
     NCC = sum (a - mean a)(b - mean b) / (|a - mean a| |b - mean b|), for (B, C, I, J, K), averaged
-    over B and C.
+    over B and C; 0 for an image that is constant.
     """
     a, b = _same_shape(a, b)
-    a, b = a.flatten(2), b.flatten(2)
-    a = a - a.mean(-1, keepdim=True)
-    b = b - b.mean(-1, keepdim=True)
-    norms = (a.square().sum(-1) * b.square().sum(-1) + EPSILON**2).sqrt()
-    return 1 - ((a * b).sum(-1) / norms).mean()
+    a, b = _centred(a).flatten(2), _centred(b).flatten(2)
+    sd_a = (a.square().mean(-1) + EPSILON**2).sqrt()
+    sd_b = (b.square().mean(-1) + EPSILON**2).sqrt()
+    return 1 - ((a * b).mean(-1) / (sd_a * sd_b)).mean()
 
 
 def lncc(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
     """1 - the mean of NCC^2 over windows of ``window`` voxels a side (odd), each centred on a
     voxel, in [0, 1].
+
+    In a window, NCC = (cov(a, b) + s_a s_b) / sqrt((var a + s_a^2)(var b + s_b^2)): as if both had
+    one faint texture in common, whose variance s^2 is ``FAINT`` times that of the whole image. So
+    two flat windows agree, a flat one and one with an edge do not, and the noise of a background
+    hardly counts. An image has no distance from itself, nor from a multiple of itself.
 
     At the border a window is what lies inside the image. Squared, so that inverted contrast counts
     as agreement, as in VoxelMorph; computed by running sums, at a cost that does not depend on
@@ -65,8 +85,7 @@ def lncc(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
     if window < 3 or window % 2 == 0:
         raise ValueError(f"window must be an odd number of at least 3 voxels, got {window}")
     a, b = _same_shape(a, b)
-    a = a - a.mean(tuple(range(2, a.ndim)), keepdim=True)
-    b = b - b.mean(tuple(range(2, b.ndim)), keepdim=True)
+    a, b = _centred(a), _centred(b)
     count = _window_sums(torch.ones_like(a[:1, :1]), window)
 
     def window_mean(x: Tensor) -> Tensor:
@@ -75,11 +94,17 @@ def lncc(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
     aa, bb, ab = a * a, b * b, a * b
     mean_a, mean_b = window_mean(a), window_mean(b)
     mean_aa, mean_bb, mean_ab = window_mean(aa), window_mean(bb), window_mean(ab)
-    covariance = mean_ab - mean_a * mean_b
-    variance_a = (mean_aa - mean_a**2).clamp(min=0)
-    variance_b = (mean_bb - mean_b**2).clamp(min=0)
-    variances = variance_a * variance_b
-    return 1 - (covariance**2 / (variances + EPSILON)).clamp(max=1).mean()
+    texture_a, texture_b = _faint_variance(aa), _faint_variance(bb)
+    covariance = mean_ab - mean_a * mean_b + (texture_a * texture_b).sqrt()
+    variance_a = (mean_aa - mean_a**2).clamp(min=0) + texture_a
+    variance_b = (mean_bb - mean_b**2).clamp(min=0) + texture_b
+    return 1 - (covariance**2 / (variance_a * variance_b)).clamp(max=1).mean()
+
+
+def _faint_variance(squares: Tensor) -> Tensor:
+    """s^2 of each image (B, C, 1, 1, 1), from the squares of its centred voxels."""
+    variance = squares.mean(tuple(range(2, squares.ndim)), keepdim=True)
+    return FAINT * variance + EPSILON**2
 
 
 def _window_sums(x: Tensor, window: int) -> Tensor:
@@ -133,20 +158,22 @@ def bending_energy(u: Tensor) -> Tensor:
 
 
 def _mean_square(x: Tensor) -> Tensor:
-    """Mean over voxels of |x|^2, summed over channels."""
-    return x.square().sum(1).mean()
+    """Mean over voxels of |x|^2, summed over channels; 0 if there is none, as of differences along
+    a side that is too short for them.
+    """
+    return x.square().sum(1).mean() if x.numel() else x.sum()
 
 
 # --- overlap of structures ------------------------------------------------------------------------
 
 
 def soft_dice(probabilities: Tensor, target: Tensor) -> Tensor:
-    """1 - Dice, Dice = 2 sum(p q) / (sum p + sum q) over voxels, averaged over structures and
-    batch: L_a and L_sp.
+    """1 - Dice, Dice = (2 sum(p q) + 1) / (sum p + sum q + 1) over voxels, averaged over structures
+    and batch: L_a and L_sp.
 
     ``probabilities`` (B, C, I, J, K) against probabilities or one-hot labels of the same shape, or
-    integer labels (B, I, J, K). Background counts as a structure; one that is nowhere in both
-    counts as agreement.
+    integer labels (B, I, J, K). Background counts as a structure. The voxel that is added above and
+    below makes agreement of a structure that is nowhere in both, though no softmax is ever 0.
     """
     p = _exact(probabilities).flatten(2)
     without_structures = probabilities.shape[:1] + probabilities.shape[2:]
@@ -156,15 +183,25 @@ def soft_dice(probabilities: Tensor, target: Tensor) -> Tensor:
         size = q.sum(-1)
     elif target.shape == without_structures and not target.is_floating_point():
         # gather the one probability that counts; no one-hot tensor is made
-        index = target.flatten(1).long()
+        index = as_labels(target).flatten(1).long()
         own = p.gather(1, index[:, None])[:, 0]
-        zeros = p.new_zeros(p.shape[:2])
-        overlap = zeros.scatter_add(1, index, own)
-        size = zeros.scatter_add(1, index, torch.ones_like(own))
+        overlap = _sums_of(own, index, target.shape, p.shape[1])
+        size = _sums_of(torch.ones_like(own), index, target.shape, p.shape[1])
     else:
         raise ValueError(
             f"probabilities {tuple(probabilities.shape)} want a target of that shape, or integer "
             f"labels without the axis of structures, got {tuple(target.shape)} of {target.dtype}"
         )
-    dice = (2 * overlap + EPSILON) / (p.sum(-1) + size + EPSILON)
+    dice = (2 * overlap + 1) / (p.sum(-1) + size + 1)
     return 1 - dice.mean()
+
+
+def _sums_of(values: Tensor, index: Tensor, shape: torch.Size, structures: int) -> Tensor:
+    """(B, C): the sum of ``values`` (B, voxels) over the voxels of each structure.
+
+    Plane by plane, then over the planes: added up one by one, float32 stops at 16.8 million.
+    """
+    b, planes = shape[:2]
+    values, index = values.view(b, planes, -1), index.view(b, planes, -1)
+    of_plane = values.new_zeros(b, planes, structures).scatter_add(2, index, values)
+    return of_plane.sum(1)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..losses import bending_energy, diffusion, ncc, soft_dice
+from ..losses import bending_energy, diffusion, ncc
 from ..warp import Deformation
 from . import Exercise
 from .lesson_02 import looked_up, smooth_field, uneven_shape
@@ -215,7 +215,7 @@ def _probabilities(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
 
 
 def _soft_dice(p: Tensor, q: Tensor, *, factor: float = 2.0, squares: bool = False) -> Tensor:
-    """1 - soft Dice, with one thing after another to get wrong."""
+    """1 - soft Dice as in the lesson, with one thing after another to get wrong."""
     p, q = p.flatten(2), q.flatten(2)
     overlaps = (p * q).sum(-1)
     sizes = (p.square() + q.square()).sum(-1) if squares else (p + q).sum(-1)
@@ -225,7 +225,7 @@ def _soft_dice(p: Tensor, q: Tensor, *, factor: float = 2.0, squares: bool = Fal
 SOFT_DICE = Exercise(
     "1 - soft Dice",
     arguments=_probabilities,
-    right=soft_dice,
+    right=_soft_dice,
     hints=(
         "Probabilities p instead of membership: |A and B| becomes the sum of p q, |A| the sum of "
         "p.",
