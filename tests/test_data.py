@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from deepatlas import models
 from deepatlas.data import Batch, Cohort, Scan, rescale_intensities, split_by_subject
 from deepatlas.datasets import centred_affine, check_sides, load_scan, resample
 
@@ -267,15 +268,27 @@ def test_spacing_must_be_positive(spacing):
         centred_affine(scan(noise(4, 4, 4)), (4, 4, 4), spacing)
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 12), (4, 8, 8), (0, 8, 8), (8,), (8, 8, 8, 8)], ids=str)
-def test_sides_must_be_divisible(shape):
-    with pytest.raises(ValueError, match=r"every side must be divisible by 8.*got \("):
+@pytest.mark.parametrize(
+    "shape", [(16, 16, 20), (8, 8), (8, 16, 16), (0, 16, 16), (16,), (16, 16, 16, 16)], ids=str
+)
+def test_sides_must_be_divisible_and_large_enough_to_train(shape):
+    with pytest.raises(ValueError, match=r"every side must be divisible by 8 and at least 16.*got"):
         check_sides(shape, 8)
 
 
 def test_divisible_sides_pass():
-    check_sides((8, 16, 24), 8)
-    check_sides((32, 8), 8)
+    check_sides((16, 16, 24), 8)
+    check_sides((32, 16), 8)
+
+
+def test_the_smallest_sides_that_pass_can_be_trained_on():
+    """One scan of them, in both networks: batch normalisation needs several voxels."""
+    for shape in ((16, 16), (16, 16, 16)):
+        check_sides(shape, 8)
+        nets = models.build("kit", len(shape), 3, velocity=True, passes=1)
+        image = torch.rand(1, 1, *shape)
+        assert nets["seg"].train()(image).isfinite().all()
+        assert nets["reg"].train()(image, image).displacement.isfinite().all()
 
 
 # --- splits and cohorts ---------------------------------------------------------------------------

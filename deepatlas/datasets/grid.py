@@ -13,16 +13,20 @@ from torch import Tensor
 from ..data import Scan
 from ..errors import UserError
 from ..registration import affine_matrices
+from ..warp import look_up, nearest
 
 Shape = Sequence[int]
 
 
+SMALLEST_SIDE = 16  # halved three times, 8 voxels are one: too few for batch normalisation
+
+
 def check_sides(shape: Shape, multiple: int) -> None:
-    """Refuse a grid that the networks cannot halve often enough."""
-    if len(shape) not in (2, 3) or any(n < multiple or n % multiple for n in shape):
+    """Refuse a grid that the networks cannot halve often enough, or that is too small to train."""
+    if len(shape) not in (2, 3) or any(n < SMALLEST_SIDE or n % multiple for n in shape):
         raise UserError(
-            f"every side must be divisible by {multiple}, and there must be 2 or 3, "
-            f"got {tuple(shape)}: pass another shape"
+            f"every side must be divisible by {multiple} and at least {SMALLEST_SIDE}, and there "
+            f"must be 2 or 3, got {tuple(shape)}: pass another shape"
         )
 
 
@@ -89,23 +93,42 @@ def _majority(labels: np.ndarray, matrix: np.ndarray, shape: Shape) -> np.ndarra
     The label at the centre decides ties: the first corner's would move every structure a quarter
     voxel.
     """
-    centre = np.zeros(3)
     in_plane = [(-0.25, 0.25)] * len(shape)
     through_plane = [(0.0,)] * (3 - len(shape))
     corners = np.stack(np.meshgrid(*in_plane, *through_plane)).reshape(3, -1).T
-    votes = np.stack([_nearest(labels, matrix, shape, at) for at in (centre, *corners)])
+    centres = _points(matrix, shape)
+    votes = [_nearest(labels, centres)]
+    votes += [_nearest(labels, centres + _along(matrix, corner)) for corner in corners]
+    votes = np.stack(votes)
     # how many corners agree with each candidate; argmax takes the first of equals, the centre's
     agreeing = np.stack([(votes[1:] == vote).sum(0, dtype=np.uint8) for vote in votes])
     winner = agreeing.argmax(0)
     return np.take_along_axis(votes, winner[None], 0)[0]
 
 
-def _nearest(labels: np.ndarray, matrix: np.ndarray, shape: Shape, at: np.ndarray) -> np.ndarray:
-    """The label nearest to the point ``at`` of each new voxel, from its centre; 0 outside."""
-    linear, shift = matrix[:3, :3], matrix[:3, 3]
-    return ndimage.affine_transform(
-        labels, linear, shift + linear @ at, _as_volume(shape), order=0, mode="grid-constant"
-    )
+def _points(matrix: np.ndarray, shape: Shape) -> np.ndarray:
+    """(3, I, J, K): where the centre of each new voxel lies, in old voxels."""
+    index = np.indices(_as_volume(shape), dtype=np.float64)
+    return np.einsum("ij,j...->i...", matrix[:3, :3], index) + matrix[:3, 3, None, None, None]
+
+
+def _along(matrix: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """(3, 1, 1, 1): an offset in new voxels, in old ones."""
+    return (matrix[:3, :3] @ offset)[:, None, None, None]
+
+
+def _nearest(labels: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The label of the voxel nearest to each of ``points`` (3, I, J, K); 0 outside.
+
+    By the one rule of ``warp.nearest``: a grid of twice the spacing asks halfway between voxels
+    everywhere, where rounding noise must not decide.
+    """
+    index = nearest(torch.from_numpy(points))
+    found = look_up(torch.from_numpy(labels)[None, None], index[None])[0, 0]
+    inside = torch.ones_like(found, dtype=torch.bool)
+    for axis, n in enumerate(labels.shape):
+        inside &= (index[axis] >= 0) & (index[axis] < n)
+    return torch.where(inside, found, torch.zeros_like(found)).numpy()
 
 
 # --- a cohort -------------------------------------------------------------------------------------
