@@ -1,57 +1,251 @@
-"""NIfTI files: read as arrays with RAS+ axes, and as scans."""
+"""NIfTI files: read as arrays with RAS+ axes, and as scans.
+
+nibabel knows what the fields of a header mean. What a file may get wrong is looked at here: nibabel
+mends an odd header in silence, guesses a place where none is told, takes any unit for millimetres,
+and stops reading before the checksum of gzip.
+"""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
-from collections.abc import Mapping
+import itertools
+import math
+import os
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel import orientations
+from nibabel.spatialimages import HeaderDataError
 
-from ..data import Scan, Source, rescale_intensities
+from ..data import Scan, Source, label_dtype, rescale_intensities
 from ..errors import UserError
+
+GZIP = b"\x1f\x8b"  # how a compressed file begins
+BEST_RATIO = 1032  # a byte of gzip stands for no more bytes than this
+MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by code of the unit of place; 0: not told
+LARGEST = 1e6  # mm, a kilometre: no voxel is so large or lies so far away
+ELSEWHERE = 0.1  # voxels: two grids whose corners are further apart are not in one place
+ROUNDING = 1e-3  # a label may be so far from a whole number, after scaling in the header
 
 
 def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray, Source]:
-    """A 2D or 3D NIfTI file as (array, affine, source): float32, ``scl_slope`` applied, a volume's
-    axes turned RAS+.
+    """A 2D or 3D NIfTI file as (array, affine, source), a volume's axes turned RAS+.
+
+    The numbers are of the file's own type, but float64 where ``scl_slope`` applies; the affine is
+    in millimetres, whatever the unit of the file. UserError if the file is damaged, holds several
+    volumes or no plain numbers, or does not say where it lies.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file; an image in NIfTI format (.nii or .nii.gz) was wanted"
         )
+    with _enough_memory(path):
+        header, shape, array = _read(path)
+    volume = shape[:3]
+    affine = _affine(header, volume, path)
+    source = Source(str(path), shape, torch.from_numpy(affine))
+    array = array.reshape(volume)
+    if array.ndim == 3:
+        # turns and flips axes: no interpolation
+        turn = orientations.io_orientation(affine)
+        array = orientations.apply_orientation(array, turn)
+        affine = affine @ orientations.inv_ornt_aff(turn, volume)
+    return array, affine, source
+
+
+@contextmanager
+def _enough_memory(path: str | Path) -> Iterator[None]:
+    """A sentence where a sound file is too large for this machine."""
     try:
-        image = nib.load(path)
-        flat = image.slicer[..., 0] if image.ndim == 4 else image
-        array = np.asarray(flat.dataobj, dtype=np.float32)
-    # a damaged file raises anything: nibabel's, gzip's, zlib's and NumPy's own errors
-    except Exception as error:
-        reason = " ".join(str(error).split())
+        yield
+    except MemoryError as error:
         raise UserError(
-            f"{path}: cannot be read as NIfTI ({reason}); is the file complete?"
+            f"{path}: its voxels do not fit into the memory of this machine: "
+            "free some, or resample the image to larger voxels"
         ) from error
-    shape = tuple(image.shape)
-    one_volume = shape[3:] in ((), (1,))
-    if array.ndim not in (2, 3) or min(array.shape) == 0 or not one_volume:
+
+
+# --- voxels ---------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> tuple[nib.Nifti1Header, tuple[int, ...], np.ndarray]:
+    """The header of a file, its shape, and its numbers, scaled as the header says.
+
+    The file is read to its end: only there are the checksum and the length that gzip keeps, and
+    only so is a header found out that tells of fewer voxels than there are.
+    """
+    with open(path, "rb") as file:
+        compressed = file.read(2) == GZIP
+        file.seek(0)
+        stream = gzip.GzipFile(fileobj=file) if compressed else file
+        try:
+            header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path)
+            shape, dtype, offset = _layout(header, path)
+            size = math.prod(shape) * dtype.itemsize
+            # before any memory is asked for
+            most = os.path.getsize(path) * (BEST_RATIO if compressed else 1)
+            if offset + size > most:
+                raise _unreadable(
+                    path, f"its header tells of {offset + size} bytes, it can hold only {most}"
+                )
+            stream.seek(offset)
+            content = stream.read(size)
+            if len(content) < size:
+                raise _unreadable(path, f"{size - len(content)} bytes are missing at its end")
+            if stream.read(1):
+                raise _unreadable(path, "it holds more bytes than its header tells of")
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise _unreadable(path, str(error)) from error
+    array = np.frombuffer(content, dtype).reshape(shape, order="F")
+    return header, shape, _scaled(array, header, path)
+
+
+def _unreadable(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: cannot be read as NIfTI ({reason}); is the file complete?")
+
+
+def _header(start: bytes, path: Path) -> nib.Nifti1Header:
+    """The header that a file starts with, as it stands: nibabel's mending is off."""
+    for kind in (nib.Nifti1Header, nib.Nifti2Header):
+        if not kind.may_contain_header(start):
+            continue
+        header = kind(start[: kind.sizeof_hdr], check=False)
+        if header["sizeof_hdr"] != kind.sizeof_hdr:
+            break
+        if header["magic"].item() != kind.single_magic:
+            raise UserError(
+                f"{path}: header and voxels are in two files: "
+                "convert them to one in NIfTI format (.nii or .nii.gz)"
+            )
+        return header
+    raise _unreadable(path, "it does not begin as a NIfTI file does")
+
+
+def _layout(header: nib.Nifti1Header, path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
+    """(shape, type, offset in bytes) of the voxels in the file."""
+    count = int(header["dim"][0])
+    shape = tuple(int(side) for side in header["dim"][1 : 1 + count])
+    if not 1 <= count <= 7 or min(shape) < 1:
+        raise _unreadable(path, f"its header gives the dimensions {header['dim'].tolist()}")
+    if count < 2 or max(shape[3:], default=1) > 1:
         raise UserError(
             f"{path}: a 2D or 3D image was wanted, got shape {shape}: store one volume per file"
         )
-    affine = image.affine.astype(np.float64)
-    if not np.isfinite(affine).all() or not np.linalg.cond(affine[:3, :3]) < 1e6:
+    try:
+        dtype = header.get_data_dtype()
+    except KeyError as error:
+        raise _unreadable(path, f"its header gives an unknown type of voxels, {error}") from error
+    if dtype.fields is not None:
         raise UserError(
-            f"{path}: the affine in the header is not invertible: "
+            f"{path}: its voxels are colours, one number each was wanted: "
+            "store the labels, or one channel, as a grey image"
+        )
+    if dtype.kind == "c":
+        raise UserError(
+            f"{path}: its voxels are complex numbers, real ones were wanted: "
+            "store their magnitude, say"
+        )
+    if dtype.kind not in "iuf":
+        raise _unreadable(path, f"its header gives the type of voxels {header['datatype']}")
+    offset = float(header["vox_offset"])
+    if not header.single_vox_offset <= offset < 2**62 or not offset.is_integer():
+        raise _unreadable(path, f"its header says that the voxels begin at byte {offset:g}")
+    return shape, dtype, int(offset)
+
+
+def _scaled(array: np.ndarray, header: nib.Nifti1Header, path: Path) -> np.ndarray:
+    """slope * array + intercept, float64; the array in its own type where there is no scaling."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or math.isnan(slope) or (slope, intercept) == (1, 0):
+        return array.astype(array.dtype.newbyteorder("="))
+    if not math.isfinite(slope) or not math.isfinite(intercept):
+        raise _unreadable(path, f"its header scales by {slope:g} and adds {intercept:g}")
+    return slope * array.astype(np.float64) + intercept
+
+
+# --- place ----------------------------------------------------------------------------------------
+
+
+def _affine(header: nib.Nifti1Header, shape: tuple[int, ...], path: Path) -> np.ndarray:
+    """(4, 4) float64, voxel index of the file -> world millimetres, RAS+; of a plane too.
+
+    The sform, as nibabel takes it, or else the qform. A header with neither says nothing of left
+    and right, and is refused. Where the two differ, a warning says so: other programs take the
+    other one.
+    """
+    unit = int(header["xyzt_units"]) & 7
+    if unit not in MILLIMETRES:
+        raise UserError(
+            f"{path}: its header gives places in an unknown unit, {unit}: "
+            "set its xyzt_units to 2, millimetres, if they are"
+        )
+    forms = []
+    if header["sform_code"] > 0:
+        forms.append(header.get_sform())
+    if header["qform_code"] > 0:
+        forms.append(_qform(header, flat=len(shape) == 2))
+    if not forms:
+        raise UserError(
+            f"{path}: its header does not say where it lies (sform and qform have code 0), so left "
+            "and right are unknown: if you know its affine, set it, with image.set_sform(affine, "
+            "code=1) and image.to_filename(...) of nibabel, say"
+        )
+    for form in forms:
+        form[:3] *= MILLIMETRES[unit]
+    affine = forms[0]
+    usable = np.isfinite(affine).all() and np.abs(affine).max() <= LARGEST
+    if not usable or not np.linalg.cond(affine[:3, :3]) < 1e6:
+        raise UserError(
+            f"{path}: the affine in the header is not invertible, or leads beyond a kilometre: "
             "set the voxel size and orientation"
         )
-    source = Source(str(path), shape, torch.from_numpy(affine))
-    if array.ndim == 3:
-        # turns and flips axes: no interpolation
-        turned = nib.as_closest_canonical(nib.Nifti1Image(array, affine))
-        array, affine = np.asarray(turned.dataobj), turned.affine
-    return array, affine, source
+    apart = _voxels_apart(affine, forms[-1], shape)
+    if not apart <= ELSEWHERE:  # NaN, if the qform is
+        last = [*(side - 1 for side in shape), 0, 0][:3]
+        by_sform, by_qform = (np.round(form @ [*last, 1], 1)[:3].tolist() for form in forms)
+        warnings.warn(
+            f"{path}: its header tells of two places, up to {apart:.2g} voxels apart: its last "
+            f"voxel is at {by_sform} mm by the sform, at {by_qform} by the qform; the sform is "
+            "taken, but other programs may take the qform: make them equal",
+            stacklevel=3,
+        )
+    return affine
+
+
+def _qform(header: nib.Nifti1Header, flat: bool) -> np.ndarray:
+    """(4, 4) of the quaternion in a header, in the file's unit; NaN if it is not valid."""
+    header = header.copy()
+    sides = header["pixdim"]
+    if sides[0] == 0:  # the sign of the third axis, + where none is told
+        sides[0] = 1
+    if flat and sides[3] == 0:
+        sides[3] = 1
+    try:
+        with np.errstate(all="ignore"):
+            return header.get_qform()
+    except (HeaderDataError, ValueError):
+        return np.full((4, 4), np.nan)
+
+
+def _voxels_apart(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    """How far the corners of two grids of ``shape`` are apart, at most, in voxels of ``one``."""
+    sides = (*shape, 1)[:3]
+    ends = [(0, side - 1) for side in sides]
+    corners = np.array([(*corner, 1) for corner in itertools.product(*ends)], dtype=np.float64).T
+    seen_from_one = np.linalg.inv(one) @ other @ corners
+    return float(np.linalg.norm((seen_from_one - corners)[:3], axis=0).max())
+
+
+# --- scans ----------------------------------------------------------------------------------------
 
 
 def load_scan(
@@ -61,61 +255,86 @@ def load_scan(
     id: str,
     subject: str,
     structures: Mapping[int, int],
+    empty_labels: bool = False,
 ) -> Scan:
     """One scan from NIfTI files, on its own voxel grid, RAS+.
 
     ``structures`` maps the file's label numbers to indices into ``Cohort.structures``; unlisted
-    numbers become background.
+    numbers become background. None of them in the whole file is a UserError, unless
+    ``empty_labels``: a scan without the lesion.
     """
-    array, affine, source = read_nifti(image)
-    digest = hashlib.sha256(affine.tobytes() + array.tobytes())
+    with _enough_memory(image):
+        array, affine, source = read_nifti(image)
+        # in float64 every number of 32 bits is exact, and copies of one image are equal, whatever
+        # type they are stored in
+        voxels = np.ascontiguousarray(array, dtype=np.float64)
+        image_digest = hashlib.sha256(voxels).hexdigest()
+        digest = hashlib.sha256(affine.tobytes() + image_digest.encode())
+        rescaled = torch.from_numpy(rescale_intensities(voxels, str(image)))
     index = None
     if labels is not None:
-        numbers = _read_numbers(labels, image, array.shape, affine)
-        index = _indices(numbers, structures, labels)
-        digest.update(index.tobytes())
-        index = torch.from_numpy(index)
-    rescaled = torch.from_numpy(rescale_intensities(array, str(image)))
+        with _enough_memory(labels):
+            numbers = _read_numbers(labels, image, array.shape, affine)
+            index = _indices(numbers, structures, labels, empty_labels)
+            digest.update(index.numpy())
     return Scan(
         id,
         subject,
         image=rescaled[None],
-        affine=torch.from_numpy(affine.astype(np.float64)),
+        affine=torch.from_numpy(affine),
         labels=index,
-        source=replace(source, digest=digest.hexdigest()),
+        source=replace(source, digest=digest.hexdigest(), image_digest=image_digest),
     )
 
 
 def _read_numbers(
     labels: str | Path, image: str | Path, shape: tuple[int, ...], affine: np.ndarray
 ) -> np.ndarray:
-    """The label numbers of a file that must lie where its image does, and be whole."""
+    """The label numbers, integers, of a file that must lie where its image does."""
     numbers, own_affine, _ = read_nifti(labels)
     if numbers.shape != shape:
         raise UserError(
             f"{labels}: the labels have {numbers.shape} voxels, but the image {image} has {shape}"
         )
-    if not np.allclose(own_affine, affine, atol=1e-2):
+    apart = _voxels_apart(affine, own_affine, shape)
+    if apart > ELSEWHERE:
         raise UserError(
             f"{labels}: the labels lie elsewhere in the world than the image {image}: "
-            "their affines differ; resample one onto the other"
+            f"their corners are up to {apart:.2g} voxels apart; resample one onto the other"
         )
-    if not np.isfinite(numbers).all() or (numbers != np.round(numbers)).any():
+    if numbers.dtype.kind != "f":
+        return numbers
+    return _whole(numbers, labels)
+
+
+def _whole(numbers: np.ndarray, labels: str | Path) -> np.ndarray:
+    """Labels that a file keeps as floating-point numbers, as the integers that they mean, int64."""
+    whole = np.round(numbers)
+    if not np.isfinite(numbers).all() or np.abs(numbers - whole).max() > ROUNDING:
         raise UserError(
             f"{labels}: labels must be whole numbers; this looks like an image or probabilities"
         )
-    return numbers
+    # from here on, a whole number and the next are stored as the same
+    digits = min(np.finfo(numbers.dtype).nmant + 1, 62)
+    if np.abs(whole).max() >= 2.0**digits:
+        raise UserError(
+            f"{labels}: labels from 2^{digits} on are not exact in {numbers.dtype}: "
+            "store them as integers"
+        )
+    return whole.astype(np.int64)
 
 
-def _indices(numbers: np.ndarray, structures: Mapping[int, int], labels: str | Path) -> np.ndarray:
-    """Label numbers as indices into ``Cohort.structures``, uint8; ``labels`` is for the error."""
-    index = np.zeros(numbers.shape, np.uint8)
-    for number, structure in structures.items():
-        index[numbers == number] = structure
-    if not index.any():
-        found = {int(number) for number in np.unique(numbers)} - {0}
+def _indices(
+    numbers: np.ndarray, structures: Mapping[int, int], labels: str | Path, empty_labels: bool
+) -> torch.Tensor:
+    """Label numbers as indices into ``Cohort.structures``; ``labels`` is for the error."""
+    found = np.unique(numbers)
+    index_of = [structures.get(int(number), 0) for number in found]
+    if not any(index_of) and not empty_labels:
+        others = [int(number) for number in found if number != 0]
         raise UserError(
             f"{labels}: none of the wanted labels {sorted(structures)[:10]} occurs, "
-            f"found {sorted(found)[:10]}"
+            f"found {others[:10]}"
         )
-    return index
+    table = torch.tensor(index_of, dtype=label_dtype(max(structures.values(), default=0) + 1))
+    return table[torch.from_numpy(np.searchsorted(found, numbers))]
