@@ -166,6 +166,21 @@ def test_bad_labels_are_refused(predicted, message):
         evaluation.score_labels(predicted, np.zeros((8, 8), int), NAMES)
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.int64]
+)
+def test_labels_of_any_type_of_integer_score_alike(dtype):
+    reference = torch.zeros(9, 9, dtype=torch.int64)
+    reference[2:6, 3:8] = 1
+    predicted = reference.roll(1, 0)
+    wanted = evaluation.score_labels(predicted, reference, NAMES[:2])
+    assert evaluation.score_labels(predicted.to(dtype), reference.to(dtype), NAMES[:2]) == wanted
+    phi, truth = Deformation.identity((9, 9)), Deformation.identity((9, 9))
+    truth.displacement[:, 0] = 0.5
+    error = evaluation.endpoint_error(phi, truth, reference.to(dtype))
+    assert error == {"endpoint_voxels": 0.5, "endpoint_boundary_voxels": 0.5}
+
+
 def test_an_empty_mask_has_no_boundary():
     with pytest.raises(ValueError, match="has no boundary"):
         evaluation.surface_distances(np.zeros((4, 4), bool), np.ones((4, 4), bool))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data import as_labels
 from ..warp import Deformation
 from .overlap import boundary
 
@@ -106,6 +107,6 @@ def endpoint_error(phi: Deformation, truth: Deformation, labels: Tensor) -> dict
     """
     distance = (phi.displacement - truth.displacement)[0].norm(dim=0)
     return {
-        "endpoint_voxels": distance[labels > 0].mean().item(),
+        "endpoint_voxels": distance[as_labels(labels) > 0].mean().item(),
         "endpoint_boundary_voxels": distance[boundary(labels)].mean().item(),
     }

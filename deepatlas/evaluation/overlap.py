@@ -15,6 +15,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from ..data import as_labels
+
 STRUCTURE_METRICS = ("dice", "nsd", "hd95_mm", "surface_mm", "volume_error")
 # voxels: how far apart two boundaries may be and still agree, in the normalised surface distance
 TOLERANCE = 1.0
@@ -110,12 +112,14 @@ def score_labels(
 
 
 def _integers(labels: Tensor | np.ndarray, structures: Sequence[str]) -> np.ndarray:
-    """``labels`` as an array, if each has a name."""
+    """``labels`` as an array of integers, of which bool counts as one, if each has a name."""
     array = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-    if array.dtype.kind not in "iu":
+    if array.dtype.kind not in "iub":
         raise ValueError(
             f"labels must be integers, got {array.dtype}: take the argmax of probabilities first"
         )
+    if array.size == 0:
+        raise ValueError(f"labels of no voxel cannot be compared, got shape {array.shape}")
     if array.min() < 0 or array.max() >= len(structures):
         raise ValueError(
             f"labels must lie between 0 and {len(structures) - 1} ({structures[-1]}), "
@@ -126,6 +130,7 @@ def _integers(labels: Tensor | np.ndarray, structures: Sequence[str]) -> np.ndar
 
 def boundary(labels: Tensor) -> Tensor:
     """(I, J, K) or (I, J) bool: labelled voxels with a face neighbour of another label."""
+    labels = as_labels(labels)
     differs = torch.zeros_like(labels, dtype=torch.bool)
     for axis, n in enumerate(labels.shape):
         jump = labels.narrow(axis, 1, n - 1) != labels.narrow(axis, 0, n - 1)
