@@ -3,8 +3,16 @@
 from dataclasses import replace
 
 from deepatlas import models
-from deepatlas.data import Batch, Cohort, Scan, rescale_intensities, split_by_subject
+from deepatlas.data import (
+    Batch,
+    Cohort,
+    Scan,
+    label_dtype,
+    rescale_intensities,
+    split_by_subject,
+)
 from deepatlas.datasets import centred_affine, check_sides, load_scan, resample
+from deepatlas.errors import UserError
 
 import numpy as np
 import pytest
@@ -87,6 +95,127 @@ def test_a_binary_image_stays_binary(bright):
     expected = array.copy()
     array[5, 5, 5] = bright
     np.testing.assert_array_equal(rescale_intensities(array, "a"), expected)
+
+
+def one_odd_voxel(array, value):
+    """How much the other voxels of the image change if one has another value."""
+    odd = array.copy()
+    odd.flat[0] = value
+    change = np.abs(rescale_intensities(odd, "a") - rescale_intensities(array, "a"))
+    return change.flat[1:].max()
+
+
+@pytest.mark.parametrize("share", [0.6, 0.08, 0.01, 0.002])
+@pytest.mark.parametrize("odd", [-1e-4, -1.0, -1e6, 0.5, 1e6])
+def test_one_odd_voxel_changes_an_image_within_noise(share, odd):
+    """Below a background of zeros it made the background foreground: a mean of .47 became .72."""
+    array = np.zeros((48, 48, 48), np.float32)
+    foreground = array.ravel()[-round(share * array.size) :]
+    foreground[:] = rng().uniform(0.2, 1, foreground.size)
+    assert one_odd_voxel(array, odd) < 2e-3
+
+
+def test_one_odd_voxel_below_the_air_of_a_ct():
+    """Its SD fell from .20 to .02."""
+    tissue = rng().normal(40, 200, (48, 48, 24))
+    array = np.concatenate([np.full((48, 48, 24), -1024.0), tissue], 2)
+    assert one_odd_voxel(array, -1025) == 0
+    assert one_odd_voxel(array, -3024) == 0
+    assert rescale_intensities(array, "a").std() > 0.2
+
+
+def test_one_odd_voxel_in_a_scan_without_background():
+    array = rng().normal(100, 20, (32, 32, 32))
+    assert max(one_odd_voxel(array, odd) for odd in (-1e4, 0, 1e5)) < 2e-3
+
+
+def test_a_background_that_is_0_but_for_rounding_is_a_background():
+    array = np.zeros((32, 32, 32))
+    array[8:20, 8:20, 8:20] = rng().uniform(0.2, 1, (12, 12, 12))
+    jitter = array + 1e-7 * rng().normal(size=array.shape)
+    np.testing.assert_allclose(
+        rescale_intensities(jitter, "a"), rescale_intensities(array, "a"), atol=2e-3
+    )
+
+
+def test_what_many_voxels_share_in_the_middle_is_no_background():
+    array = rng().uniform(0, 1, (32, 32, 32))
+    array[:16] = 0.4
+    assert (rescale_intensities(array, "a") > 0).mean() > 0.95
+
+
+def test_integers_beyond_float32_keep_their_range():
+    """Of 1,000 values on top of 10 million float32 keeps half."""
+    array = (10**9 + np.arange(16**3) % 1000).astype(np.int32).reshape(16, 16, 16)
+    assert len(np.unique(rescale_intensities(array, "a"))) > 980
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e305])
+def test_voxels_that_are_no_numbers_are_counted(bad):
+    array = noise(8, 8, 8).astype(np.float64)
+    array[0, 0, :3] = bad
+    with pytest.raises(UserError, match="a: 3 voxels are NaN or infinite: repair the image"):
+        rescale_intensities(array, "a")
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (torch.bool, torch.uint8),
+        (torch.uint8, torch.uint8),
+        (torch.int16, torch.int16),
+        (torch.uint16, torch.int32),
+        (torch.uint32, torch.int64),
+        (torch.int64, torch.int64),
+    ],
+)
+def test_labels_of_any_integer_type_make_a_cohort(given, kept):
+    """PyTorch has no smallest element of a uint16 tensor."""
+    labels = torch.zeros(4, 4, 4, dtype=torch.int64)
+    labels[1] = 1
+    scans = [scan(noise(4, 4, 4), labels=labels.to(given), name=name) for name in "abc"]
+    assert scans[0].labels.dtype == kept
+    together = cohort(train=tuple(scans))
+    batch = Batch.of(together.train, 2)
+    assert torch.equal(batch.one_hot[0, 1], labels.float())
+
+
+def test_labels_between_two_numbers_are_refused():
+    """1.9999999 became 1 in a batch."""
+    labels = np.full((4, 4, 4), 1.9999999)
+    with pytest.raises(TypeError, match=r"scan a: labels must be integers, got torch.float64"):
+        scan(noise(4, 4, 4), labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("structures", "dtype"),
+    [(2, torch.uint8), (256, torch.uint8), (257, torch.int16), (40000, torch.int32)],
+)
+def test_labels_have_a_type_that_holds_every_structure(structures, dtype):
+    assert label_dtype(structures) == dtype
+
+
+@pytest.mark.parametrize("bad", ["nan", "singular", "two equal axes", "of another shape"])
+def test_an_affine_that_leads_nowhere_is_refused(bad):
+    affine = scaled(1.5)
+    if bad == "nan":
+        affine[0, 3] = np.nan
+    elif bad == "singular":
+        affine[2] = 0
+    elif bad == "two equal axes":
+        affine[:3, 1] = affine[:3, 0]
+    else:
+        affine = affine[:3, :3]
+    with pytest.raises(UserError, match="scan a: the affine"):
+        scan(noise(4, 4, 4), affine)
+
+
+@pytest.mark.parametrize("spacing", [1e-3, 1e3])
+def test_voxels_of_any_size_have_a_place(spacing):
+    scan(noise(4, 4, 4), scaled(spacing))
 
 
 # --- one grid -------------------------------------------------------------------------------------
@@ -314,6 +443,24 @@ def test_splits_are_drawn_by_the_seed_alone():
     )
     assert first == again
     assert first != other
+
+
+def test_a_split_takes_linear_time():
+    """300,000 scans took over a minute: counted in steps, not in seconds."""
+    asked = []
+
+    class Counted:
+        def __init__(self, number):
+            self.number = number
+
+        @property
+        def subject(self):
+            asked.append(self.number)
+            return f"{self.number:05}"
+
+    groups = split_by_subject([Counted(n) for n in range(3000)], (2000, 500, 500))
+    assert [len(group) for group in groups] == [2000, 500, 500]
+    assert len(asked) < 10 * 3000
 
 
 def test_splits_need_enough_subjects():
