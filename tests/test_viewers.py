@@ -9,6 +9,7 @@ from dataclasses import replace
 from deepatlas import phantom, plots, viewers
 from deepatlas.data import Scan, rescale_intensities
 from deepatlas.datasets import load_scan
+from deepatlas.errors import UserError, printable
 from deepatlas.viewers.state import at_its_own_resolution
 from deepatlas.warp import Deformation
 
@@ -146,6 +147,113 @@ def test_letters_follow_the_affine():
     assert viewers.view_scan(turned).meta["letters"] == [("P", "A"), ("R", "L"), ("I", "S")]
 
 
+SIDES = (1.0, 1.0, 4.0)  # mm, of a voxel
+
+
+def with_sides(scan, sides=SIDES):
+    """The same voxels with other sides."""
+    return replace(scan, affine=torch.diag(torch.tensor([*sides, 1.0], dtype=torch.float64)))
+
+
+def shift(shape, *voxels):
+    """u that is the same everywhere, in voxels."""
+    axes = [1] * len(shape)
+    return Deformation(torch.tensor(voxels).view(1, -1, *axes).repeat(1, 1, *shape))
+
+
+def test_millimetres_are_those_of_each_axis_of_an_oblique_or_sheared_affine():
+    axes = torch.tensor([[0, 1, 2], [-1, 0, 3], [-2, -3, 0]], dtype=torch.float64)
+    turn = torch.eye(4, dtype=torch.float64)
+    turn[:3, :3] = torch.linalg.matrix_exp(axes / 9)
+    scan = with_sides(noise(), (0.5, 2.0, 4.0))
+    oblique = replace(scan, affine=turn @ scan.affine)
+    assert viewers.view_scan(oblique).meta["spacing"] == pytest.approx([0.5, 2.0, 4.0])
+    sheared = scan.affine.clone()
+    sheared[0, 1] = 1.5  # j leads 1.5 mm to the right, too
+    sheared = replace(scan, affine=sheared)
+    assert viewers.view_scan(sheared).meta["spacing"] == pytest.approx([0.5, 2.5, 4.0])
+
+    longest = [
+        viewers.view_registration(scan, scan, shift(SHAPE, *u)).meta["u_max"]
+        for u in ((0.0, 0.0, 1.0), (0.0, 1.5, 0.0), (3.0, 2.0, -3.0), (0.0, 0.0, 0.0))
+    ]
+    assert longest == pytest.approx([4.0, 3.0, np.sqrt(1.5**2 + 4**2 + 12**2), 0.5])
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int32, torch.int64],
+)
+def test_labels_of_any_integer_type_are_shown(dtype):
+    moving, fixed, phi = pair()
+    moving, fixed = (replace(scan, labels=scan.labels.to(dtype)) for scan in (moving, fixed))
+    for viewer, name in (
+        (viewers.view_scan(fixed, NAMES), "labels"),
+        (viewers.view_registration(moving, fixed, phi, NAMES), "fixed_labels"),
+        (viewers.view_registration(moving, fixed, phi), "fixed_labels"),
+    ):
+        at = viewer.meta["arrays"][name]
+        sent = np.frombuffer(viewer.data, at["type"], fixed.labels.numel(), at["offset"])
+        assert np.array_equal(sent, fixed.labels.numpy().ravel())
+    assert viewers.view_scan(fixed, NAMES, display="static").data.startswith("<img")
+    static = viewers.view_registration(moving, fixed, phi, NAMES, display="static")
+    assert static.data.startswith("<img")
+
+
+@pytest.mark.parametrize("display", ["live", "html", "static"])
+def test_more_structures_than_a_viewer_shows_are_refused(display):
+    moving, fixed, phi = pair()
+    names = [f"structure {n}" for n in range(300)]
+    most = fixed.labels.to(torch.int16)
+    most[0, 0, 0] = 255
+    viewers.view_scan(replace(fixed, labels=most), names, display=display)
+    most[0, 0, 0] = 256
+    many = replace(fixed, labels=most)
+    message = "scan noise-2: the largest label is 256, but viewers show at most 256 structures"
+    with pytest.raises(UserError, match=message):
+        viewers.view_scan(many, names, display=display)
+    with pytest.raises(UserError, match=message):
+        viewers.view_registration(moving, many, phi, display=display)
+
+
+@pytest.mark.parametrize(("value", "message"), [(0.0, "singular"), (torch.nan, "finite numbers")])
+def test_an_affine_that_leads_nowhere_gets_a_sentence(value, message):
+    scan = noise()
+    affine = scan.affine.clone()
+    affine[:, 2] = value
+    for display in ("live", "html", "static"):
+        with pytest.raises(UserError, match=f"scan noise-0: the affine .*{message}"):
+            viewers.view_scan(replace(scan, affine=affine), display=display)
+
+
+def test_volumes_larger_than_a_browser_takes_are_refused_before_they_are_made(monkeypatch):
+    moving, fixed, phi = pair()
+    voxels = fixed.image.numel()
+    monkeypatch.setattr(viewers.state, "MOST_BYTES", 14 * voxels)
+    viewers.view_registration(moving, fixed, phi)
+    monkeypatch.setattr(viewers.state, "MOST_BYTES", 2 * voxels)
+    viewers.view_scan(fixed)
+    monkeypatch.setattr(viewers.state, "_registration_volumes", None)
+    message = "20 x 26 x 16 voxels are .* MiB for the browser.*: crop or resample them, or choose"
+    with pytest.raises(UserError, match=message):
+        viewers.view_registration(moving, fixed, phi)
+    viewers.view_registration(moving, fixed, phi, display="static")
+    monkeypatch.setattr(viewers.state, "MOST_BYTES", voxels)
+    with pytest.raises(UserError, match=message):
+        viewers.view_scan(fixed)
+    viewers.view_scan(replace(fixed, labels=None))
+
+
+def test_a_page_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    viewer = viewers.view_scan(noise())
+    path = viewer.as_html(tmp_path / "viewer.html")
+    before = path.read_bytes()
+    viewer.meta = viewer.meta | {"title": "half a letter: \udc80"}
+    with pytest.raises(UnicodeEncodeError):
+        viewer.as_html(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("shape", [(20, 26), SHAPE])
 def test_static_and_html_leave_no_widget(shape):
     moving, fixed, phi = pair(shape)
@@ -250,6 +358,56 @@ def test_every_pixel_of_every_plane_is_the_voxel(opened):
                 canvas(page, view)[..., 0], on_screen(volume, plane, cursor[view])
             ), (plane, cursor)
             assert (canvas(page, view)[..., 3] == 255).all()
+
+
+def boxes(page):
+    """Width and height of each picture on the screen."""
+    found = page.evaluate(
+        "() => [...document.querySelectorAll('canvas.base')].map(c => c.getBoundingClientRect())"
+    )
+    return np.array([[box["width"], box["height"]] for box in found])
+
+
+def test_voxels_are_drawn_with_their_own_sides_one_pixel_each(opened):
+    scan = with_sides(noise(), (1.0, 2.0, 4.0))
+    page = opened(viewers.view_scan(scan, NAMES))
+    volume = grey(scan.image[0])
+    for view, plane in enumerate(("sagittal", "coronal", "axial")):
+        shown = canvas(page, view)[..., 0]
+        assert np.array_equal(shown, on_screen(volume, plane, (10, 13, 8)[view]))
+    mm = np.array([[26 * 2, 16 * 4], [20 * 1, 16 * 4], [20 * 1, 26 * 2]])
+    zoom = boxes(page) / mm
+    assert zoom == pytest.approx(np.full((3, 2), zoom[0, 0]), rel=1e-3)
+    top = [canvas(page, view, "top").shape[:2] for view in range(3)]  # as fine as the screen
+    assert np.array(top)[:, ::-1] == pytest.approx(boxes(page), abs=1)
+
+
+@pytest.mark.parametrize("shape", [(20, 26), SHAPE])
+def test_a_registration_is_drawn_with_its_own_sides(opened, shape):
+    moving, fixed, phi = pair(shape)
+    sides = (1.5, 0.5, 4.0)
+    moving, fixed = with_sides(moving, sides), with_sides(fixed, sides)
+    page = opened(viewers.view_registration(moving, fixed, phi))
+    planes = {"axial": (20 * 1.5, 26 * 0.5)}
+    if len(shape) == 3:
+        planes |= {"coronal": (20 * 1.5, 16 * 4), "sagittal": (26 * 0.5, 16 * 4)}
+    for plane, (width, height) in planes.items():
+        state(page, "plane", plane)
+        drawn = boxes(page)
+        assert drawn[:, 0] / drawn[:, 1] == pytest.approx([width / height] * 3, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 7), (8, 1, 7), (8, 9, 1), (2, 3, 400)])
+def test_a_scan_that_is_thin_or_long_is_shown(opened, shape):
+    scan = with_sides(noise(shape, labelled=False), (1.0, 1.0, 50.0))
+    page = opened(viewers.view_scan(scan))
+    planes = ("axial",) if shape[2] == 1 else ("sagittal", "coronal", "axial")
+    for view, plane in enumerate(planes):
+        normal = ("sagittal", "coronal", "axial").index(plane)
+        wanted = on_screen(grey(scan.image[0]), plane, shape[normal] // 2)
+        assert np.array_equal(canvas(page, view)[..., 0], wanted)
+        assert min(canvas(page, view, "top").shape[:2]) >= 1
+    assert boxes(page).max() < 1200
 
 
 @pytest.mark.parametrize("codes", ["LPS", "PIR", "SAL"])
@@ -376,6 +534,130 @@ def test_grid_lines_pass_where_the_convention_says(opened):
     state(page, "push", False)
     state(page, "layers", [])
     assert [orange_columns(page, view, 6, 24) for view in range(3)] == [[], [], []]
+
+
+def runs(flags):
+    """(middle, length) of each run of true values."""
+    edges = np.flatnonzero(np.diff([0, *flags.astype(int), 0])).reshape(-1, 2)
+    return [((a + b) / 2, b - a) for a, b in edges]
+
+
+def test_the_grid_is_drawn_where_the_voxels_are_and_as_thick_in_both_directions(opened):
+    """u = 1 voxel of 4 mm along k, in the coronal plane: on moving, the node of voxel 4 at 5."""
+    moving, fixed = (with_sides(noise((24, 24, 24), s, labelled=False)) for s in (1, 2))
+    viewer = viewers.view_registration(moving, fixed, shift((24, 24, 24), 0.0, 0.0, 1.0))
+    viewer.plane, viewer.i, viewer.k = "coronal", 23, 23
+    page = opened(viewer)
+    lines = ([1, 5, 9, 13, 17, 21], [0, 4, 8, 12, 16, 20], [3, 7, 11, 15, 19, 23])
+    for view, wanted in enumerate(lines):
+        pixels = canvas(page, view, "top")
+        near = np.abs(pixels[..., :3].astype(int) - ORANGE).max(-1) < 60
+        orange = near & (pixels[..., 3] > 100)
+        height, width = orange.shape
+        assert height == pytest.approx(4 * width, abs=3)
+        rows = runs(orange.mean(1) > 0.5)
+        found = sorted((height - middle) / height * 24 - 0.5 for middle, _ in rows)
+        assert found == pytest.approx(wanted, abs=0.1)
+        columns = runs(orange.mean(0) > 0.5)
+        found = [middle / width * 24 - 0.5 for middle, _ in columns]
+        assert found == pytest.approx([0, 4, 8, 12, 16, 20], abs=0.2)
+        assert max(thick for _, thick in rows + columns) <= 3
+
+
+def test_the_squares_of_the_checkerboard_are_squares(opened):
+    moving, fixed = (with_sides(noise(seed=s), (1.0, 2.0, 4.0)) for s in (1, 2))
+    phi = Deformation(smooth())
+    page = opened(viewers.view_registration(moving, fixed, phi))
+    warped, fixed = grey(phi.warp(moving.image[None])[0, 0]), grey(fixed.image[0])
+    state(page, "mode", "checkerboard")
+    for plane, index, across, upwards in (("coronal", 13, 8, 2), ("axial", 8, 8, 4)):
+        state(page, "plane", plane)
+        one, other = on_screen(warped, plane, index), on_screen(fixed, plane, index)
+        y, x = np.indices(one.shape)
+        second = (x // across + y[::-1] // upwards) % 2
+        assert np.array_equal(canvas(page, 2)[..., 0], np.where(second, other, one))
+
+
+def test_a_step_along_a_long_side_is_as_long_in_the_line_the_key_and_the_colour(opened):
+    """One voxel along k is 4.0 mm, in front; one along i is 1.0 mm, behind."""
+    u = torch.zeros(1, 3, *SHAPE)
+    u[:, 2, :, :13] = 1.0
+    u[:, 0, :, 13:] = 1.0
+    moving, fixed = with_sides(noise(seed=1)), with_sides(noise(seed=2))
+    viewer = viewers.view_registration(moving, fixed, Deformation(u))
+    viewer.layers = ["|u|"]
+    page = opened(viewer)
+    said = []
+    for j, t in ((3, 1.0), (20, 1.0), (3, 0.5)):
+        state(page, "j", j)
+        state(page, "strength", t)
+        said.append(re.search(r"\|u\| [0-9.]+ mm", page.locator(".status").text_content())[0])
+    assert said == ["|u| 4.0 mm", "|u| 1.0 mm", "|u| 2.0 mm"]
+    assert page.locator(".legend").first.text_content() == "|u|: 04.0 mm"
+
+    state(page, "strength", 1.0)
+    pixels = canvas(page, 2, "top").astype(int)
+    height, width = pixels.shape[:2]
+    for j, step in ((3, 255), (22, 64)):
+        shown = pixels[int((25.7 - j) / 26 * height), int(0.3 * width), :3]
+        wanted = 255 * np.array(plt.get_cmap("viridis")(step)[:3])
+        assert shown == pytest.approx(wanted, abs=3)
+
+
+def test_the_pointer_finds_its_voxel_in_a_stretched_picture(opened):
+    page = opened(viewers.view_scan(with_sides(noise(), (1.0, 2.0, 4.0)), NAMES))
+    box = page.locator("canvas.base").nth(1).bounding_box()  # coronal: 20 x 16 voxels
+    page.mouse.click(box["x"] + 6.5 / 20 * box["width"], box["y"] + 3.5 / 16 * box["height"])
+    settle(page)
+    assert (state(page, "i"), state(page, "k")) == (6, 12)
+    text = page.locator(".status").text_content()
+    assert "voxel 6 13 12" in text and "6.0 26.0 48.0 mm" in text
+
+
+def test_between_0_and_full_strength_a_half_goes_up_as_in_python(opened):
+    moving, fixed = noise((20, 26), 1), noise((20, 26), 2)
+    page = opened(viewers.view_registration(moving, fixed, shift((20, 26), 1.0, -1.0), NAMES))
+    state(page, "strength", 0.5)
+    for i, j in ((4, 5), (5, 6), (6, 5)):
+        state(page, "i", i)
+        state(page, "j", j)
+        label = shift((20, 26), 0.5, -0.5).warp_labels(moving.labels[None])[0, i, j]
+        assert label == moving.labels[i + 1, j]
+        assert page.locator(".status").text_content().endswith(f"warped: {NAMES[label]}")
+
+
+NASTY = (
+    "</script><script>window.stolen = 1</script>",
+    '"><img src=x onerror="window.stolen = 1">',
+    "&lt;b&gt; 'quoted' %STATE%",
+    "\u202egnorw \x1b[31m\x00 \udc80",
+)
+
+
+def test_names_stay_names(opened):
+    names = ("background", *NASTY[:3])
+    scans = []
+    for seed, name in ((1, " ".join(NASTY)), (2, NASTY[3])):
+        scans.append(replace(noise(seed=seed), id=name))
+    shown = [printable(name) for name in names]
+    pages = [
+        viewers.view_scan(scans[0], names),
+        viewers.view_registration(*scans, Deformation(smooth()), names),
+    ]
+    for viewer in pages:
+        viewer.layers = ["labels"]
+        page = opened(viewer)
+        assert page.evaluate("window.stolen") is None and page.locator("img").count() == 0
+        legends = page.locator(".legend").all_text_contents()
+        assert legends == shown[1:]
+        title = page.locator(".deepatlas").get_attribute("aria-label")
+        assert printable(NASTY[3]) in title and r"\u202e" in title and r"\udc80" in title
+        assert page.evaluate("document.title") == " ".join(title.split())
+    for display in ("static", "html"):
+        viewers.view_registration(*scans, Deformation(smooth()), names, display=display)
+        data = viewers.view_scan(scans[0], names, display=display).data
+        data.encode()
+        assert "<script>" not in data and "<img src=x" not in data
 
 
 def test_keys_wheel_pointer_and_sliders_change_the_picture(opened):

@@ -15,6 +15,7 @@ from pathlib import Path
 from deepatlas import viewers
 from deepatlas.viewers import bundle
 from deepatlas.viewers.page import TEMPLATE, document
+from deepatlas.warp import Deformation
 
 import contourpy
 import numpy as np
@@ -101,6 +102,7 @@ def volume_oracle():
         "u": u.ravel().tolist(),
         "t": 0.37,
         "pulled": {"linear": pulled(volume, u, 0.37, 1), "nearest": pulled(volume, u, 0.37, 0)},
+        "ties": [ties(volume, shift) for shift in ([0.5] * 3, [-0.5] * 3, [1.5, -1.5, 0.5])],
     }
 
 
@@ -147,6 +149,17 @@ def pulled(volume, u, t, order):
         {"name": name, "index": index, "values": in_rows(rounded, axis, index)}
         for name, axis, index in some_planes(SHAPE)
     ]
+
+
+def ties(volume, shift):
+    """What Python's ``warp_labels`` makes of labels that are shifted by halves, on planes."""
+    u = torch.tensor(shift).view(1, 3, 1, 1, 1).expand(1, 3, *SHAPE)
+    warped = Deformation(u).warp_labels(torch.from_numpy(volume)[None])[0].numpy()
+    planes = [
+        {"name": name, "index": index, "values": in_rows(warped, axis, index)}
+        for name, axis, index in some_planes(SHAPE)
+    ]
+    return {"shift": shift, "planes": planes}
 
 
 def pen_oracle():

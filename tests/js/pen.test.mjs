@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import {
-  arrows, drawOutlines, imageOf, levelLines, movedLattice, pixelOf, resize, stroke, tint,
+  arrows, drawOutlines, imageOf, levelLines, movedLattice, pixelOf, resize, stretched, stroke, tint,
 } from "../../deepatlas/viewers/js/pen.js";
 import { Plane } from "../../deepatlas/viewers/js/volume.js";
 import { FakeImageData, FakePath2D, close, oracle } from "./fakes.mjs";
@@ -153,6 +153,42 @@ test("arrows too short to be seen are left out", () => {
   assert.equal(arrows(plane, field, 0.4).lines.length, 0);
 });
 
+test("the head of an arrow is symmetric as the voxels are drawn, however long their sides", () => {
+  const plane = new Plane("coronal", [8, 3, 8], 1, [1, 1, 4]);
+  const field = [3, 0, -1].map((value) => new Float32Array(plane.size).fill(value));
+  const { lines } = arrows(plane, field, 1);
+  const drawn = ([x, y]) => [x, 4 * y];
+  for (let n = 0; n < lines.length; n += 2) {
+    const [tail, tip] = lines[n].map(drawn);
+    const [left, end, right] = lines[n + 1].map(drawn);
+    assert.deepEqual([tip[0] - tail[0], tip[1] - tail[1]], [3, -4]);
+    assert.deepEqual(end, tip);
+    for (const corner of [left, right]) { // 1.2 sides back along the arrow, .72 beside it
+      const [x, y] = [corner[0] - tip[0], corner[1] - tip[1]];
+      assert.ok(close([x * 0.6 - y * 0.8, Math.abs(x * 0.8 + y * 0.6)], [-1.2, 0.72]));
+    }
+    const both = [left[0] + right[0] - 2 * tip[0], left[1] + right[1] - 2 * tip[1]];
+    assert.ok(close(both, [-1.44, 1.92]));
+  }
+  const short = [0, 0, 0.05].map((value) => new Float32Array(plane.size).fill(value));
+  assert.equal(arrows(plane, short, 1).lines.length, 8); // 0.2 sides long
+});
+
+test("a path is stretched by the sides of a voxel, and left alone if they are equal", () => {
+  globalThis.DOMMatrix = class {
+    constructor(numbers) { this.numbers = numbers; }
+  };
+  FakePath2D.prototype.addPath = function addPath(path, { numbers: [a, , , d] }) {
+    for (const line of path.lines) this.lines.push(line.map(([x, y]) => [a * x, d * y]));
+  };
+  const path = new FakePath2D();
+  path.moveTo(1, 2);
+  path.lineTo(3, 5);
+  assert.equal(stretched(path, { sides: [1, 1] }), path);
+  assert.deepEqual(stretched(path, { sides: [1, 4] }).lines, [[[1, 8], [3, 20]]]);
+  assert.deepEqual(path.lines, [[[1, 2], [3, 5]]]);
+});
+
 test("an image has the top row first, in red, green, blue and full opacity", () => {
   const { data } = imageOf({ width: 2, height: 3 }, (n) => pixelOf(n, 10 * n, 100));
   const rows = [0, 1, 2].map((row) => Array.from(data.slice(8 * row, 8 * row + 8)));
@@ -170,6 +206,9 @@ test("a canvas that has its size already is left alone", () => {
   assert.equal(cleared, 0);
   resize(canvas, 5, 4);
   assert.deepEqual([cleared, canvas.width], [1, 5]);
+  const thin = {};
+  resize(thin, 0.2, 7.6);
+  assert.deepEqual(thin, { width: 1, height: 8 });
 });
 
 test("a stroke is in its colour and width", () => {
@@ -197,6 +236,9 @@ test("all tints share one canvas, made when the first is wanted", () => {
   };
   tint(pen, { width: 3, height: 2 }, 4, () => 0, 0.5);
   tint(pen, { width: 5, height: 2 }, 2, () => 0, 1);
+  tint(pen, { width: 5, height: 2, sides: [1, 4] }, 2, () => 0, 1);
   assert.equal(made.length, 1);
-  assert.deepEqual(drawn, [[3, 0.5, 4, 0, 0, 4, 0, 0], [5, 1, 2, 0, 0, 2, 0, 0]]);
+  assert.deepEqual(drawn, [
+    [3, 0.5, 4, 0, 0, 4, 0, 0], [5, 1, 2, 0, 0, 2, 0, 0], [5, 1, 2, 0, 0, 8, 0, 0],
+  ]);
 });

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import {
-  Plane, coarse, displacementAt, displacementOn, linear, pull, unpack,
+  Plane, coarse, displacementAt, displacementOn, linear, nearestVoxel, proportions, pull, unpack,
 } from "../../deepatlas/viewers/js/volume.js";
 import { close, oracle } from "./fakes.mjs";
 
@@ -112,6 +112,32 @@ for (const [kind, planes] of Object.entries(wanted.pulled)) {
     }
   });
 }
+
+test("a half goes up in every voxel, and rounding noise changes nothing, as in Python", () => {
+  const volume = { values: Uint8Array.from(wanted.volume), shape };
+  for (const { shift, planes } of wanted.ties) {
+    for (const noise of [0, 1e-7, -1e-7, 1e-6, -1e-6]) {
+      for (const { name, index, values } of planes) {
+        const plane = new Plane(name, shape, index);
+        const field = shift.map((u) => new Float32Array(plane.size).fill(u + noise));
+        const out = pull(plane, volume, field, 1, true, new Uint8Array(plane.size));
+        assert.deepEqual(Array.from(out), values, `${shift} + ${noise}, ${name} ${index}`);
+      }
+    }
+  }
+  assert.deepEqual([0.5, -0.5, 1.5, -1.5, 0.49, -0.51].map((u) => nearestVoxel(7, u)),
+    [8, 7, 9, 6, 7, 6]);
+});
+
+test("the sides of a voxel are in units of the shortest that is seen", () => {
+  assert.deepEqual(proportions([2, 2, 2], [5, 6, 7]), [1, 1, 1]);
+  assert.deepEqual(proportions([2, 1, 4], [5, 6, 7]), [2, 1, 4]);
+  assert.deepEqual(proportions([2, 3, 1], [5, 6, 1]), [1, 1.5, 0.5]); // 2D
+  const sides = ["sagittal", "coronal", "axial"].map(
+    (name) => new Plane(name, [5, 6, 7], 0, [2, 1, 4]).sides);
+  assert.deepEqual(sides, [[1, 4], [2, 4], [2, 1]]);
+  assert.deepEqual(new Plane("coronal", [5, 6, 7], 0).sides, [1, 1]);
+});
 
 test("pulling by no displacement reads the plane", () => {
   const volume = { values: Uint8Array.from(wanted.volume), shape };
