@@ -560,7 +560,8 @@ def test_the_grid_is_drawn_where_the_voxels_are_and_as_thick_in_both_directions(
         assert found == pytest.approx(wanted, abs=0.1)
         columns = runs(orange.mean(0) > 0.5)
         found = [middle / width * 24 - 0.5 for middle, _ in columns]
-        assert found == pytest.approx([0, 4, 8, 12, 16, 20], abs=0.2)
+        border = [] if view == 2 else [0]  # no level passes there
+        assert found == pytest.approx([*border, 4, 8, 12, 16, 20], abs=0.2)
         assert max(thick for _, thick in rows + columns) <= 3
 
 
