@@ -7,10 +7,13 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 from deepatlas import explorers, models, networks, training, viewers
+from deepatlas.errors import UserError
 from deepatlas.regimes import REGIMES
 from deepatlas.terms import TERMS, Term
+from deepatlas.viewers.page import document
 from deepatlas.warp import Deformation
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -280,3 +283,49 @@ def test_bad_scans_are_refused_before_anything_is_drawn():
     ):
         with pytest.raises(ValueError, match="holds NaN"):
             call()
+
+
+SIDES = torch.diag(torch.tensor([1.0, 3.0, 1.0, 1.0], dtype=torch.float64))
+
+
+def test_a_training_is_watched_in_the_proportions_of_its_voxels(browser, tmp_path):
+    moving, fixed = (dataclasses.replace(scan, affine=SIDES) for scan in pair(PAIR)[:2])
+    phi = Deformation(torch.ones(1, 2, *PAIR))
+    watch = explorers.view_training(
+        moving, fixed, register=lambda m, f: phi, segment=lambda scan: scan.labels.bool()
+    )
+    watch(row(1, similarity=0.5))
+    path = tmp_path / "training.html"
+    widget = watch.widget
+    state = {"meta": widget.meta | {"title": "t"}, "curves": widget.curves, "data": widget.frame}
+    path.write_text(document(state), encoding="utf-8")
+
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    page.wait_for_selector("[data-draws='1']")
+    page.evaluate("deepatlas.set('frame', deepatlas.get('data'))")
+    page.wait_for_selector("canvas[data-source=warped]")
+    sizes = page.evaluate(
+        "() => [...document.querySelectorAll('canvas[data-source]')].map(c => [c.width, c.height])"
+    )
+    assert sizes == [[60, 234]] * 2  # 20 x 26 voxels of 1 x 3 mm, 3 pixels a mm
+    page.close()
+
+
+def test_a_training_is_drawn_in_the_proportions_of_its_voxels(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(explorers.plots, "show", lambda figure, alt: drawn.append(figure))
+    moving, fixed = (dataclasses.replace(scan, affine=SIDES) for scan in pair(PAIR)[:2])
+    watch = explorers.view_training(moving, fixed, display="static")
+    watch(row(1, similarity=0.5))
+    watch._ipython_display_()
+    assert drawn[0].axes[-2].get_aspect() == 3
+    plt.close("all")
+
+
+def test_a_guess_of_more_structures_than_can_be_shown_is_refused_at_once():
+    moving, fixed, _ = pair(PAIR)
+    many = torch.full(PAIR, 256, dtype=torch.int16)
+    watch = explorers.view_training(moving, fixed, segment=lambda scan: many)
+    with pytest.raises(UserError, match="the segmentation: the largest label is 256, but viewers"):
+        watch(row(1, similarity=0.5))

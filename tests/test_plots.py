@@ -1,6 +1,7 @@
 """Figures: right way round, readable colours, alternative text, nothing left open."""
 
 from deepatlas import plots
+from deepatlas.data import Scan
 from deepatlas.regimes import BASELINES, JOINT, TITLES
 from deepatlas.terms import TERMS, Term
 from deepatlas.warp import Deformation
@@ -192,3 +193,90 @@ def test_the_four_cases_say_what_counts_and_what_learns(turn, learning):
     }
     assert orange and all(learning in text for text in orange)
     plt.close(figure)
+
+
+# --- voxels with sides of their own ---------------------------------------------------------------
+
+
+def thin(seed=0, sides=(1.0, 2.0, 4.0), shape=(12, 10, 6)):
+    """A scan of random voxels of ``sides`` mm."""
+    generator = torch.Generator().manual_seed(seed)
+    affine = torch.diag(torch.tensor([*sides, 1.0], dtype=torch.float64))
+    image = torch.rand(1, *shape, generator=generator)
+    labels = torch.randint(0, 3, shape, generator=generator)
+    return Scan(f"thin-{seed}", f"thin-{seed}", image, affine, labels)
+
+
+def drawn(axes):
+    """Width over height of the pictures on the page."""
+    axes[0].figure.canvas.draw()
+    boxes = [cell.get_window_extent() for cell in axes]
+    return [box.width / box.height for box in boxes]
+
+
+def test_a_scan_is_drawn_in_the_proportions_of_its_voxels():
+    figure = plots.scan_figure(thin())
+    sagittal, coronal, axial = 20 / 24, 12 / 24, 12 / 20  # mm over mm
+    assert drawn(figure.axes) == pytest.approx([sagittal, coronal, axial] * 2, rel=0.01)
+    flat = plots.scan_figure(thin(sides=(1.0, 3.0, 1.0), shape=(12, 10)))
+    assert drawn(flat.axes) == pytest.approx([12 / 30] * 2, rel=0.01)
+    plt.close("all")
+
+
+def test_a_registration_is_drawn_in_the_proportions_of_its_voxels():
+    """All five pictures, and moving as large as fixed, although its lattice leads beyond it."""
+    moving, fixed = thin(1, (2.0, 1.0, 4.0)), thin(2, (2.0, 1.0, 4.0))
+    phi = Deformation(torch.full((1, 3, 12, 10, 6), 4.0))
+    figure = plots.registration_figure(moving, fixed, phi)
+    pictures = figure.axes[:5]
+    assert [axes.get_title() for axes in pictures[3:]] == ["warped - fixed", "det J"]
+    assert drawn(pictures) == pytest.approx([24 / 10] * 5, rel=0.01)
+    assert pictures[0].get_xlim() == pictures[1].get_xlim() == (-0.5, 11.5)
+
+    panels = plots.deformations_figure(moving, [("one", phi), ("two", phi)], columns=2)
+    assert drawn(panels.axes) == pytest.approx([24 / 10] * 2, rel=0.01)
+    plt.close("all")
+
+
+def test_a_training_is_drawn_in_the_proportions_of_its_voxels():
+    slices = {
+        "fixed": torch.zeros(12, 10, dtype=torch.uint8),
+        "warped": torch.zeros(12, 10, dtype=torch.uint8),
+        "labels": torch.ones(12, 10, dtype=torch.uint8),
+        "u0": torch.zeros(12, 10, dtype=torch.int16),
+        "u1": torch.zeros(12, 10, dtype=torch.int16),
+    }
+    lines = {"similarity (reg)": {"x": [1, 2], "y": [0.5, 0.4]}}
+    figure = plots.training_figure(lines, slices, 3, spacing=(1.0, 3.0, 9.0))
+    assert drawn(figure.axes[1:]) == pytest.approx([12 / 30] * 2, rel=0.01)
+    plt.close(figure)
+
+
+def test_tensors_alone_are_drawn_as_squares():
+    figure, (one, other) = plt.subplots(1, 2)
+    plots.draw_image(one, torch.zeros(1, 12, 10))
+    plots.draw_labels(one, torch.ones(12, 10, dtype=torch.bool), 2)
+    plots.draw_labels(other, torch.ones(12, 10, dtype=torch.uint16), 2)
+    assert drawn([one, other]) == pytest.approx([1.2] * 2, rel=0.01)
+    plt.close(figure)
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_names_are_shown_letter_by_letter():
+    """No formula between dollars, nothing that steers a page, nothing that cannot be written."""
+    nasty = "$\\frac$ \x1b[1m"
+    shape = (16, 18)
+    example = {"moving": torch.zeros(1, *shape), "fixed": torch.zeros(1, *shape), "name": nasty}
+    for key in ("fixed_labels", f"labels_{BASELINES['seg']}", f"labels_{JOINT}"):
+        example[key] = torch.zeros(shape, dtype=torch.uint8)
+    for key in (BASELINES["reg"], JOINT):
+        example[f"u_{key}"] = torch.zeros(1, 2, *shape)
+    plots.picture(plots.example_figure(example, ("background", nasty)), nasty)
+
+    table = pd.DataFrame({"Dice %": [70.0], "folds %": [0.5]}, index=[nasty])
+    figure = plots.sweep_figure(table)
+    shown = plots.picture(figure, f'{nasty} "\udc80" <b>')
+    assert figure.axes[0].texts[0].get_text() == r"\$\frac\$ \x1b[1m"
+    assert 'alt="$\\frac$ \\x1b[1m &quot;\\udc80&quot; &lt;b&gt;"' in shown.data
