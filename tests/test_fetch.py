@@ -4,12 +4,16 @@ import errno
 import hashlib
 import http.server
 import io
+import random
+import shutil
+import sys
 import tarfile
 import threading
 from pathlib import Path
 
 from deepatlas import datasets
 from deepatlas.datasets import fetch
+from deepatlas.errors import UserError
 
 import pytest
 
@@ -51,10 +55,10 @@ def server(monkeypatch):
     running.stop()
 
 
-def tar_of(*members):
+def tar_of(*members, mode=""):
     """A tar archive of (name, bytes) or ready (TarInfo, None)."""
     stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
+    with tarfile.open(fileobj=stream, mode=f"w:{mode}") as tar:
         for name, content in members:
             if isinstance(name, tarfile.TarInfo):
                 tar.addfile(name)
@@ -164,6 +168,21 @@ def test_a_transfer_that_breaks_off_is_said_leaves_nothing_and_can_be_tried_agai
     assert serve_and_fetch(server, cache, body, claimed=None).is_dir()
 
 
+def long_chain(outside):
+    """Links that lead ``outside`` by a way too long for the check of this Python's tarfile."""
+    members, way, deep = [], [], "d" * 247
+    for step in "abcdefghijklmnop":
+        folder = tarfile.TarInfo("/".join([deep] * (len(way) + 1)))
+        folder.type = tarfile.DIRTYPE
+        members.append((folder, None))
+        members.append(link("/".join([*[deep] * len(way), step]), deep))
+        way.append(step)
+    back = "/".join([*way, "l" * 254])
+    members.append(link(back, "../" * len(way)))
+    members.append(link("escape", f"{back}/{outside}"))
+    return [*members, ("escape/evil", b"x")]
+
+
 EVIL = {
     "parent": [("../evil", b"x")],
     "deep parent": [("Task04_Hippocampus/../../../evil", b"x")],
@@ -177,7 +196,15 @@ EVIL = {
         ("Task04_Hippocampus/out/evil", b"x"),
     ],
     "hard link": [link("Task04_Hippocampus/out", "../../outside/there", tarfile.LNKTYPE)],
+    "link inside": [link("Task04_Hippocampus/in", "dataset.json")],
+    "hard link inside": [link("in", "Task04_Hippocampus/dataset.json", tarfile.LNKTYPE)],
+    "long chain of links": long_chain("../../../outside"),
     "device": [link("Task04_Hippocampus/null", "", tarfile.CHRTYPE)],
+    "disk": [link("Task04_Hippocampus/disk", "", tarfile.BLKTYPE)],
+    "pipe": [link("Task04_Hippocampus/pipe", "", tarfile.FIFOTYPE)],
+    "unknown kind": [link("Task04_Hippocampus/what", "", b"Z")],
+    "file as a folder": [("Task04_Hippocampus/dataset.json/a", b"x")],
+    "folder as a file": [("Task04_Hippocampus/a/b", b"x"), ("Task04_Hippocampus/a", b"x")],
 }
 
 
@@ -202,6 +229,43 @@ def test_an_archive_that_reaches_outside_is_refused_and_writes_nothing(server, c
     assert not list(cache.parent.parent.rglob("evil"))
     assert [path.name for path in outside.iterdir()] == ["there"]
     assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["gz", "bz2", "xz"])
+def test_an_archive_that_swells_is_refused_before_it_is_unpacked(server, cache, form, monkeypatch):
+    monkeypatch.delattr(tarfile.TarFile, "extractall")  # not reached
+    monkeypatch.setattr(fetch, "SMALL", 1_000_000)
+    zeros = ("Task04_Hippocampus/zeros", bytes(8_000_000))
+    body = tar_of(("Task04_Hippocampus/dataset.json", b"{}"), zeros, mode=form)
+    assert len(body) < 40_000
+    with pytest.raises(UserError, match=r"tar: .*it unpacks to more than 200 times its own size"):
+        serve_and_fetch(server, cache, body)
+    assert nothing_left(cache)
+
+
+def test_compressed_archives_are_unpacked_too(server, cache):
+    files = ("Task04_Hippocampus/dataset.json", b"{}"), ("Task04_Hippocampus/a", bytes(100_000))
+    folder = serve_and_fetch(server, cache, tar_of(*files, mode="gz"))
+    assert (folder / "a").read_bytes() == bytes(100_000)
+
+
+@pytest.mark.parametrize("form", ["bz2", "xz"])
+def test_a_damaged_compressed_archive_is_refused(server, cache, form):
+    noise = random.Random(0).randbytes(100_000)
+    body = bytearray(tar_of(("Task04_Hippocampus/dataset.json", noise), mode=form))
+    body[len(body) // 2] ^= 1
+    with pytest.raises(UserError, match="not a safe and complete tar archive"):
+        serve_and_fetch(server, cache, bytes(body))
+    assert nothing_left(cache)
+
+
+def test_an_archive_larger_than_the_free_disk_is_not_unpacked(server, cache, monkeypatch):
+    monkeypatch.delattr(tarfile.TarFile, "extractall")  # not reached
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1000, 900, 100))
+    with pytest.raises(OSError, match="1542 bytes are to be unpacked, free are 100") as caught:
+        serve_and_fetch(server, cache, task04(0))
+    assert caught.value.errno == errno.ENOSPC
+    assert nothing_left(cache)
 
 
 @pytest.mark.parametrize(
@@ -270,11 +334,42 @@ def test_without_a_server_the_error_says_what_to_do(server, cache):
     assert nothing_left(cache)
 
 
+@pytest.mark.parametrize(
+    "url, proxy, said",
+    [
+        ("http://example.invalid/a.tar", "socks5h://127.0.0.1:9", "Missing dependencies for SOCKS"),
+        ("http://example.invalid/a.tar", "http://", "Please check proxy URL"),
+        ("http:///a.tar", None, "No host supplied"),
+        ("nowhere/a.tar", None, "No scheme supplied"),
+        ("sftp://example.invalid/a.tar", None, "No connection adapters were found"),
+    ],
+)
+def test_a_wrong_proxy_or_address_is_no_damaged_download(cache, monkeypatch, url, proxy, said):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setitem(sys.modules, "socks", None)  # as where PySocks is not installed
+    monkeypatch.delitem(sys.modules, "urllib3.contrib.socks", raising=False)
+    if proxy is not None:
+        monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(
+        ConnectionError, match=rf"{said}.*: check the address and the settings of the proxy, or"
+    ):
+        datasets.download(url, "0" * 64, cache / "hippocampus")
+    assert nothing_left(cache)
+
+
+def test_an_answer_that_makes_no_sense_is_no_damaged_download(server, cache):
+    with pytest.raises(ConnectionError, match=r"cannot be downloaded \(invalid literal.*try again"):
+        serve_and_fetch(server, cache, b"x", claimed="many")
+    assert nothing_left(cache)
+
+
 def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_network(cache, monkeypatch):
     def full_disk(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(fetch.pooch, "retrieve", full_disk)
+    monkeypatch.setattr(fetch.pooch.HTTPDownloader, "__call__", full_disk)
     with pytest.raises(OSError, match="No space left on device") as caught:
         datasets.download("http://127.0.0.1/a.tar", "0" * 64, cache / "hippocampus")
     assert not isinstance(caught.value, ConnectionError)

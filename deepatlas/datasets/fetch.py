@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
+import shutil
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 import pooch
@@ -11,6 +15,9 @@ import pooch
 from ..errors import UserError
 from ..places import cache_folder, data_folder
 from .entries import Entry, describe
+
+# what an archive may unpack to: so many times its own size (label maps shrink as much), or bytes
+LARGEST, SMALL = 200, 10**8
 
 
 def local(entry: Entry | str) -> Path | None:
@@ -47,9 +54,9 @@ def download(url: str, sha256: str, folder: Path) -> Path:
     """Fetch the tar archive at ``url``, check it, and unpack the folder of its ``dataset.json`` as
     ``folder``, once.
 
-    Nothing is left half-written: the archive must have the checksum ``sha256``, members that would
-    land outside are refused (UserError), and the folder appears when it is complete. Without
-    network, ConnectionError says what to do.
+    Nothing is left half-written: the archive must have the checksum ``sha256``, and hold nothing
+    but files and folders that stay inside and are not too large (UserError), and the folder appears
+    when it is complete. Without network, ConnectionError says what to do.
     """
     if (folder / "dataset.json").is_file():
         return folder
@@ -61,14 +68,15 @@ def download(url: str, sha256: str, folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # private: several runs may start at once
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        archive = _fetch(url, sha256, Path(temporary), folder.name)
+        archive = Path(temporary) / "archive"
+        _fetch(url, archive, folder.name)
+        if pooch.file_hash(archive) != sha256:
+            raise UserError(
+                f"{url}: the download is damaged, its checksum is not {sha256}: try again"
+            )
         unpacked = Path(temporary) / "unpacked"
-        try:
-            with tarfile.open(archive) as tar:
-                tar.extractall(unpacked, filter=_inside)
-        except (tarfile.TarError, EOFError) as error:
-            raise UserError(f"{url}: not a safe and complete tar archive ({error})") from error
-        found = sorted(unpacked.glob("**/dataset.json"))
+        _unpack(archive, unpacked, url)
+        found = [path for path in sorted(unpacked.glob("**/dataset.json")) if path.is_file()]
         if not found:
             raise UserError(f"{url}: the archive holds no dataset.json; is it the right one?")
         if not (folder / "dataset.json").is_file():  # another run was not faster
@@ -76,26 +84,80 @@ def download(url: str, sha256: str, folder: Path) -> Path:
     return folder
 
 
-def _fetch(url: str, sha256: str, home: Path, name: str) -> Path:
+def _fetch(url: str, archive: Path, name: str) -> None:
+    """Download ``url`` as the file ``archive``; ``name`` is for the error, a ConnectionError."""
+    transfer = pooch.HTTPDownloader(progressbar=True)
+    advice = "check the connection and try again"
     try:
-        return Path(pooch.retrieve(url, f"sha256:{sha256}", "archive", home, progressbar=True))
-    except ValueError as error:
-        raise UserError(
-            f"{url}: the download is damaged, its checksum is not {sha256}: try again"
-        ) from error
+        transfer(url, archive, None)
+        return
     except OSError as error:
         # a full disk or a forbidden folder; requests' own errors have no number
         if error.errno is not None:
             raise
+        cause = error
         answer = getattr(error, "response", None)
-        if answer is None:
-            reason = type(error).__name__
-        else:
+        if answer is not None:
             reason = f"the server answers {answer.status_code} {answer.reason}"
-        raise ConnectionError(
-            f"{url} cannot be downloaded ({reason}): check the connection and try again, or fetch "
-            f"it elsewhere and set DEEPATLAS_DATA to the folder that holds {name}/"
-        ) from error
+        elif isinstance(error, ValueError):
+            # an address that is none, or a proxy of a kind that requests cannot use
+            reason = str(error)
+            advice = "check the address and the settings of the proxy"
+        else:
+            reason = type(error).__name__
+    except ValueError as error:  # the server's answer makes no sense
+        cause, reason = error, str(error)
+    raise ConnectionError(
+        f"{url} cannot be downloaded ({reason}): {advice}, or fetch it elsewhere and set "
+        f"DEEPATLAS_DATA to the folder that holds {name}/"
+    ) from cause
+
+
+# --- archives -------------------------------------------------------------------------------------
+
+
+def _unpack(archive: Path, folder: Path, url: str) -> None:
+    """The members of a tar archive as files in ``folder``; UserError, before anything is written,
+    if one is a link or a device, or if they are too large together; or if one would land outside.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            size = _checked_size(tar, max(SMALL, LARGEST * archive.stat().st_size))
+            room = shutil.disk_usage(archive.parent).free
+            if size > room:
+                raise OSError(errno.ENOSPC, f"{size} bytes are to be unpacked, free are {room}")
+            tar.extractall(folder, filter=_inside)
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise _unsafe(url, error) from error
+    except OSError as error:
+        # gzip's and bz2's own errors have no number
+        of_the_archive = (FileExistsError, IsADirectoryError, NotADirectoryError)
+        if error.errno is not None and not isinstance(error, of_the_archive):
+            raise
+        raise _unsafe(url, error) from error
+
+
+def _unsafe(url: str, reason: Exception) -> UserError:
+    return UserError(f"{url}: not a safe and complete tar archive ({reason})")
+
+
+def _checked_size(tar: tarfile.TarFile, most: int) -> int:
+    """Bytes that the files of an archive will take; TarError if they are more than ``most``, or if
+    one is not a plain file or folder.
+
+    Links are refused wherever they point: through a link to a link, files have left their folder in
+    spite of tarfile's own filter.
+    """
+    size = 0
+    for member in tar:
+        if not member.isreg() and not member.isdir():
+            raise tarfile.SpecialFileError(member)
+        if "\0" in member.name:
+            raise tarfile.TarError(f"{member.name!r} is no name of a file")
+        size += tarfile.BLOCKSIZE + member.size
+        if size > most:
+            raise tarfile.TarError(f"it unpacks to more than {LARGEST} times its own size")
+    return size
 
 
 def _inside(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
