@@ -17,49 +17,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from folders import SHAPE, rewrite, write_case, write_dataset, write_nifti
 
 NAMES = list(datasets.manifest())
 PHANTOMS = [name for name, entry in datasets.manifest().items() if entry.anatomy is not None]
 FILES = [name for name in NAMES if name not in PHANTOMS]
-SHAPE = (12, 14, 12)
-
-
-def write_nifti(path, array, spacing=1.0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(array, np.diag([spacing] * 3 + [1])), path)
-
-
-def write_case(folder, name, seed, scale=1.0, spacing=1.0):
-    """A bright block whose lower half is structure 1 and upper half 2; ``scale`` as intensities of
-    MRI vary.
-    """
-    labels = np.zeros(SHAPE, np.uint8)
-    labels[3:9, 3:7, 3:9], labels[3:9, 7:11, 3:9] = 1, 2
-    image = (labels > 0) + 0.2 * np.random.default_rng(seed).random(SHAPE, dtype=np.float32)
-    write_nifti(folder / "imagesTr" / f"{name}.nii.gz", (scale * image).astype(np.float32), spacing)
-    write_nifti(folder / "labelsTr" / f"{name}.nii.gz", labels, spacing)
-    return {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
-
-
-def write_dataset(folder, count=9, **more):
-    """A folder in the layout of the Medical Segmentation Decathlon, as Task04 has it."""
-    training = [write_case(folder, f"hippocampus_{i:03d}", i, scale=10.0**i) for i in range(count)]
-    dataset = {
-        "name": "Hippocampus",
-        "labels": {"0": "background", "1": "Anterior", "2": "Posterior"},
-        "training": training,
-        "test": [],
-        **more,
-    }
-    (folder / "dataset.json").write_text(json.dumps(dataset))
-    return folder
-
-
-def rewrite(folder, change):
-    path = folder / "dataset.json"
-    dataset = json.loads(path.read_text())
-    change(dataset)
-    path.write_text(json.dumps(dataset))
 
 
 @pytest.fixture
@@ -227,7 +189,11 @@ def test_a_profile_without_sizes_takes_those_of_another(tmp_path, split, smoke, 
         ("grids.full-3d", "grids.huge-3d", "grids: there is no grid 'huge-3d': choose from smoke-"),
         ("160", "161", "grids: every side must be divisible by 8"),
         ("160, 192, 96", "160, 192", r"grids: full-3d wants 3 sides, got \[160, 192\]"),
-        ("0.5", "0.0", "grids.full-3d.spacing: input should be greater than 0, got 0.0"),
+        (
+            "0.5",
+            "0.0",
+            "grids.full-3d.spacing: input should be greater than or equal to 0.00",
+        ),
         ('"5-7"', '"5 to 7"', "such as 44 or \"49-52\" were wanted, got '5 to 7'"),
         ('["femur", [1]], ["tibia", [3, "5-7"]]', '["femur", []]', "'femur' has no label number"),
         ("structures = ", "anatomy = 'knee'\nstructures = ", "got anatomy and structures"),
@@ -422,12 +388,15 @@ def test_a_person_scanned_twice_is_one_subject_and_never_split(hippocampus):
 def test_a_person_scanned_twice_who_is_nobody_is_refused(hippocampus, twins):
     rewrite(hippocampus, lambda dataset: dataset.update(same_person_twice=twins))
     with pytest.raises(
-        ValueError, match=r"dataset.json: 'same_person_twice' must list the numbers of scans"
+        ValueError, match=r"dataset.json: 'same_person_twice' must list the scans of one person"
     ):
         load()
 
 
-def test_a_dot_in_a_name_belongs_to_the_name_and_two_scans_of_one_name_are_refused(hippocampus):
+def test_a_dot_in_a_name_belongs_to_the_name_and_two_scans_of_one_name_are_refused(
+    hippocampus, monkeypatch
+):
+    change_entry(monkeypatch, "hippocampus", subject="s.{subject}")
     for i in range(9):
         for part in ("imagesTr", "labelsTr"):
             (hippocampus / part / f"hippocampus_00{i}.nii.gz").rename(
@@ -564,10 +533,13 @@ def test_the_data_folder_comes_before_the_cache_and_either_is_found(home, tmp_pa
     assert datasets.local("oasis35") is None
 
 
-def test_a_relative_data_folder_is_found_from_where_it_is_meant(hippocampus, monkeypatch):
+def test_a_relative_data_folder_would_be_another_one_in_a_notebook_and_is_refused(
+    hippocampus, monkeypatch
+):
     monkeypatch.chdir(hippocampus.parent.parent)
     monkeypatch.setenv("DEEPATLAS_DATA", "data")
-    assert datasets.find("hippocampus") == hippocampus.resolve()
+    with pytest.raises(UserError, match="DEEPATLAS_DATA must be an absolute path, got 'data'"):
+        datasets.find("hippocampus")
 
 
 # --- real scans -----------------------------------------------------------------------------------

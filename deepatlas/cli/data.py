@@ -24,6 +24,7 @@ def data(
     cohort = datasets.load_cohort(name, profile=profile, dims=dims)
     typer.echo(
         f"{len(cohort.train)} training, {len(cohort.validation)} validation and {len(cohort.test)} "
-        f"test scans of {' x '.join(map(str, cohort.shape))} voxels of {cohort.spacing} mm"
+        f"test scans of {' x '.join(map(str, cohort.shape))} voxels of {cohort.spacing} mm, of "
+        f"{len({scan.subject for scan in cohort.scans})} persons"
     )
     typer.echo(f"structures: {', '.join(cohort.structures[1:])}")

@@ -8,10 +8,10 @@ from pathlib import Path
 from .. import phantom
 from ..data import Cohort, Scan, split_by_subject
 from ..errors import UserError
-from .entries import PROFILES, Entry, Profile, describe, expand
+from .entries import PROFILES, Entry, Profile, describe, expand, shown
 from .fetch import find
 from .grid import on_common_grid
-from .layouts import File, decathlon, label_names
+from .layouts import File, check_files, decathlon, label_names
 from .nifti import load_scan
 
 
@@ -71,13 +71,20 @@ def _from_files(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
     volume, wanted = entry.grid(profile, 3), entry.grid(profile, dims)
     folder = find(entry)
     names, index_of = structures_of(entry, folder)
-    train, validation, test = _split(entry, decathlon(folder), profile, seed)
+    files = decathlon(folder, entry.subject)
+    _say_who_is_who(entry, files)
+    train, validation, test = _split(entry, files, profile, seed)
     # only the scans of the split are read, and all of them are put on one grid together
-    originals = [_read(file, index_of) for file in (*train, *validation, *test)]
+    chosen = [*train, *validation, *test]
+    check_files(folder, chosen)
+    originals = [_read(file, index_of, entry, volume) for file in chosen]
+    _check_copies(entry, originals)
     scans = tuple(on_common_grid(originals, volume, wanted, entry.align))
+    for scan, original in zip(scans, originals, strict=True):
+        _check_on_grid(entry, scan, original, wanted[1])
     first_validation = len(train)
     first_test = len(train) + len(validation)
-    return Cohort(
+    cohort = Cohort(
         entry.name,
         names,
         spacing=wanted[1],
@@ -86,6 +93,8 @@ def _from_files(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
         test=scans[first_test:],
         licence=entry.licence,
     )
+    _say_what_is_missing(entry, cohort, originals)
+    return cohort
 
 
 def _split(
@@ -101,13 +110,163 @@ def _split(
             "train or test: add them, or give split.full = [...], say"
         )
     to_train = [file for file in files if file.group == "train"]
-    train, validation = split_by_subject(to_train, sizes[:2], seed)
     test = tuple(file for file in files if file.group == "test")
+    in_test = {file.subject: file for file in test}
+    for file in to_train:
+        if file.subject in in_test:
+            raise UserError(
+                f"{entry.name}: its published split has one person on both sides, "
+                f"{file.subject!r}: {file.id} is of 'group' train, {in_test[file.subject].id} of "
+                "test: mend dataset.json, or the entry's subject"
+            )
+    if len(test) < sizes[2]:
+        raise UserError(
+            f"{entry.name}: split.published says {sizes[2]} scans for test, and {len(test)} in its "
+            "dataset.json are of 'group' test: mend one of them"
+        )
+    train, validation = split_by_subject(to_train, sizes[:2], seed)
     return train, validation, test
 
 
-def _read(file: File, index_of: dict[int, int]) -> Scan:
-    return load_scan(file.image, file.labels, id=file.id, subject=file.subject, structures=index_of)
+def _read(
+    file: File, index_of: dict[int, int], entry: Entry, volume: tuple[Sequence[int], float]
+) -> Scan:
+    scan = load_scan(
+        file.image,
+        file.labels,
+        id=file.id,
+        subject=file.subject,
+        structures=index_of,
+        empty_labels=entry.empty_labels,
+    )
+    _check_size(scan, *volume)
+    return scan
+
+
+# --- what may be wrong with the scans of a cohort -------------------------------------------------
+
+
+def _say(entry: Entry, sentence: str) -> None:
+    print(f"{entry.name}: {sentence}")
+
+
+def _say_who_is_who(entry: Entry, files: Sequence[File]) -> None:
+    """Nothing is guessed: what is assumed where neither the entry nor BIDS names a person."""
+    alone = sum(file.subject == file.id for file in files)
+    if entry.subject is None and alone:
+        _say(
+            entry,
+            f"whose a scan is, the entry does not say: {alone} of its {len(files)} scans count as "
+            "persons of their own; where a person was scanned twice, add to the entry where a "
+            'scan\'s name has the person, as in subject = "mouse_{subject}_*", or list the scans '
+            "in 'same_person_twice' of dataset.json",
+        )
+
+
+def _check_copies(entry: Entry, scans: Sequence[Scan]) -> None:
+    """Refuse images of equal voxels that count as two persons; say it where they are of one, whom
+    two experts may have labelled.
+    """
+    originals: dict[str, Scan] = {}
+    for scan in scans:
+        other = originals.setdefault(scan.source.image_digest or scan.id, scan)
+        if other is scan:
+            continue
+        both = f"{other.source.path} and {scan.source.path} hold the same image"
+        if other.subject != scan.subject:
+            raise UserError(
+                f"{both}, and count as two persons, {other.subject!r} and {scan.subject!r}: remove "
+                "one of them from dataset.json, or join them in its 'same_person_twice'"
+            )
+        _say(entry, f"{both}: it counts twice")
+
+
+def _check_size(scan: Scan, shape: Sequence[int], spacing: float) -> None:
+    """Refuse a scan that one voxel of the grid would hold, or that holds the grid in one voxel:
+    lengths of another unit.
+    """
+    voxel = scan.affine[:3, : len(scan.shape)].norm(dim=0)  # mm, of the scan
+    length = (voxel * voxel.new_tensor(scan.shape)).max().item()
+    grid = max(shape) * spacing
+    if length < 2 * spacing or voxel.min() > grid / 2:
+        raise UserError(
+            f"{scan.source.path}: the scan is {length:g} mm long, with voxels of "
+            f"{voxel.min().item():g} mm, and the grid is {grid:g} mm long, with voxels of "
+            f"{spacing:g} mm: mend the voxel size in the file's header, or its unit, or give the "
+            "entry another grid"
+        )
+
+
+FLAT = 0.01  # of the scan's own intensities, 0 to 1
+
+
+def _check_on_grid(entry: Entry, scan: Scan, original: Scan, spacing: float) -> None:
+    """Refuse a scan of which the grid shows nothing."""
+    grid = f"on the grid of {' x '.join(map(str, scan.shape))} voxels of {spacing:g} mm"
+    if len(scan.shape) == 2:
+        grid += ", its middle plane,"
+    what_to_do = "look at its affine, or give the entry a grid that holds what is to be seen"
+    if scan.image.max() - scan.image.min() < FLAT:
+        raise UserError(f"{scan.source.path}: {grid} the image is flat: {what_to_do}")
+    if _vanished(scan, original) and not entry.empty_labels:
+        raise UserError(
+            f"{scan.source.path}: {grid} none of its structures is left: {what_to_do}, or say "
+            "empty_labels = true in the entry, if scans may have none"
+        )
+
+
+def _vanished(scan: Scan, original: Scan) -> bool:
+    return scan.labels is not None and bool(original.labels.any()) and not scan.labels.any()
+
+
+def _say_what_is_missing(entry: Entry, cohort: Cohort, originals: Sequence[Scan]) -> None:
+    """Structures that cannot be learned or scored, and scans that show none; UserError if nothing
+    can be scored.
+    """
+    empty = [scan for scan in cohort.scans if scan.labels is not None and not scan.labels.any()]
+    if empty:
+        _say(
+            entry,
+            f"{len(empty)} of {len(cohort.scans)} scans show no structure, as its empty_labels "
+            "allows",
+        )
+    if cohort.test and not _structures_in(cohort.test):
+        raise UserError(
+            f"{entry.name}: no test scan shows any structure on the grid, so there is nothing to "
+            "score: draw another split by the seed, or give it more test scans"
+        )
+    everywhere = set(range(1, len(cohort.structures)))
+    nowhere = everywhere - _structures_in(cohort.scans)
+    if nowhere:
+        unknown = nowhere - _structures_in(originals)
+        lost = nowhere - unknown
+        _say_structures(entry, cohort, unknown, "no file that was read holds the label numbers of")
+        _say_structures(entry, cohort, lost, "no scan shows, on this grid,")
+    for part, scans in (("training", cohort.train), ("test", cohort.test)):
+        if scans:
+            missing = everywhere - nowhere - _structures_in(scans)
+            _say_structures(entry, cohort, missing, f"no {part} scan shows")
+
+
+def _say_structures(entry: Entry, cohort: Cohort, indices: set[int], what: str) -> None:
+    if not indices:
+        return
+    names = [cohort.structures[index] for index in sorted(indices)]
+    some = ", ".join(names[:8])
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    _say(entry, f"WARNING: {what} {some}{more}")
+
+
+def _structures_in(scans: Sequence[Scan]) -> set[int]:
+    """The indices of the structures that are on one of the scans at least."""
+    found: set[int] = set()
+    for scan in scans:
+        if scan.labels is not None:
+            found.update(scan.labels.unique().tolist())
+    return found - {0}
+
+
+# --- structures -----------------------------------------------------------------------------------
 
 
 def structures_of(entry: Entry, folder: Path) -> tuple[tuple[str, ...], dict[int, int]]:
@@ -115,7 +274,7 @@ def structures_of(entry: Entry, folder: Path) -> tuple[tuple[str, ...], dict[int
     if entry.regions is None:
         merged = entry.structures
     else:
-        merged = _regions(label_names(folder), *entry.regions)
+        merged = _regions(label_names(folder), *entry.regions, folder / "dataset.json")
     names = ["background"]
     index_of = {}
     for index, (name, numbers) in enumerate(merged, start=1):
@@ -124,14 +283,35 @@ def structures_of(entry: Entry, folder: Path) -> tuple[tuple[str, ...], dict[int
     return tuple(names), index_of
 
 
-def _regions(texts: dict[int, str], low: int, high: int) -> list[tuple[str, list[int]]]:
+def _regions(texts: dict[int, str], low: int, high: int, path: Path) -> list[tuple[str, list[int]]]:
     """One structure for each region and its twin on the other side.
 
-    "Right ACgG  anterior cingulate gyrus": the side and the abbreviation are left out.
+    "Right ACgG  anterior cingulate gyrus": the side and the abbreviation are left out. UserError
+    where more than a left and a right region would become one.
     """
-    merged: dict[str, list[int]] = {}
+    merged: dict[str, dict[str, int]] = {}
     for number, text in texts.items():
         if low <= number <= high:
-            name = " ".join(text.split()[2:]) or text
-            merged.setdefault(name, []).append(number)
-    return list(merged.items())
+            side, name = _side_and_name(text)
+            if name in ("", "background") or not name.isprintable():
+                raise UserError(
+                    f"{path}: a name was wanted for label number {number}, got {shown(text)}"
+                )
+            sides = merged.setdefault(name, {})
+            if side in sides or (sides and "" in (side, *sides)):
+                raise UserError(
+                    f"{path}: the labels {[*sides.values(), number]} would be one region, "
+                    f"{name!r}, left and right merged: rename one, or list them as the entry's "
+                    "structures"
+                )
+            sides[side] = number
+    if not merged:
+        raise UserError(f"{path}: 'labels' names no label number from {low} to {high}")
+    return [(name, list(sides.values())) for name, sides in merged.items()]
+
+
+def _side_and_name(text: str) -> tuple[str, str]:
+    words = text.split()
+    if len(words) > 1 and words[0].lower() in ("left", "right"):
+        return words[0].lower(), " ".join(words[2:] or words[1:])
+    return "", " ".join(words)

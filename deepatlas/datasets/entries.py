@@ -7,16 +7,21 @@ more: title, licence, split, one grid, and what is in it.
 from __future__ import annotations
 
 import math
+import re
+import reprlib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
     ValidationError,
     field_validator,
     model_validator,
@@ -31,8 +36,43 @@ PROFILES = ("smoke", "class", "full")  # from the smallest to the largest
 GRIDS = tuple(f"{profile}-{dims}d" for profile in PROFILES for dims in (2, 3))
 SMOKE_SIDE = 24  # voxels, at most, where a grid for smoke is derived
 
+# more than any computer of today holds at once: a slip of the finger, not a wish
+MOST_SCANS = 100_000
+MOST_VOXELS = 10**9
+MOST_NUMBERS = 100_000  # in one range of label numbers
+LARGEST_NUMBER = 2**63 - 1  # the largest integer that a file may hold
+
 Profile = Literal["smoke", "class", "full"]
-Sizes = tuple[int, int, int]  # scans for train, validation, test
+
+
+def _one_line(text: str) -> str:
+    """What is printed and named in tables holds nothing that steers a terminal."""
+    if not text.isprintable():
+        raise ValueError(
+            f"text without line breaks and control characters was wanted, got {shown(text)}"
+        )
+    return text
+
+
+def _words(text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"some text was wanted, got {shown(text)}")
+    return _one_line(text)
+
+
+def _numbers(item: object) -> object:
+    """One label number, or a range of them."""
+    for _ in expand([item]):  # raises if it is none
+        break
+    return item
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+Words = Annotated[str, AfterValidator(_words)]  # a line that is not empty
+LabelNumbers = Annotated[int | str, BeforeValidator(_numbers)]
+LabelNumber = Annotated[int, Field(strict=True, ge=1, le=LARGEST_NUMBER)]
+Count = Annotated[int, Field(strict=True)]
+Sizes = tuple[Count, Count, Count]  # scans for train, validation, test
 
 
 class Grid(BaseModel):
@@ -40,8 +80,9 @@ class Grid(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    shape: tuple[int, ...]
-    spacing: float = Field(gt=0)
+    shape: tuple[Count, ...]
+    # a nanometre is 1e-6 mm; more than 10 m between two voxels is a mistake of units
+    spacing: float = Field(ge=1e-6, le=1e4, strict=True)
 
 
 class Entry(BaseModel):
@@ -49,24 +90,28 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: str
-    title: str
-    licence: str
-    credit: str = ""  # whose it is, as they want it said
+    name: Words = Field(pattern=r"^\w[\w.-]*$", max_length=100)  # it names folders of runs
+    title: Words
+    licence: Words
+    credit: Line = ""  # whose it is, as they want it said
     dims: Literal[2, 3] = 3  # what an experiment takes if it is not told: slices or volumes
-    align: bool = False  # an affine alignment of the images to one training scan
+    align: StrictBool = False  # an affine alignment of the images to one training scan
     split: dict[str, Sizes]
     grids: dict[str, Grid]
 
     # what is in it: one of three
     anatomy: str | None = None  # phantoms: a name in ``phantom.ANATOMIES``
     # files: name and label numbers, merged; "a-b" is a range
-    structures: tuple[tuple[str, tuple[int | str, ...]], ...] | None = None
-    regions: tuple[int, int] | None = None  # files: label numbers from a to b, named in the folder
+    structures: tuple[tuple[Words, tuple[LabelNumbers, ...]], ...] | None = None
+    # files: label numbers from a to b, named in the folder
+    regions: tuple[LabelNumber, LabelNumber] | None = None
+    # files: how the name of a scan gives its person, as "mouse_{subject}_*"
+    subject: Words | None = None
+    empty_labels: StrictBool = False  # files: are there scans without any structure?
 
     # where its files are
-    folder: str | None = None  # by default ``name``
-    url: str | None = None  # of a tar archive
+    folder: Words | None = None  # by default ``name``
+    url: str | None = Field(None, pattern=r"^https?://\S+$")  # of a tar archive
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
 
     # --- checks ---
@@ -74,10 +119,8 @@ class Entry(BaseModel):
     @field_validator("split", mode="before")
     @classmethod
     def _one_for_all(cls, split: object) -> object:
-        """One list of sizes serves all profiles."""
-        if isinstance(split, list | tuple):
-            return dict.fromkeys(PROFILES, split)
-        return split
+        """One list of sizes serves all profiles: the smaller ones take it from full."""
+        return {"full": split} if isinstance(split, list | tuple) else split
 
     @field_validator("split")
     @classmethod
@@ -88,23 +131,29 @@ class Entry(BaseModel):
         for key, sizes in split.items():
             if key not in known:
                 raise ValueError(f"there is no profile {key!r}: choose from {', '.join(known)}")
-            if min(sizes) < 0 or sizes[0] < 1:
+            if min(sizes) < 0 or sizes[0] < 1 or max(sizes) > MOST_SCANS:
                 raise ValueError(
                     "numbers of scans for train, validation and test were wanted, at least one "
-                    f"for train, got {list(sizes)}"
+                    f"for train and at most {MOST_SCANS:,} each, got {shown(list(sizes))}"
                 )
         return split
 
     @field_validator("grids")
     @classmethod
     def _check_grids(cls, grids: dict[str, Grid]) -> dict[str, Grid]:
+        if not grids:
+            raise ValueError(f"one grid at least, full-3d, was wanted of {', '.join(GRIDS)}")
         for key, grid in grids.items():
             if key not in GRIDS:
                 raise ValueError(f"there is no grid {key!r}: choose from {', '.join(GRIDS)}")
-            check_sides(grid.shape, 8)
             dims = int(key[-2])
             if len(grid.shape) != dims:
-                raise ValueError(f"{key} wants {dims} sides, got {list(grid.shape)}")
+                raise ValueError(f"{key} wants {dims} sides, got {shown(list(grid.shape))}")
+            if math.prod(grid.shape) > MOST_VOXELS:
+                raise ValueError(
+                    f"{key} must have at most {MOST_VOXELS:,} voxels, got {shown(grid.shape)}"
+                )
+            check_sides(grid.shape, 8)
         return grids
 
     @field_validator("anatomy")
@@ -117,10 +166,58 @@ class Entry(BaseModel):
     @field_validator("structures")
     @classmethod
     def _check_structures(cls, structures: tuple | None) -> tuple | None:
+        """Each name once, and each label number in one structure: the last would win."""
+        if structures == ():
+            raise ValueError("one structure at least was wanted, with its label numbers")
+        owners: dict[int, str] = {}  # of each label number
+        names = {"background"}
         for name, numbers in structures or ():
-            if not list(expand(numbers)):
+            if name in names:
+                raise ValueError(f"the name {name!r} is there twice: name each structure once")
+            names.add(name)
+            if not numbers:
                 raise ValueError(f"{name!r} has no label number")
+            for number in expand(numbers):
+                owner = owners.setdefault(number, name)
+                if owner != name:
+                    raise ValueError(
+                        f"the label number {number} belongs to {owner!r} and to {name!r}: "
+                        "leave it out of one"
+                    )
         return structures
+
+    @field_validator("regions")
+    @classmethod
+    def _check_regions(cls, regions: tuple[int, int] | None) -> tuple[int, int] | None:
+        if regions is not None and regions[0] > regions[1]:
+            raise ValueError(
+                f"label numbers from the smaller to the larger were wanted, got {list(regions)}"
+            )
+        return regions
+
+    @field_validator("subject")
+    @classmethod
+    def _check_subject(cls, template: str | None) -> str | None:
+        if template is None:
+            return None
+        rest = template.replace("{subject}", "", 1)
+        braces_or_separators = set("{}/\\") & set(rest)
+        if rest == template or braces_or_separators or rest.count("*") > 3:
+            raise ValueError(
+                "the name of a scan without its ending was wanted, with {subject} once for the "
+                f"person and at most three * for anything, got {template!r}"
+            )
+        return template
+
+    @field_validator("folder")
+    @classmethod
+    def _check_folder(cls, folder: str | None) -> str | None:
+        if folder is not None and not inside(folder):
+            raise ValueError(
+                "a folder in that of all data (DEEPATLAS_DATA) was wanted, as a relative path "
+                f"without '..', got {folder!r}"
+            )
+        return folder
 
     @model_validator(mode="after")
     def _check_contents(self) -> Entry:
@@ -191,13 +288,63 @@ def _rounded_up(side: float) -> int:
 
 
 def expand(numbers: Sequence[int | str]) -> Iterator[int]:
-    """The label numbers of a structure one by one: 44 is itself, and "49-52" a range."""
+    """The label numbers of a structure one by one: 44 is itself, and "49-52" a range.
+
+    UserError where an item is neither, a range runs backwards, or holds 0, the background.
+    """
     for item in numbers:
-        low, _, high = str(item).partition("-")
-        high = high or low
-        if not (low.isdigit() and high.isdigit()):
-            raise UserError(f'label numbers such as 44 or "49-52" were wanted, got {item!r}')
-        yield from range(int(low), int(high) + 1)
+        low, high = _range(item)
+        if low == 0:
+            raise UserError(
+                f"0 is the background's label number, and no structure's, got {shown(item)}"
+            )
+        if high < low:
+            raise UserError(
+                f"a range of label numbers from the smaller to the larger was wanted, as "
+                f'"{high}-{low}", got {item!r}'
+            )
+        if high > LARGEST_NUMBER or high - low >= MOST_NUMBERS:
+            raise UserError(
+                f"label numbers up to {LARGEST_NUMBER} were wanted, at most {MOST_NUMBERS:,} in a "
+                f"range, got {shown(item)}"
+            )
+        yield from range(low, high + 1)
+
+
+def _range(item: object) -> tuple[int, int]:
+    """The first and the last number of an item of ``expand``."""
+    if isinstance(item, int) and not isinstance(item, bool) and item >= 0:
+        return item, item
+    digits = "[0-9]{1,20}"
+    found = re.fullmatch(f"({digits})(?:-({digits}))?", item) if isinstance(item, str) else None
+    if found is None:
+        raise UserError(f'label numbers such as 44 or "49-52" were wanted, got {shown(item)}')
+    low, high = found.groups()
+    return int(low), int(high or low)
+
+
+def inside(path: str) -> bool:
+    """Does a relative path, by its words, stay in its folder? On Windows too, with its separators
+    and drives.
+    """
+    parts = re.split(r"[/\\]", path)
+    ends = parts[0] != "" and parts[-1] != ""  # neither absolute nor a folder's
+    return path.isprintable() and ends and ":" not in parts[0] and ".." not in parts
+
+
+class _Shown(reprlib.Repr):
+    """A short ``repr`` of anything that a file may hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = 100
+
+    def repr_int(self, number: int, level: int) -> str:
+        # Python refuses to write out more than 4,300 digits
+        return repr(number) if abs(number) < 10**20 else "a huge number"
+
+
+shown = _Shown().repr
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -219,8 +366,8 @@ def read_entries(path: Path) -> dict[str, Entry]:
     An entry that is ``like`` another takes from that one what it does not say itself.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # a number may be too long, a list too deep
         raise UserError(f"{path}: not valid TOML ({error})") from error
     entries = {}
     for name in tables:
@@ -229,23 +376,25 @@ def read_entries(path: Path) -> dict[str, Entry]:
             entries[name] = Entry(**(values | {"name": name}))
         except ValidationError as error:
             said = "; ".join(_sentence(item) for item in error.errors())
-            raise UserError(f"{path}: {name}: {said}") from None
+            raise UserError(f"{path}: {_as_written(name)}: {said}") from None
     return entries
 
 
 def _with_what_it_is_like(name: str, tables: Mapping, path: Path) -> dict:
     own = tables[name]
     if not isinstance(own, dict):
-        raise UserError(f"{path}: a table for each data set was wanted, got {name} = {own!r}")
+        raise UserError(
+            f"{path}: a table for each data set was wanted, got {_as_written(name)} = {shown(own)}"
+        )
     own = dict(own)
     other = own.pop("like", None)
     if other is None:
         return own
-    inherited = tables.get(other)
+    inherited = tables.get(other) if isinstance(other, str) else None
     if not isinstance(inherited, dict) or "like" in inherited:
         raise UserError(
-            f"{path}: {name} is like {other!r}: another table of this file was wanted, which is "
-            "not like one itself"
+            f"{path}: {_as_written(name)} is like {shown(other)}: another table of this file was "
+            "wanted, which is not like one itself"
         )
     contents = {"anatomy", "structures", "regions"}
     if contents & own.keys():  # of these an entry has one
@@ -253,9 +402,14 @@ def _with_what_it_is_like(name: str, tables: Mapping, path: Path) -> dict:
     return inherited | own
 
 
+def _as_written(key: str) -> str:
+    """A key as TOML writes it: in quotation marks, unless it is plain."""
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else shown(key)
+
+
 def _sentence(item: Mapping) -> str:
     """One mistake, as pydantic describes it, in words."""
-    key = ".".join(str(part) for part in item["loc"])
+    key = ".".join(_as_written(str(part)) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"there is no key {key!r}{meant(key, _KEYS)}"
     if item["type"] == "missing":
@@ -263,7 +417,20 @@ def _sentence(item: Mapping) -> str:
     text = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{key}: {text}" if key else text
-    return f"{key}: {text[0].lower()}{text[1:]}, got {item['input']!r}"
+    wanted = _WANTED.get(item["type"], text[0].lower() + text[1:])
+    return f"{key}: {wanted}, got {shown(item['input'])}"
+
+
+_WANTED = {  # pydantic's types of mistakes, in words of a TOML file
+    "tuple_type": "a list was wanted",
+    "dict_type": "a table was wanted",
+    "model_type": "a table was wanted",
+    "string_type": "text was wanted",
+    "int_type": "a whole number was wanted",
+    "float_type": "a number was wanted",
+    "bool_type": "true or false was wanted",
+    "too_long": "fewer items were wanted",
+}
 
 
 _KEYS = (*(key for key in Entry.model_fields if key != "name"), "like")
