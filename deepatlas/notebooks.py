@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,19 +28,51 @@ def execute(
     if a cell stops.
     """
     import papermill  # here: a machine that only trains lacks it
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
 
+    where = to or path
     with _environment(environment):
         try:
             return papermill.execute_notebook(
-                str(path), to and str(to), parameters=parameters, cwd=str(path.parent)
+                _literally(path),
+                to and _literally(to),
+                parameters=parameters,
+                cwd=str(path.parent),
             )
         except papermill.PapermillExecutionError as error:
             raise UserError(
-                f"{to or path}: cell {error.cell_index} stopped ({error.ename}: {error.evalue})"
+                f"{where}: cell {error.cell_index} stopped ({error.ename}: {error.evalue})"
             ) from error
-        except (RuntimeError, KeyError) as error:
-            # nbclient's DeadKernelError, jupyter_client's NoSuchKernel
-            raise UserError(f"{to or path}: no kernel ran it to its end ({error})") from error
+        except NoSuchKernel as error:
+            raise UserError(
+                f"{where}: there is no Jupyter kernel {error.name!r} to run it"
+            ) from error
+        except DeadKernelError as error:
+            raise UserError(f"{where}: its kernel did not live to its end ({error})") from error
+        except RuntimeError as error:
+            if not str(error).startswith("Kernel "):  # as in "Kernel died before replying"
+                raise
+            raise UserError(f"{where}: its kernel did not start ({error})") from error
+
+
+def _literally(path: Path) -> str:
+    """``path`` for papermill, which formats what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def check_installed() -> None:
+    """UserError if a package is missing that executes a notebook or makes a page of it."""
+    missing = [
+        name
+        for name in ("papermill", "nbconvert", "ipykernel")
+        if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise UserError(
+            f"a notebook needs {' and '.join(missing)}, not installed here: install that, or "
+            "train and score only, with --no-notebook"
+        )
 
 
 @contextmanager

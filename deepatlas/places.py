@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pooch
 
+from .errors import UserError
+
 PACKAGE = Path(__file__).resolve().parent
 _BESIDE = PACKAGE.parent
 CHECKOUT = (_BESIDE / "pyproject.toml").is_file() and (_BESIDE / "tutorials_data").is_dir()
@@ -35,26 +37,58 @@ def home() -> Path:
     return _BESIDE if CHECKOUT else Path.home() / "deepatlas"
 
 
-def _named_by(variable: str, otherwise: Path) -> Path:
-    return Path(os.environ.get(variable) or otherwise).expanduser()
+VARIABLES = ("DEEPATLAS_RUNS", "DEEPATLAS_ANSWERS", "DEEPATLAS_CACHE", "DEEPATLAS_DATA")
+
+
+def settle() -> None:
+    """Make the paths in ``VARIABLES`` absolute, seen from the current folder, for this process and
+    those that it starts: the command does so first.
+    """
+    for variable in VARIABLES:
+        path = _expanded(variable)
+        if path is not None:
+            os.environ[variable] = os.path.abspath(path)
+
+
+def _expanded(variable: str) -> Path | None:
+    """The path that an environment variable names, ~ written out; None if it is not set."""
+    named = os.environ.get(variable)
+    if not named:
+        return None
+    try:
+        return Path(named).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{variable}={named}: {error}: write the path without ~") from error
+
+
+def _named_by(variable: str) -> Path | None:
+    """The absolute path that an environment variable names, or None; UserError if it is relative: a
+    notebook, which runs in its own folder, would find another than the command.
+    """
+    path = _expanded(variable)
+    if path is not None and not path.is_absolute():
+        raise UserError(
+            f"{variable} must be an absolute path, got {str(path)!r}: write "
+            f"{variable}={Path.cwd() / path} if that is the one that was meant"
+        )
+    return path
 
 
 def runs_folder() -> Path:
     """Where runs are kept: ``DEEPATLAS_RUNS``, or ``runs`` in ``home``."""
-    return _named_by("DEEPATLAS_RUNS", home() / "runs")
+    return _named_by("DEEPATLAS_RUNS") or home() / "runs"
 
 
 def answers_file() -> Path:
     """Where answers are kept: ``DEEPATLAS_ANSWERS``, or ``answers.json`` in ``home``."""
-    return _named_by("DEEPATLAS_ANSWERS", home() / "answers.json")
+    return _named_by("DEEPATLAS_ANSWERS") or home() / "answers.json"
 
 
 def cache_folder() -> Path:
     """Where downloads are kept: ``DEEPATLAS_CACHE``, or the user's cache."""
-    return _named_by("DEEPATLAS_CACHE", Path(pooch.os_cache("deepatlas")))
+    return _named_by("DEEPATLAS_CACHE") or Path(pooch.os_cache("deepatlas"))
 
 
 def data_folder() -> Path | None:
     """The folder of scans that ``DEEPATLAS_DATA`` names, or None."""
-    named = os.environ.get("DEEPATLAS_DATA")
-    return Path(named).expanduser() if named else None
+    return _named_by("DEEPATLAS_DATA")
