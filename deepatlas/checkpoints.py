@@ -4,17 +4,26 @@ training step in half.
 
 from __future__ import annotations
 
+import csv
+import errno
+import hashlib
+import io
 import json
 import os
+import platform
+import re
 import signal
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import torch
+from torch import nn
 
 from .errors import UserError
 
@@ -25,17 +34,70 @@ class Interrupted(KeyboardInterrupt):
     """
 
 
+# --- writing --------------------------------------------------------------------------------------
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DAY = 24 * 3600  # seconds
+PART = re.compile(r"(?P<name>.+?)(\.(?P<host>[0-9a-f]{8}))?\.(?P<process>\d+)\.part")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write(file)`` fill a file such that ``path`` is at any moment either the old file or
     the new one.
+
+    UserError, a sentence that says so, if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")  # others may write the same file
+    remove_left_parts(path.parent, path.name)
+    # others may write the same file, on this machine or on another that shares the disk
+    temporary = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
     try:
         write(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise UserError(
+            f"{path}: could not be written, no space is left for it ({error.strerror}); what was "
+            "there before stays as it was: free some disk space, and start again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_left_parts(folder: Path, name: str | None = None) -> None:
+    """Remove what processes that were killed have left of files in ``folder``: of the file
+    ``name``, or of any.
+
+    A file stays that a process of this machine may be writing, or for a day one of another machine.
+    """
+    for path in folder.glob("*.part"):
+        found = PART.fullmatch(path.name)
+        if found is None or name not in (None, found["name"]):
+            continue
+        try:
+            begun = path.stat().st_mtime
+            here = found["host"] == _host()
+            alive = here and _runs_since(int(found["process"]), begun)
+            if not alive and (here or time.time() - begun > DAY):
+                path.unlink()
+        except OSError:  # another process was quicker, or the folder cannot be written
+            continue
+
+
+def _runs_since(process: int, seconds: float) -> bool:
+    """Does a process of that number run that began before ``seconds``? Numbers are used again."""
+    try:
+        return psutil.Process(process).create_time() <= seconds + 2  # clocks of disks are coarse
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+def _host() -> str:
+    """This machine's name, as eight hexadecimal digits."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def write_text(text: str, path: Path) -> None:
@@ -53,6 +115,25 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
     write_atomically(path, lambda file: frame.to_csv(file, index=False, float_format="%.6g"))
 
 
+def write_tensors(values: object, path: Path) -> None:
+    """Tensors, numbers and texts in dicts and lists, for ``load_tensors``; never half-written.
+
+    Through memory: of a full disk PyTorch's own writer says only that something failed.
+    """
+    content = io.BytesIO()
+    torch.save(values, content)
+    write_atomically(path, lambda file: file.write_bytes(content.getbuffer()))
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def read_json(path: Path) -> object:
     """What a JSON file holds; UserError, a sentence that names the file, if it is not valid.
 
@@ -64,24 +145,51 @@ def read_json(path: Path) -> object:
         raise UserError(f"{path}: not valid JSON ({error})") from error
 
 
-def read_csv(path: Path, text: Collection[str] = ()) -> pd.DataFrame:
+def read_csv(
+    path: Path, text: Collection[str] = (), required: Collection[str] = ()
+) -> pd.DataFrame:
     """A table; the columns ``text`` are strings as they stand: a structure may be named "NA".
 
     In all other columns an empty cell is NaN. UserError, a sentence that names the file, if it is
-    damaged.
+    damaged, or if a column of ``required`` is not there, or neither text nor numbers.
     """
     try:
-        names = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
+        names = _columns(path)
         missing = {name: [""] for name in names if name not in text}
-        return pd.read_csv(
+        table = pd.read_csv(
             path,
             encoding="utf-8-sig",
             dtype={name: str for name in names if name in text},
             keep_default_na=False,
             na_values=missing,
         )
-    except ValueError as error:  # pandas' own errors are of this kind
+    except (ValueError, csv.Error) as error:  # pandas' own errors are of the first kind
         raise UserError(f"{path}: not a valid table ({error})") from error
+    if absent := [name for name in required if name not in names]:
+        raise UserError(
+            f"{path}: not the table that was wanted, it has no column {', '.join(absent)}, "
+            f"only {', '.join(names)}"
+        )
+    for name in required:
+        if name not in text and not pd.api.types.is_numeric_dtype(table[name]):
+            raise UserError(f"{path}: damaged, not every value of its column {name!r} is a number")
+    return table
+
+
+def _columns(path: Path) -> list[str]:
+    """The names in a table's first line; ValueError unless every line has as many cells.
+
+    Where a line was cut, pandas fills it up, and says nothing.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        lines = csv.reader(stream, strict=True)
+        names = next(lines, [])
+        for cells in lines:
+            if len(cells) != len(names):
+                raise ValueError(f"{len(cells)} of {len(names)} cells in line {lines.line_num}")
+    if len(set(names)) < len(names) or "" in names:
+        raise ValueError(f"its columns are not told apart by their names: {', '.join(names)}")
+    return names
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> object:
@@ -105,6 +213,20 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> object:
         ) from error
 
 
+def load_weights(net: nn.Module, weights: object, path: Path) -> None:
+    """Give ``net`` the ``weights`` that stood in the file ``path``; UserError if they are those of
+    another network, as of another number of structures.
+    """
+    try:
+        net.load_state_dict(weights)
+    except (RuntimeError, TypeError) as error:
+        first, _, second = str(error).partition("\n")
+        reason = second.strip().partition("\n")[0] or first
+        raise UserError(
+            f"{path}: its weights are not those of the network that was wanted ({reason})"
+        ) from error
+
+
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     """What ``train`` saved; UserError if the file is damaged (or memory too short for it: PyTorch
     tells no more).
@@ -119,19 +241,28 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     return state
 
 
+# --- stopping -------------------------------------------------------------------------------------
+
+
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that fills when Ctrl-C, a kernel interrupt or SIGTERM arrives, so that a step is never
-    cut in half.
+    """A list that fills when Ctrl-C, a kernel interrupt or SIGTERM arrives, or the terminal is
+    closed, so that a step is never cut in half.
+
+    What was started with nohup goes on when its terminal is closed.
     """
     received: list[int] = []
     # only the main thread may handle signals
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
+    stopping = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        stopping.append(hangup)
     previous = {
         number: signal.signal(number, lambda number, _: received.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in stopping
     }
     try:
         yield received

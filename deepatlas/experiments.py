@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,15 +19,29 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import machine, models, registration, training
-from .checkpoints import read_checkpoint, write_atomically, write_csv, write_json
-from .data import Cohort, Scan
+from .checkpoints import (
+    load_weights,
+    read_checkpoint,
+    read_csv,
+    remove_left_parts,
+    write_csv,
+    write_tensors,
+)
+from .data import Cohort, Scan, label_dtype
 from .datasets.cohorts import load_cohort
-from .datasets.entries import Entry
 from .errors import UserError
 from .evaluation.cohorts import registration_pairs, score_registration, score_segmentation
 from .evaluation.overlap import score_labels
-from .parameters import Experiment, parse
+from .parameters import Experiment
 from .places import runs_folder
+from .records import (
+    ALONE,
+    file_problem,
+    keep_hash,
+    read_record,
+    recorded_experiment,
+    write_record,
+)
 from .regimes import BASELINES, IDENTITY, JOINT, PROPAGATION, Regime, needed, spent
 from .terms import TERMS, Weights
 from .training import Settings
@@ -40,24 +53,42 @@ from .warp import Deformation
 def run(experiment: Experiment, root: Path | None = None) -> Path:
     """Train every regime, score the test scans, and return the run folder; a finished run is only
     found again.
+
+    Of a finished run, what is missing or damaged is made again from the trained networks.
     """
     folder = Path(root or runs_folder()) / experiment.name
-    if (folder / "run.json").is_file() and read_record(folder)["finished"]:
+    lost = _lost(experiment, folder)
+    if not lost:
         print(f"finished before, its scans were not read again: {folder}")
         return folder
     record, cohort = _begin(experiment, folder, experiment.table)
     # raises now, not after the training, if there are none to score
     registration_pairs(cohort.test)
     nets = _train(experiment, experiment.table, cohort, folder, record)
-    write_csv(pd.concat(_score_all(nets, cohort, experiment)), folder / "scores.csv")
-    examples = _examples(nets, cohort)
-    write_atomically(folder / "examples.pt", lambda file: torch.save(examples, file))
+    if "scores.csv" in lost:
+        write_csv(pd.concat(_score_all(nets, cohort, experiment)), folder / "scores.csv")
+        keep_hash(record, folder, "scores.csv")
+    if "examples.pt" in lost:
+        write_tensors(_examples(nets, cohort), folder / "examples.pt")
+        keep_hash(record, folder, "examples.pt")
     record |= {
         "finished": True,
         "peak_memory_gib": machine.peak_memory_gib(cohort.train[0].image.device),
     }
-    write_json(record, folder / "run.json")
+    write_record(record, folder)
     return folder
+
+
+def _lost(experiment: Experiment, folder: Path) -> list[str]:
+    """Files of the run that are still to be made: of a finished run, what is missing or damaged."""
+    results = ["scores.csv", "examples.pt", "history.csv"]
+    record = _record_of(experiment, folder)
+    if record is None or not record["finished"]:
+        return results
+    lost = [name for name in results if file_problem(record, folder, name)]
+    if lost:
+        print(f"{folder}: {' and '.join(lost)} missing or damaged, and made again")
+    return lost
 
 
 def train_or_load(
@@ -84,8 +115,9 @@ def _begin(
     """The record of a run of the regimes of ``table``, begun or gone on with, and its cohort on its
     device.
     """
-    path = folder / "run.json"
-    record = read_record(folder) if path.is_file() else None
+    record = _record_of(experiment, folder)
+    for place in (folder, *folder.glob("*/")):
+        remove_left_parts(place)
     cohort = load_cohort(
         experiment.entry, profile=experiment.profile, dims=experiment.dims, seed=experiment.seed
     )
@@ -100,42 +132,29 @@ def _begin(
     device = torch.device(device)
     if record is None:
         record = _new_record(experiment, cohort, device)
-        write_json(record, path)
+        write_record(record, folder)
     if record["data"] != cohort.fingerprint:
         raise UserError(
             f"{folder}: this run was begun on other data than {experiment.dataset} holds now: "
-            "remove the folder to begin again"
+            "put the same data there, or name another folder of runs by DEEPATLAS_RUNS"
         )
     return record, cohort.to(device)
 
 
-def read_record(folder: Path) -> dict:
-    """The content of run.json; FileNotFoundError if ``folder`` is no run, UserError if the file is
-    damaged, or of a version that knows other parameters.
+def _record_of(experiment: Experiment, folder: Path) -> dict | None:
+    """The record of the run in its ``folder``, None before it is begun; UserError if it is another
+    run's.
     """
-    path = Path(folder) / "run.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder}: not a run folder, there is no run.json in it")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged, it is not JSON ({error}): remove the folder") from error
-    if not isinstance(record, dict) or not isinstance(record.get("experiment"), dict):
-        raise UserError(f"{path}: damaged, no experiment is in it: remove the folder")
-    try:
-        recorded_experiment(record)
-    except (ValueError, TypeError, KeyError) as error:
+    if not (folder / "run.json").is_file():
+        return None
+    record = read_record(folder)
+    found = recorded_experiment(record)
+    if found.model_dump() != experiment.model_dump() or found.entry != experiment.entry:
         raise UserError(
-            f"{path}: not of this version of the kit ({error}); its networks may be whole: read it "
-            "with the version that wrote it"
-        ) from error
+            f"{folder / 'run.json'}: this is the record of another run, {found.name}: put back the "
+            f"run's own, or {ALONE}"
+        )
     return record
-
-
-def recorded_experiment(record: Mapping) -> Experiment:
-    """The experiment of a run's record, which carries what was said of its data set."""
-    entry = record.get("entry")
-    return parse(record["experiment"], entry and Entry.model_validate(entry))
 
 
 def _new_record(experiment: Experiment, cohort: Cohort, device: torch.device) -> dict:
@@ -166,6 +185,7 @@ def _new_record(experiment: Experiment, cohort: Cohort, device: torch.device) ->
         "versions": {name: version(name) for name in packages},
         "steps": {},
         "seconds": {},
+        "sha256": {},
     }
 
 
@@ -209,16 +229,20 @@ def load_networks(folder: Path, regime: str) -> dict[str, nn.Module]:
     use on the CPU.
     """
     record = read_record(folder)
-    path = Path(folder) / regime / "checkpoint.pt"
+    name = f"{regime}/checkpoint.pt"
+    path = Path(folder) / name
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such regime in this run: choose from {', '.join(record['steps'])}"
         )
     state = read_checkpoint(path)["best"]
+    problem = file_problem(record, folder, name)
+    if problem is not None:
+        raise UserError(f"{path}: {problem}: remove it, and this regime is trained again")
     with torch.random.fork_rng(devices=[]):  # whoever loads networks keeps his random numbers
         nets = new_networks(recorded_experiment(record), len(record["structures"]))
     for name, weights in state.items():
-        nets[name].load_state_dict(weights)
+        load_weights(nets[name], weights, path)
     return {name: nets[name].eval() for name in state}
 
 
@@ -241,6 +265,7 @@ def _train(
     own = own_steps(experiment)
     device = cohort.train[0].image.device
     trained: dict[str, dict[str, nn.Module]] = {}
+    histories: dict[str, list[dict]] = {}
     for i, (key, regime) in enumerate(table.items(), 1):
         found = _found(record, folder, key)
         what = f"{' and '.join(regime.trains)}, {sum(own[key].values())} steps"
@@ -251,34 +276,54 @@ def _train(
         nets = {name: net.to(device) for name, net in untrained.items()}
         for name, source in regime.start.items():
             nets[name].load_state_dict(trained[source][name].state_dict())
-        history = training.train(
+        settings = _settings(experiment, regime, own[key], record["mixed_precision"])
+        histories[key] = training.train(
             nets,
             cohort if regime.all_labels else some,
             regime,
-            _settings(experiment, regime, own[key], record["mixed_precision"]),
+            replace(settings, run=folder.name),
             folder / key,
             _validator(nets, regime, cohort),
         )
         trained[key] = {name: nets[name].eval() for name in regime.trains}
         if not found:
-            _keep_history(pd.DataFrame(history).assign(regime=key), folder / "history.csv")
             record["steps"][key] = own[key]
-            record["seconds"][key] = round(history[-1]["seconds"], 1)
-            write_json(record, folder / "run.json")
+            record["seconds"][key] = round(histories[key][-1]["seconds"], 1)
+            keep_hash(record, folder, f"{key}/checkpoint.pt")
+            _keep_history(histories, record, folder)
+    if file_problem(record, folder, "history.csv"):
+        _keep_history(histories, record, folder)
     return trained
 
 
 def _found(record: Mapping, folder: Path, key: str) -> bool:
     """Has the run in ``folder`` trained the regime ``key``?"""
-    return key in record["steps"] and (folder / key / "checkpoint.pt").is_file()
+    return key in record["steps"] and not file_problem(record, folder, f"{key}/checkpoint.pt")
 
 
-def _keep_history(rows: pd.DataFrame, path: Path) -> None:
-    """Add the rows of one regime to those of the others."""
-    if path.is_file():
-        others = pd.read_csv(path)
-        rows = pd.concat([others[~others["regime"].isin(rows["regime"])], rows])
-    write_csv(rows, path)
+def _keep_history(histories: Mapping[str, list[dict]], record: dict, folder: Path) -> None:
+    """Write history.csv with the rows of all regimes trained so far, and the record with its hash.
+
+    Rows that are not in ``histories`` are in the file; if it is damaged, in the checkpoints.
+    """
+    path = folder / "history.csv"
+    whole = file_problem(record, folder, "history.csv") is None
+    before = read_csv(path, ("turn", "regime"), ("regime",)) if whole else None
+    tables = []
+    for key in record["steps"]:
+        if key in histories:
+            rows = pd.DataFrame(histories[key]).assign(regime=key)
+        elif before is not None:
+            rows = before[before["regime"] == key]
+        elif _found(record, folder, key):
+            history = read_checkpoint(folder / key / "checkpoint.pt")["history"]
+            rows = pd.DataFrame(history).assign(regime=key)
+        else:  # a checkpoint that was removed: the regime is trained again when it is asked for
+            continue
+        tables.append(rows)
+    write_csv(pd.concat(tables), path)
+    keep_hash(record, folder, "history.csv")
+    write_record(record, folder)
 
 
 def _settings(
@@ -387,6 +432,7 @@ def _examples(
     """What the figures show of the first test pairs: images, labels, guesses and displacements, as
     plain tensors.
     """
+    integers = label_dtype(len(cohort.structures))
     examples = []
     for moving, fixed in registration_pairs(cohort.test, per_fixed=1)[:count]:
         example = {
@@ -398,7 +444,7 @@ def _examples(
         }
         for key in (BASELINES["seg"], JOINT):
             segment = models.segmenter(trained[key]["seg"])
-            example[f"labels_{key}"] = segment(fixed).to(torch.uint8)
+            example[f"labels_{key}"] = segment(fixed).to(integers)
         for key in (BASELINES["reg"], JOINT):
             register = models.registrar(trained[key]["reg"])
             example[f"u_{key}"] = register(moving, fixed).displacement

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import networks
-from .checkpoints import write_atomically
+from .checkpoints import load_tensors, load_weights, write_tensors
 from .data import Scan
 from .errors import UserError
 from .places import WEIGHTS
@@ -125,8 +125,10 @@ def registrar(reg_net: nn.Module) -> Callable[[Scan, Scan], Deformation]:
 
 def keep(nets: Mapping[str, nn.Module], record: Mapping, path: Path) -> None:
     """Write trained ``nets`` to ``path`` in half precision, with what the ``record`` of their run
-    says of their parameters and structures.
+    says of their parameters and structures. UserError if ``path`` is a folder.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, and the file to write was wanted: name one in it")
     halves = {}
     for name, net in nets.items():
         halves[name] = {key: value.half() for key, value in net.state_dict().items()}
@@ -135,7 +137,7 @@ def keep(nets: Mapping[str, nn.Module], record: Mapping, path: Path) -> None:
         "structures": list(record["structures"]),
         "networks": halves,
     }
-    write_atomically(path, lambda file: torch.save(kept, file))
+    write_tensors(kept, path)
 
 
 def load(path: str | Path) -> tuple[dict[str, nn.Module], dict]:
@@ -153,24 +155,38 @@ def load(path: str | Path) -> tuple[dict[str, nn.Module], dict]:
         raise FileNotFoundError(
             f"{path}: no such file; weights that come with the project: {there or 'none'}"
         )
-    try:
-        kept = torch.load(path, weights_only=True)
-        values = kept["experiment"]
-        with torch.random.fork_rng(devices=[]):  # whoever loads networks keeps his random numbers
-            nets = build(
-                values["networks"],
-                values["dims"],
-                len(kept["structures"]),
-                velocity=values["velocity"],
-                passes=values["passes"],
-            )
-        for name, weights in kept["networks"].items():
-            nets[name].load_state_dict(weights)
-    except OSError:  # nothing is wrong with the file
-        raise
-    except Exception as error:  # whatever a damaged file makes of the reader
-        raise UserError(
-            f"{path}: damaged, or not written by this version of the kit ({error}): make them "
-            "again with `deepatlas weights`"
-        ) from error
+    kept = load_tensors(path)
+    values = _kept_parameters(kept, path)
+    with torch.random.fork_rng(devices=[]):  # whoever loads networks keeps his random numbers
+        nets = build(
+            values["networks"],
+            values["dims"],
+            len(kept["structures"]),
+            velocity=values["velocity"],
+            passes=values["passes"],
+        )
+    for name, weights in kept["networks"].items():
+        load_weights(nets[name], weights, path)
     return {name: nets[name].eval() for name in kept["networks"]}, values
+
+
+def _kept_parameters(kept: object, path: Path) -> dict:
+    """The parameters of the experiment in a file of weights; UserError unless ``keep`` wrote it."""
+    whole = isinstance(kept, dict) and kept.keys() >= {"experiment", "structures", "networks"}
+    values = kept["experiment"] if whole else None
+    known = isinstance(values, dict) and values.get("networks") in NETWORKS
+    possible = (
+        known
+        and values.get("dims") in NETWORKS[values["networks"]].dims
+        and isinstance(values.get("velocity"), bool)
+        and isinstance(values.get("passes"), int)
+        and isinstance(kept["structures"], list)
+        and isinstance(kept["networks"], dict)
+        and kept["networks"].keys() <= {"seg", "reg"}
+    )
+    if not possible:
+        raise UserError(
+            f"{path}: not written by this version of the kit: make them again with "
+            "`deepatlas weights`"
+        )
+    return values

@@ -7,13 +7,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import torch
 
-from . import experiments, notebooks, places
-from .checkpoints import write_text
+from . import notebooks, places
+from .checkpoints import load_tensors, read_csv, write_text
 from .errors import UserError
 from .evaluation.cohorts import per_structure, per_subject
 from .evaluation.statistics import holm, paired_comparison, share_of_gap_closed
+from .records import made_again, own_file, read_record, recorded_experiment
 from .regimes import BASELINES, FULL, JOINT, NETWORK_OF, TITLES, rivals, spent
 
 # --- what stands in the folder --------------------------------------------------------------------
@@ -21,7 +21,7 @@ from .regimes import BASELINES, FULL, JOINT, NETWORK_OF, TITLES, rivals, spent
 
 def load_record(folder: Path) -> dict:
     """The record of a finished run; UserError if it is not finished."""
-    record = experiments.read_record(folder)
+    record = read_record(folder)
     if not record["finished"]:
         raise UserError(
             f"{folder}: this run is not finished; start it again with the same parameters to go on"
@@ -30,13 +30,35 @@ def load_record(folder: Path) -> dict:
 
 
 def load_scores(folder: Path) -> pd.DataFrame:
-    """The rows of scores.csv: one per regime, test case and structure."""
-    return pd.read_csv(Path(folder) / "scores.csv", dtype={"case": str, "subject": str})
+    """The rows of scores.csv: one per regime, test case and structure; UserError if the file is
+    damaged, or of another run.
+    """
+    record = read_record(folder)
+    path = own_file(record, folder, "scores.csv")
+    names = ("task", "regime", "case", "subject", "structure")
+    numbers = ("dice", "nsd", "hd95_mm", "folds_percent", "endpoint_voxels")
+    scores = read_csv(path, text=names, required=(*names, *numbers))
+    rows = scores.groupby(["task", "regime"]).size()
+    missing = set(record["steps"]) - set(scores["regime"])
+    uneven = rows.groupby("task").nunique().gt(1).any()
+    if scores.empty or missing or uneven:  # that much is seen without a hash, too
+        raise UserError(f"{path}: rows of it are missing; {made_again(record, folder)}")
+    return scores
+
+
+def load_history(folder: Path) -> pd.DataFrame:
+    """The rows of history.csv: one per step of each regime trained so far; UserError if the file is
+    damaged, or of another run.
+    """
+    path = own_file(read_record(folder), folder, "history.csv")
+    return read_csv(path, text=("turn", "regime"), required=("step", "turn", "regime"))
 
 
 def load_examples(folder: Path) -> list[dict]:
-    """The test pairs kept for figures: images, labels, guesses, displacements."""
-    return torch.load(Path(folder) / "examples.pt", weights_only=True)
+    """The test pairs kept for figures: images, labels, guesses, displacements; UserError if the
+    file is damaged, or of another run.
+    """
+    return load_tensors(own_file(read_record(folder), folder, "examples.pt"))
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -49,7 +71,7 @@ def results_table(folder: Path, *, titles: bool = True) -> pd.DataFrame:
     the network has taken in all, pretraining included; *seconds* those of this regime alone.
     """
     record = load_record(folder)
-    table = experiments.recorded_experiment(record).table
+    table = recorded_experiment(record).table
     rows = []
     for (task, regime), scores in load_scores(folder).groupby(["task", "regime"], sort=False):
         dice = 100 * per_subject(scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +14,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from .checkpoints import Interrupted, read_checkpoint, stop_requests, write_atomically
+from .checkpoints import (
+    Interrupted,
+    load_weights,
+    read_checkpoint,
+    stop_requests,
+    write_tensors,
+)
 from .data import Batch, Cohort
 from .errors import UserError
 from .pairs import augment, draw_pair, pairs_by_case
@@ -42,6 +49,7 @@ class Settings:
     teacher: float = 0.0
     options: Mapping[str, bool] = field(default_factory=dict)  # of terms.seg_terms
     seed: int = 0
+    run: str = ""  # name of the run that it is part of, whose checkpoints are no other's
     # sees each row of history
     watch: Callable[[dict], None] | None = field(default=None, repr=False, compare=False)
 
@@ -61,7 +69,7 @@ def train(
     decides, for every regime by the same rule, which weights are kept. ``folder/checkpoint.pt``
     makes the call resumable (on the CPU to the bit) and repeatable (a finished regime is only
     loaded). Returns the history, one row per step. Raises FloatingPointError at the first loss that
-    is not finite, Interrupted after Ctrl-C or SIGTERM.
+    is not finite, Interrupted after Ctrl-C or SIGTERM, or when the terminal is closed.
     """
     trainer = Trainer(networks, cohort, regime, settings)
     path = Path(folder) / "checkpoint.pt"
@@ -91,7 +99,7 @@ def train(
             if settings.watch:
                 settings.watch(row)
             if validated or stopped or time.monotonic() - saved > MINUTES_UNSAVED * 60:
-                write_atomically(path, lambda file: torch.save(trainer.state(), file))
+                write_tensors(trainer.state(), path)
                 saved = time.monotonic()
             if stopped:
                 raise Interrupted(
@@ -138,6 +146,8 @@ class Trainer:
         self.best_score: dict[str, float] = {}
         self.seconds = 0.0
         self.history: list[dict] = []
+        seen = (cohort.fingerprint, [scan.id for scan in cohort.labelled])
+        self.data = hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
 
     @staticmethod
     def _cases(cohort: Cohort, regime: Regime, turn: str, fourth_case: bool) -> list:
@@ -285,20 +295,23 @@ class Trainer:
         }
 
     def _identity(self) -> str:
-        return f"{self.regime.title}: {self.settings}"
+        """What a checkpoint is of, and goes on with: this way of training, on these data, seeing
+        these labels.
+        """
+        return f"{self.regime.title}: {self.settings}, data {self.data}"
 
     def load(self, state: Mapping, path: Path) -> None:
-        """Go on from a checkpoint, if it is of the same regime and settings."""
+        """Go on from a checkpoint; UserError if it is of another regime, settings or data."""
         if state["of"] != self._identity():
             raise UserError(
                 f"{path} is of another training ({state['of']}), not of {self._identity()}: "
                 "choose another folder, or remove that file"
             )
         for name in self.regime.trains:
-            self.networks[name].load_state_dict(state["networks"][name])
+            load_weights(self.networks[name], state["networks"][name], path)
             self.optimisers[name].load_state_dict(state["optimisers"][name])
         for name, teacher in self.teachers.items():
-            teacher.load_state_dict(state["teachers"][name])
+            load_weights(teacher, state["teachers"][name], path)
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["dropout"].cpu())
         self.turns, self.best, self.best_score = state["turns"], state["best"], state["best_score"]

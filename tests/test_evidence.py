@@ -234,6 +234,7 @@ def test_the_joint_table_counts_no_seed_twice_and_compares_like_with_like():
 
 def test_ablations_are_runs_that_differ_in_what_was_changed(tmp_path):
     usual = {
+        "run": "r",
         "dataset": "d",
         "profile": "class",
         "dims": 2,

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import shutil
 
-from deepatlas import evidence, experiments, sweeps
+from deepatlas import evidence, experiments, records, sweeps
 from deepatlas.cli import app
 from deepatlas.errors import UserError
 from deepatlas.parameters import parse
@@ -154,7 +154,7 @@ def test_rows_of_the_same_experiment_are_replaced(sweep, tmp_path):
         shutil.copytree(old, folder)
         record = json.loads((old / "run.json").read_text())
         record["experiment"] |= {"seed": seed, "label_seed": seed}
-        (folder / "run.json").write_text(json.dumps(record))
+        records.write_record(record, folder)
     results = tmp_path / "results"
     sweeps.collect([old, other], results)
     regimes, subjects = sweeps.collect([new], results)

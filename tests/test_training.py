@@ -86,10 +86,12 @@ def batches(*wanted):
 
 
 def dice_loss(p, q):
-    """1 - 2 sum(p q) / (sum p + sum q), a structure at a time, of one pair (1, C, I, J)."""
-    scores = [
-        2 * (p[0, c] * q[0, c]).sum() / (p[0, c].sum() + q[0, c].sum()) for c in range(p.shape[1])
-    ]
+    """1 - (2 sum(p q) + 1) / (sum p + sum q + 1), a structure at a time, of one pair
+    (1, C, I, J).
+    """
+    scores = []
+    for own, wanted in zip(p[0], q[0], strict=True):
+        scores.append((2 * (own * wanted).sum() + 1) / (own.sum() + wanted.sum() + 1))
     return 1 - sum(scores) / len(scores)
 
 
@@ -914,6 +916,7 @@ def test_a_checkpoint_that_cannot_be_read_here_is_not_called_damaged(tmp_path, m
     def unable(*_, **__):
         raise error
 
+    checkpoints.write_tensors({"step": 1}, tmp_path / "checkpoint.pt")
     monkeypatch.setattr(torch, "load", unable)
     with pytest.raises(type(error)):
         checkpoints.read_checkpoint(tmp_path / "checkpoint.pt")

@@ -20,12 +20,27 @@ from ..sweeps.collect import JOINT_ALONE, PARAMETERS, ablation, read_table
 
 def load_results(results: Path = RESULTS) -> pd.DataFrame:
     """One row per subject of a regime, with the parameters of its run; FileNotFoundError if there
-    are none.
+    are none, UserError if the two tables do not say the same.
     """
     regimes = read_table(results, "regimes")
     subjects = read_table(results, "subjects")
+    _belong_together(regimes, subjects, results)
     parameters = regimes.drop_duplicates("run")[["run", *PARAMETERS, "changed"]]
     return subjects.merge(parameters, on="run")
+
+
+def _belong_together(regimes: pd.DataFrame, subjects: pd.DataFrame, results: Path) -> None:
+    """UserError unless the mean over the subjects of each regime is what its row says."""
+    key = ["run", "task", "regime"]
+    said = regimes.set_index(key)["Dice %"]
+    counted = subjects.groupby(key)["dice"].mean()
+    same = said.index.is_unique and set(said.index) == set(counted.index)
+    if not same or (said - counted).abs().max() > 0.01:
+        raise UserError(
+            f"{results}: regimes.csv and subjects.csv do not say the same, so one of them is "
+            "damaged or of another collection: `deepatlas sweep` collects them again from the "
+            "folders of the runs"
+        )
 
 
 def gain(rows: pd.DataFrame, regime: str, other: str) -> dict[str, float]:

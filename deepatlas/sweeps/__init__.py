@@ -1,6 +1,15 @@
 """Many experiments: ``plan`` reads them from a file, ``collect`` keeps their rows."""
 
-from .collect import JOINT_ALONE, PARAMETERS, ablation, changed, collect, read_table, refuse_older
+from .collect import (
+    JOINT_ALONE,
+    PARAMETERS,
+    ablation,
+    changed,
+    check_results,
+    collect,
+    read_table,
+    refuse_older,
+)
 from .plan import read_sweep
 
 __all__ = [
@@ -8,6 +17,7 @@ __all__ = [
     "PARAMETERS",
     "ablation",
     "changed",
+    "check_results",
     "collect",
     "read_sweep",
     "read_table",

@@ -6,19 +6,19 @@ regime. Each row names its run, and the hash of the run's record, which is kept 
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from ..checkpoints import write_atomically, write_csv
+from ..checkpoints import read_csv, sha256_of, write_atomically, write_csv
 from ..errors import UserError
 from ..evaluation.cohorts import per_subject
-from ..experiments import recorded_experiment
 from ..parameters import Experiment, parse
 from ..places import RESULTS
+from ..records import recorded_experiment
 from ..reporting import load_record, load_scores, results_table
 
 # what every row says of its run
@@ -27,6 +27,11 @@ PARAMETERS = ("dataset", "profile", "dims", "recipe", "labelled", "seed", "label
 KEYS = {
     "regimes": ["run", "task", "regime"],
     "subjects": ["run", "task", "regime", "subject"],
+}
+TEXT = ("run", "task", "regime", "subject", "sha256", "dataset", "profile", "recipe", "changed")
+REQUIRED = {
+    "regimes": (*KEYS["regimes"], "Dice %", *PARAMETERS, "changed"),
+    "subjects": (*KEYS["subjects"], "dice"),
 }
 JOINT_ALONE = "regimes=joint"  # in the column "changed": joint training, and what it starts from
 
@@ -40,9 +45,10 @@ def collect(folders: Iterable[Path], results: Path) -> tuple[pd.DataFrame, pd.Da
     """
     regimes, subjects = _earlier(results, "regimes"), _earlier(results, "subjects")
     for folder in folders:
-        sha256 = _keep_record(folder, results / "runs")
-        regimes.append(_regime_rows(folder, sha256))
+        regimes.append(_regime_rows(folder))  # raises if a file of the run is damaged
         subjects.append(_subject_rows(folder))
+        kept = results / "runs" / f"{folder.name}.json"
+        write_atomically(kept, partial(shutil.copyfile, folder / "run.json"))
 
     # Of one experiment only the run that was collected last stays.
     every = pd.concat(regimes)
@@ -60,16 +66,9 @@ def _earlier(results: Path, name: str) -> list[pd.DataFrame]:
     return [read_table(results, name)] if (results / f"{name}.csv").is_file() else []
 
 
-def _keep_record(folder: Path, place: Path) -> str:
-    """Copy run.json; returns its hash."""
-    kept = place / f"{folder.name}.json"
-    write_atomically(kept, lambda file: shutil.copyfile(folder / "run.json", file))
-    return hashlib.sha256(kept.read_bytes()).hexdigest()
-
-
-def _regime_rows(folder: Path, sha256: str) -> pd.DataFrame:
+def _regime_rows(folder: Path) -> pd.DataFrame:
     experiment = recorded_experiment(load_record(folder))
-    who = {"run": folder.name, "sha256": sha256}
+    who = {"run": folder.name, "sha256": sha256_of(folder / "run.json")}
     who |= {name: getattr(experiment, name) for name in PARAMETERS}
     who["changed"] = changed(experiment)
     return results_table(folder, titles=False).reset_index().assign(**who)
@@ -118,14 +117,24 @@ def ablation(rows: pd.DataFrame) -> pd.Series:
 
 
 def read_table(results: Path, name: str) -> pd.DataFrame:
-    """The table "regimes" or "subjects" of ``results``; FileNotFoundError if there is none."""
+    """The table "regimes" or "subjects" of ``results``; FileNotFoundError if there is none,
+    UserError if it is damaged, or another table.
+    """
     refuse_older(results)
     path = results / f"{name}.csv"
     if not path.is_file():
         raise FileNotFoundError(
             f"{results}: no {name}.csv in it, of the tables that `deepatlas sweep` keeps"
         )
-    return pd.read_csv(path, dtype={"subject": str}).fillna({"changed": ""})
+    return read_csv(path, TEXT, REQUIRED[name])
+
+
+def check_results(results: Path) -> None:
+    """UserError if there are tables in ``results`` to which rows cannot be added: before a sweep,
+    not after its first training.
+    """
+    for name in KEYS:
+        _earlier(results, name)
 
 
 def refuse_older(results: Path) -> None:

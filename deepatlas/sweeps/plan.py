@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..parameters import Experiment, parse
 
 WANTED = "[[sweep]] tables of parameters were wanted"
+MOST = 10_000  # experiments in a file
 
 
 def read_sweep(path: Path, only: Mapping[str, object] | None = None) -> list[Experiment]:
@@ -28,10 +29,16 @@ def read_sweep(path: Path, only: Mapping[str, object] | None = None) -> list[Exp
         raise FileNotFoundError(
             f"{path}: no such file; {WANTED}, as in tutorials_data/results/evidence.toml"
         )
+    sweeps = _tables(Path(path))
+    count = sum(_count(sweep, path) for sweep in sweeps)
+    if count > MOST:
+        raise UserError(
+            f"{path}: it asks for {count:,} experiments, every combination of its values, and at "
+            f"most {MOST:,} are planned at once: leave out some values"
+        )
     try:
-        sweeps = tomllib.loads(Path(path).read_text(encoding="utf-8"))["sweep"]
         planned = [parse(values) for sweep in sweeps for values in _combinations(sweep)]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except UserError as error:
         raise UserError(f"{path}: {WANTED}: {error}") from error
     wanted = _conditions(only or {})
     found: dict[str, Experiment] = {}
@@ -39,6 +46,29 @@ def read_sweep(path: Path, only: Mapping[str, object] | None = None) -> list[Exp
         if all(getattr(experiment, name) == value for name, value in wanted.items()):
             found[experiment.name] = experiment
     return list(found.values())
+
+
+def _tables(path: Path) -> list[dict[str, object]]:
+    """The tables ``[[sweep]]`` of a TOML file; UserError if they are not there."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {WANTED}: {error}") from error
+    sweeps = content.get("sweep")
+    if not isinstance(sweeps, list) or not all(isinstance(sweep, dict) for sweep in sweeps):
+        found = ", ".join(content) or "nothing"
+        raise UserError(f"{path}: {WANTED}, and {found} is in it")
+    return sweeps
+
+
+def _count(sweep: Mapping[str, object], path: Path) -> int:
+    """How many experiments a table asks for."""
+    count = 1
+    for name, value in sweep.items():
+        if value == []:
+            raise UserError(f"{path}: {WANTED}: the list of {name!r} is empty")
+        count *= len(value) if isinstance(value, list) else 1
+    return count
 
 
 def _combinations(sweep: Mapping[str, object]) -> Iterator[dict[str, object]]:
@@ -62,6 +92,10 @@ def _conditions(only: Mapping[str, object]) -> dict[str, object]:
 def _value(name: str, value: object) -> object:
     """``value`` as the parameter ``name`` has it; one sentence if it cannot be."""
     kind = Experiment.model_fields[name].annotation
+    if isinstance(value, bool) and kind is not bool:
+        raise UserError(
+            f"parameter {name!r} = {value!r}: a number or a word was wanted, not true or false"
+        )
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

@@ -1,0 +1,157 @@
+"""What a run says of itself in run.json, and which files are its own: the record holds their
+hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .checkpoints import read_json, sha256_of, write_json
+from .datasets.entries import Entry
+from .errors import UserError
+from .parameters import Experiment, parse
+
+ALONE = "remove this file alone and start the run again: what was trained beside it is found"
+
+
+class Record(BaseModel):
+    """What must stand in run.json; a version may add more, and records of earlier ones stay."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    experiment: dict[str, object]
+    entry: dict[str, object] | None = None  # of the data set; earlier versions kept none
+    finished: bool
+    device: str
+    device_name: str
+    mixed_precision: bool
+    threads: int
+    labelled_training_scans: int
+    labelled_validation_scans: int
+    training_scans: int
+    test_scans: int
+    shape: list[int]
+    spacing_mm: float
+    structures: list[str]
+    data: str  # fingerprint of the cohort
+    python: str
+    begun: str
+    versions: dict[str, str]
+    steps: dict[str, dict[str, int]]  # of each trained regime, for each of its networks
+    seconds: dict[str, float]
+    peak_memory_gib: float | None = None  # of a finished run
+    # of the files that the run wrote; earlier versions kept neither these nor the checksum
+    sha256: dict[str, str] | None = None
+    checksum: str | None = None  # of all of the above
+
+
+def read_record(folder: Path) -> dict:
+    """The content of run.json; FileNotFoundError if ``folder`` is no run, UserError if the file is
+    damaged, or of a version that knows other parameters.
+    """
+    path = Path(folder) / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: not a run folder, there is no run.json in it")
+    record = _whole(path)
+    try:
+        recorded_experiment(record)
+    except ValueError as error:  # of pydantic, too
+        raise UserError(
+            f"{path}: not of this version of the kit ({_in_a_line(error)}); its networks may be "
+            "whole: read it with the version that wrote it"
+        ) from error
+    return record
+
+
+def _whole(path: Path) -> dict:
+    """The record in a file, if everything is in it, and as it was written; else UserError."""
+    try:
+        record = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}, it is damaged: {ALONE}") from error
+    try:
+        checked = Record.model_validate(record)
+    except ValidationError as error:
+        raise UserError(
+            f"{path}: damaged, or not the record of a run ({_in_a_line(error)}): {ALONE}"
+        ) from error
+    hashes = (checked.sha256, checked.checksum)
+    if hashes != (None, None) and checked.checksum != _checksum(record):
+        raise UserError(f"{path}: damaged, it is not as the run wrote it: {ALONE}")
+    return record
+
+
+def _in_a_line(error: ValueError) -> str:
+    """What is wrong, and where: pydantic takes several lines for it."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    found = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        found.append(f"{name}: {item['msg']}" if name else item["msg"])
+    return "; ".join(found[:3])
+
+
+def write_record(record: dict, folder: Path) -> None:
+    """Write run.json, with a checksum of what stands in it."""
+    record["checksum"] = _checksum(record)
+    write_json(record, folder / "run.json")
+
+
+def _checksum(record: Mapping) -> str:
+    """A hash of all but the checksum itself."""
+    content = {name: value for name, value in record.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def recorded_experiment(record: Mapping) -> Experiment:
+    """The experiment of a run's record, which carries what was said of its data set."""
+    entry = record.get("entry")
+    return parse(record["experiment"], entry and Entry.model_validate(entry))
+
+
+# --- the files of a run ---------------------------------------------------------------------------
+
+
+def keep_hash(record: dict, folder: Path, name: str) -> None:
+    """Note in the record that the file ``name`` of the run is as it stands now."""
+    record.setdefault("sha256", {})[name] = sha256_of(folder / name)
+
+
+def file_problem(record: Mapping, folder: Path, name: str) -> str | None:
+    """What is wrong with the file ``name`` of a run, or None: it is missing, or not the one that
+    the run wrote. Of a run of an earlier version it is only known whether the file is there.
+    """
+    path = Path(folder) / name
+    if not path.is_file():
+        return "missing"
+    wanted = (record.get("sha256") or {}).get(name)
+    if wanted is not None and wanted != sha256_of(path):
+        return "damaged, or of another run"
+    return None
+
+
+def own_file(record: Mapping, folder: Path, name: str) -> Path:
+    """The path of the file ``name`` of a run; UserError if it is missing, or not the one that the
+    run wrote.
+    """
+    path = Path(folder) / name
+    problem = file_problem(record, folder, name)
+    if problem is not None:
+        raise UserError(f"{path}: {problem}; {made_again(record, folder)}")
+    return path
+
+
+def made_again(record: Mapping, folder: Path) -> str:
+    """What to do about a file of a run that is missing or damaged."""
+    if recorded_experiment(record).name == Path(folder).resolve().name:
+        return "start the run again with the same parameters: its trained networks make it again"
+    return (
+        "only the version of the kit that wrote the run, in a folder of its own name, can make it "
+        "again from the trained networks"
+    )
