@@ -208,17 +208,24 @@ def _affine(header: nib.Nifti1Header, shape: tuple[int, ...], path: Path) -> np.
             f"{path}: the affine in the header is not invertible, or leads beyond a kilometre: "
             "set the voxel size and orientation"
         )
-    apart = _voxels_apart(affine, forms[-1], shape)
-    if not apart <= ELSEWHERE:  # NaN, if the qform is
+    _say_if_apart(forms, shape, path)
+    return affine
+
+
+def _say_if_apart(forms: list[np.ndarray], shape: tuple[int, ...], path: Path) -> None:
+    """Warn of a header whose sform and qform, if it has both, put the voxels in two places."""
+    with np.errstate(all="ignore"):  # a qform may hold anything, NaN if it is not valid
+        apart = _voxels_apart(forms[0], forms[-1], shape)
+        if apart <= ELSEWHERE:
+            return
         last = [*(side - 1 for side in shape), 0, 0][:3]
         by_sform, by_qform = (np.round(form @ [*last, 1], 1)[:3].tolist() for form in forms)
-        warnings.warn(
-            f"{path}: its header tells of two places, up to {apart:.2g} voxels apart: its last "
-            f"voxel is at {by_sform} mm by the sform, at {by_qform} by the qform; the sform is "
-            "taken, but other programs may take the qform: make them equal",
-            stacklevel=3,
-        )
-    return affine
+    warnings.warn(
+        f"{path}: its header tells of two places, up to {apart:.2g} voxels apart: its last voxel "
+        f"is at {by_sform} mm by the sform, at {by_qform} by the qform; the sform is taken, but "
+        "other programs may take the qform: make them equal",
+        stacklevel=4,
+    )
 
 
 def _qform(header: nib.Nifti1Header, flat: bool) -> np.ndarray:
