@@ -135,3 +135,9 @@ def test_a_parameter_that_no_lesson_has_is_refused(tmp_path, arguments):
     assert (
         "choose from dataset, profile" in str(done.exception) and not (tmp_path / "site").exists()
     )
+
+
+def test_a_value_with_a_backslash_stands_in_the_page_as_it_is():
+    source = "dataset: str = 'phantom'  # one of ours\nprofile: str = 'class'"
+    shown = site._with_value(source, "dataset", "C:\\data\\1")
+    assert shown == "dataset: str = 'C:\\\\data\\\\1'  # one of ours\nprofile: str = 'class'"
