@@ -180,6 +180,17 @@ def test_millimetres_are_those_of_each_axis_of_an_oblique_or_sheared_affine():
     assert longest == pytest.approx([4.0, 3.0, np.sqrt(1.5**2 + 4**2 + 12**2), 0.5])
 
 
+@pytest.mark.parametrize("display", ["live", "static"])
+def test_two_scans_whose_voxels_differ_twofold_are_no_pair(display):
+    moving, fixed, phi = pair()
+    near = with_sides(moving, (1.2, 0.9, 3.4))  # as aligned
+    viewers.view_registration(near, with_sides(fixed), phi, display=display)
+    message = "of moving is 1 x 1 x 1 mm, one of fixed 1 x 1 x 4: .* resample both to one grid"
+    with pytest.raises(UserError, match=message):
+        cubes = with_sides(moving, (1.0, 1.0, 1.0))
+        viewers.view_registration(cubes, with_sides(fixed), phi, display=display)
+
+
 @pytest.mark.parametrize(
     "dtype",
     [torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int32, torch.int64],

@@ -108,12 +108,26 @@ def check_registration(moving: Scan, fixed: Scan, phi: Deformation) -> None:
             f"moving {moving.shape}, fixed {fixed.shape} and one deformation {tuple(u.shape)} "
             "must share a grid: resample them, and take one pair of the batch"
         )
+    dims = len(fixed.shape)
+    of_moving = plots.spacing_of(moving)[:dims]
+    of_fixed = plots.spacing_of(fixed)[:dims]
+    for one, other in zip(of_moving, of_fixed, strict=True):
+        # after an affine alignment the sides differ, by as much as heads do
+        if max(one, other) > 2 * min(one, other):
+            raise UserError(
+                f"a voxel of moving is {_sides(of_moving)} mm, one of fixed {_sides(of_fixed)}: "
+                "a displacement in voxels has no length then: resample both to one grid"
+            )
     if not u.isfinite().all():
         raise UserError("the deformation holds NaN or infinity: look at the training that made it")
     if min(phi.shape) < 2:
         raise UserError(
             f"every side must be at least 2 voxels, got {phi.shape}: give a 2D scan as (1, I, J)"
         )
+
+
+def _sides(spacing: Sequence[float]) -> str:
+    return " x ".join(f"{side:.3g}" for side in spacing)
 
 
 # --- the state of a viewer ------------------------------------------------------------------------

@@ -75,9 +75,10 @@ def view_scan(
     """Three linked orthogonal planes of ``scan`` (one in 2D) with its labels, named by
     ``structures``.
 
-    ``display``: "live" is a widget, "html" a self-contained page that needs no kernel, "static" a
-    figure. Raises UserError for an image that is empty or not finite, or labels that
-    ``structures`` does not name.
+    Voxels are drawn with their own sides. ``display``: "live" is a widget, "html" a self-contained
+    page that needs no kernel, "static" a figure. Raises UserError for an image that is empty or not
+    finite, labels that ``structures`` does not name or of more than 256 structures, or more voxels
+    than a browser takes: 2^27 with labels.
     """
     scan = check(scan, "scan", display, structures)
     if display == "static":
@@ -98,8 +99,10 @@ def view_registration(
 
     ``phi`` (batch 1, in voxels, on the grid of ``fixed``) may come from a network, from
     ``optimise_pair`` or from a phantom's truth. ``display`` as in ``view_scan``; to show a guess,
-    put it into ``dataclasses.replace(scan, labels=...)``. Raises UserError if grids differ, a
-    value is not finite, or ``structures`` does not name a label.
+    put it into ``dataclasses.replace(scan, labels=...)``. All pictures have the proportions of the
+    voxels of ``fixed``, and |u| its millimetres. Raises UserError if grids differ, a value is not
+    finite, ``structures`` does not name a label, labels are of more than 256 structures, or for
+    more voxels than a browser takes: 14 bytes each, 2^28 in all.
     """
     moving = check(moving, "moving", display, structures)
     fixed = check(fixed, "fixed", display, structures)
