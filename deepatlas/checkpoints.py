@@ -25,7 +25,7 @@ import psutil
 import torch
 from torch import nn
 
-from .errors import UserError
+from .errors import UserError, printable
 
 
 class Interrupted(KeyboardInterrupt):
@@ -142,7 +142,7 @@ def read_json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
+        raise UserError(f"{path}: not valid JSON ({_briefly(str(error))})") from error
 
 
 def read_csv(
@@ -164,11 +164,11 @@ def read_csv(
             na_values=missing,
         )
     except (ValueError, csv.Error) as error:  # pandas' own errors are of the first kind
-        raise UserError(f"{path}: not a valid table ({error})") from error
+        raise UserError(f"{path}: not a valid table ({_briefly(str(error))})") from error
     if absent := [name for name in required if name not in names]:
         raise UserError(
-            f"{path}: not the table that was wanted, it has no column {', '.join(absent)}, "
-            f"only {', '.join(names)}"
+            f"{path}: not the table that was wanted, it has no column {', '.join(absent)}, only "
+            f"{_briefly(', '.join(names))}"
         )
     for name in required:
         if name not in text and not pd.api.types.is_numeric_dtype(table[name]):
@@ -198,19 +198,27 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> object:
 
     Such a file is a zip archive, and PyTorch does not look at the checksums that are in it.
     """
+    content = io.BytesIO(path.read_bytes())  # an OSError from here on is damage
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(content) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"the checksum of {damaged} is wrong")
-        return torch.load(path, map_location=device, weights_only=True)
-    except (OSError, torch.OutOfMemoryError):  # nothing is wrong with the file
+        content.seek(0)
+        return torch.load(content, map_location=device, weights_only=True)
+    except torch.OutOfMemoryError:  # nothing is wrong with the file
         raise
     except Exception as error:  # whatever a damaged file makes of the reader
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = _briefly(str(error)) or type(error).__name__
         raise UserError(
             f"{path}: cannot be read ({reason}); unless memory is short the file is damaged"
         ) from error
+
+
+def _briefly(text: str) -> str:
+    """The first line of ``text``, at most 200 characters: what is damaged may hold anything."""
+    line = text.strip().partition("\n")[0]
+    return printable(line if len(line) <= 200 else f"{line[:200]}...")
 
 
 def load_weights(net: nn.Module, weights: object, path: Path) -> None:

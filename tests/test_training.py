@@ -910,14 +910,20 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error", [PermissionError(13, "Permission denied"), torch.OutOfMemoryError("CUDA")]
+    "owner, name, error",
+    [
+        (Path, "read_bytes", PermissionError(13, "Permission denied")),
+        (torch, "load", torch.OutOfMemoryError("CUDA")),
+    ],
 )
-def test_a_checkpoint_that_cannot_be_read_here_is_not_called_damaged(tmp_path, monkeypatch, error):
+def test_a_checkpoint_that_cannot_be_read_here_is_not_called_damaged(
+    tmp_path, monkeypatch, owner, name, error
+):
     def unable(*_, **__):
         raise error
 
     checkpoints.write_tensors({"step": 1}, tmp_path / "checkpoint.pt")
-    monkeypatch.setattr(torch, "load", unable)
+    monkeypatch.setattr(owner, name, unable)
     with pytest.raises(type(error)):
         checkpoints.read_checkpoint(tmp_path / "checkpoint.pt")
 

@@ -1,5 +1,7 @@
 """Trained networks in one small file: kept, loaded, refused if damaged, as good as they were."""
 
+from pathlib import Path
+
 from deepatlas import datasets, evaluation, experiments, models, places, weights
 from deepatlas.cli import app
 from deepatlas.parameters import parse
@@ -42,7 +44,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(monkeypatch):
     def forbidden(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(torch, "load", forbidden)
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
     with pytest.raises(PermissionError):
         weights.load("phantom-brain")
 
