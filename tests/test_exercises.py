@@ -3,12 +3,19 @@ nothing is lost.
 """
 
 import ast
+import dataclasses
 import json
+import os
+import random
 import stat
+import warnings
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 from deepatlas import exercises, lessons, places
 from deepatlas.cli import app
+from deepatlas.errors import UserError
 from deepatlas.exercises import asking
 
 import nbformat
@@ -135,11 +142,45 @@ def test_a_home_in_the_name_of_the_file_is_found(monkeypatch):
     assert exercises.answers_file() == Path.home() / "answers.json"
 
 
-def test_damaged_answers_are_not_overwritten(answers):
-    answers.write_text("[1, 2")
-    with pytest.raises(ValueError, match=r"answers\.json: not a file of answers"):
-        exercises.check(NAMES[0], right(NAMES[0]))
-    assert answers.read_text() == "[1, 2"
+# What a file of answers is not, and what is said of it.
+DAMAGED = {
+    "cut": ("[1, 2", "not valid JSON"),
+    "a list": ("[1, 2]", "a dictionary of answers was wanted"),
+    "no entry": ('{"01.dice": 1}', "'01.dice' is not told to be solved by true or false"),
+    "not solved": ('{"01.dice": {"tries": 1}}', "is not told to be solved"),
+    "yes": ('{"01.dice": {"solved": "yes", "tries": 1}}', "is not told to be solved"),
+    "x tries": ('{"01.dice": {"solved": true, "tries": "x"}}', "no number of tries: 'x'"),
+    "true tries": ('{"01.dice": {"solved": true, "tries": true}}', "no number of tries: True"),
+    "null tries": ('{"01.dice": {"solved": true, "tries": null}}', "no number of tries: None"),
+    "fewer than no tries": ('{"01.dice": {"solved": true, "tries": -1}}', "number of tries: -1"),
+    "a list for a text": ('{"01.dice": {"solved": true, "answer": [1]}}', "a text was wanted"),
+    "half a letter": ('{"01.dice": {"solved": true, "last": "\\ud800"}}', "half a letter"),
+    "deep": ("[" * 100_000, "not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_answers_stop_no_notebook_and_are_not_overwritten(kind, answers, capsys):
+    text, problem = DAMAGED[kind]
+    answers.write_text(text)
+    exercises.check("01.dice", right("01.dice"))
+    exercises.check("01.dice", lambda *_: 7)
+    exercises.progress()
+    asking.store("prediction 01.x", solved=True, answer="a")
+    out = capsys.readouterr().out
+    assert "✓ Dice of every structure: right" in out and "✗ Dice of every structure" in out
+    assert out.count("(not kept: ") == 4 and str(answers) in out
+    assert answers.read_text() == text
+    with pytest.raises(UserError) as caught:
+        exercises.read_answers()
+    assert str(answers) in str(caught.value) and problem in str(caught.value)
+
+
+def test_answers_without_tries_have_had_none(answers):
+    answers.write_text('\ufeff{"01.dice": {"solved": true}}', encoding="utf-8")
+    exercises.check("01.dice", lambda *_: 7)
+    kept = exercises.read_answers()["01.dice"]
+    assert kept["solved"] and kept["tries"] == 1
 
 
 @pytest.mark.parametrize(
@@ -185,6 +226,181 @@ def test_an_answer_cannot_change_what_it_is_compared_with():
         return x**2
 
     assert not exercises.judge(squares(False), vandal).passed
+
+
+# --- answers that nobody expects ------------------------------------------------------------------
+
+
+def changed(x):
+    """An answer that changes whatever is everybody's, and is right."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    np.seterr(all="raise")
+    warnings.simplefilter("error")
+    return x**2
+
+
+def test_what_an_answer_sets_for_everybody_is_set_back():
+    def settings():
+        return (
+            torch.is_grad_enabled(),
+            torch.get_default_dtype(),
+            torch.get_default_device(),
+            np.geterr(),
+            list(warnings.filters),
+            torch.get_rng_state().tolist(),
+            np.random.get_state()[1].tolist(),
+            random.getstate(),
+        )
+
+    before = settings()
+    assert exercises.judge(squares(False), changed).passed
+    assert "no gradient comes back" in exercises.judge(squares(True), changed).problem
+    assert settings() == before
+
+
+def test_what_an_earlier_cell_has_set_changes_no_verdict():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        try:
+            for name in NAMES:
+                assert exercises.judge(exercises.find(name), right(name), 0).passed
+            verdict = exercises.judge(squares(True), lambda x: x.detach() ** 2)
+            assert "no gradient comes back" in verdict.problem
+        finally:
+            torch.set_grad_enabled(True)
+            torch.set_default_dtype(torch.float32)
+
+
+def test_whoever_presses_stop_is_obeyed():
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        exercises.judge(squares(False), interrupted)
+
+
+@pytest.mark.parametrize("error", [SystemExit, GeneratorExit, MemoryError, RecursionError])
+def test_no_error_of_an_answer_stops_a_notebook(error):
+    def stopping(_):
+        raise error("enough")
+
+    verdict = exercises.judge(squares(False), stopping)
+    assert f"it stops with {error.__name__}: enough" in verdict.problem
+
+
+class Resisting:
+    """Nobody may look at it."""
+
+    def __repr__(self):
+        raise SystemExit("no")
+
+    __str__ = __len__ = __iter__ = __eq__ = __bool__ = __repr__
+    __hash__ = None
+
+
+@pytest.mark.parametrize("value", [Resisting(), [Resisting()], {"a": Resisting()}])
+def test_an_object_that_resists_is_wrong(value):
+    assert "was wanted, got" in exercises.judge(squares(False), lambda _: value).problem
+
+
+def test_what_is_told_of_an_answer_is_short_and_steers_no_terminal():
+    def loud(_):
+        raise ValueError("\x1b[2J" + "x" * 10**6)
+
+    problem = exercises.judge(squares(False), loud).problem
+    assert len(problem) < 600 and "\x1b" not in problem and "\\x1b[2J" in problem
+
+
+def half(as_what):
+    """An exercise whose right answer is a number, and its half as something else."""
+
+    def arguments(dims, generator):
+        return (float(torch.rand((), generator=generator)),)
+
+    halves = exercises.Exercise("halves", arguments, lambda x: x / 2, ("a", "b", "c"), dims=(2,))
+    return exercises.judge(halves, lambda x: as_what(x / 2))
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        float,
+        Fraction,
+        Decimal,
+        np.float64,
+        np.array,
+        torch.tensor,
+        torch.nn.Parameter,
+        np.longdouble,
+    ],
+)
+def test_a_number_of_any_kind_is_a_number(number):
+    as_what = number if number is not torch.nn.Parameter else lambda x: number(torch.tensor(x))
+    assert half(as_what).passed
+
+
+@pytest.mark.parametrize("wrong", [str, complex, np.complex128, np.datetime64, lambda x: [x]])
+def test_what_is_no_number_is_wrong(wrong):
+    assert not half(wrong).passed
+
+
+@pytest.mark.parametrize("row", [list, tuple, np.array, torch.stack])
+def test_a_row_of_numbers_of_any_kind_is_a_row(row):
+    """Numbers of NumPy and of PyTorch in a list, too."""
+    wanted = exercises.find("01.dice")
+    verdict = exercises.judge(wanted, lambda *given: row(list(wanted.right(*given))))
+    assert verdict.passed
+
+
+# Answers that look at nothing, or at one thing only.
+TRIVIAL = {
+    "0": lambda *_: 0,
+    "1": lambda *_: 1,
+    "2": lambda *_: 2,
+    "half": lambda *_: 0.5,
+    "True": lambda *_: True,
+    "nan": lambda *_: float("nan"),
+    "the first": lambda *given: given[0],
+    "the second": lambda *given: given[1],
+    "the last": lambda *given: given[-1],
+    "zeros": lambda *given: torch.zeros_like(given[0]),
+    "ones": lambda *given: torch.ones_like(given[0]),
+    "sorted": lambda *given: np.sort(given[0]),
+    "minus": lambda *given: -given[0],
+    "the sum": lambda *given: given[0].sum(),
+    "the mean": lambda *given: given[0].mean(),
+    "the first row": lambda *given: given[0][0],
+    "the place of the largest": lambda *given: given[0].argmax(),
+    "the largest of rows": lambda *given: given[0].argmax(1),
+    "the smallest of rows": lambda *given: given[0].argmin(1),
+    "nobody is tested": lambda *_: {"train": list(range(16)), "test": []},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_trivial_answer_is_right(name):
+    """`return 1` was, on 6 of 20 seeds."""
+    exercise = dataclasses.replace(exercises.find(name))  # without mistakes: they take time
+    for answer, function in TRIVIAL.items():
+        passed = [seed for seed in range(50) if exercises.judge(exercise, function, seed).passed]
+        assert not passed, answer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_constant_is_right(name):
+    """Even one that is right for the arguments drawn first."""
+    exercise = dataclasses.replace(exercises.find(name))
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        constant = exercise.right(*exercise.arguments(exercise.dims[0], generator))
+        assert not exercises.judge(exercise, lambda *_, value=constant: value, seed).passed
 
 
 # --- lessons --------------------------------------------------------------------------------------
@@ -257,6 +473,67 @@ def test_answers_that_are_not_there_are_named(tmp_path):
     assert (
         "nobody.json: no such file" in str(done.exception) and not (tmp_path / "class.csv").exists()
     )
+
+
+@pytest.mark.parametrize("link", ["itself", "a symbolic link", "a hard link", "another way"])
+def test_a_table_never_replaces_answers(tmp_path, link):
+    student = tmp_path / "ada.json"
+    student.write_text('{"01.dice": {"solved": true, "tries": 2}}')
+    to = {"itself": student, "another way": tmp_path / "x" / ".." / "ada.json"}.get(link)
+    (tmp_path / "x").mkdir()
+    if to is None:
+        to = tmp_path / "class.csv"
+        if link == "a hard link":
+            os.link(student, to)
+        else:
+            to.symlink_to(student)
+    done = run("collect", student, "--to", to)
+    assert isinstance(done.exception, UserError) and "are answers of a student" in str(
+        done.exception
+    )
+    assert "01.dice" in student.read_text() and "01.dice" in to.read_text()
+
+
+def test_a_table_replaces_a_table_and_nothing_else(tmp_path):
+    student, to = tmp_path / "ada.json", tmp_path / "class.csv"
+    student.write_text("{}")
+    assert run("collect", student, "--to", to).exit_code == 0
+    assert pd.read_csv(to).empty
+    student.write_text('{"01.dice": {"solved": true, "tries": 2}}')
+    assert run("collect", student, "--to", to).exit_code == 0
+    assert len(pd.read_csv(to)) == 1
+    to.write_text("my notes")
+    done = run("collect", student, "--to", to)
+    assert "is no table of answers: name another file" in str(done.exception)
+    assert to.read_text() == "my notes"
+    assert "is a folder" in str(run("collect", student, "--to", tmp_path).exception)
+
+
+def test_no_spreadsheet_computes_what_a_student_wrote(tmp_path):
+    written = ["=HYPERLINK(1)", "+1+1", "-2", "@SUM(A1)", "\t=1", "\r=1", " =1", "＝1", "a, b\n=1"]
+    known = {
+        f"{text} {place}": {"solved": True, "answer": text} for place, text in enumerate(written)
+    }
+    student = tmp_path / "=1+\x1b[2J.json"
+    student.write_text(json.dumps(known))
+    assert run("collect", student, "--to", tmp_path / "class.csv").exit_code == 0
+    table = pd.read_csv(tmp_path / "class.csv", keep_default_na=False)
+    assert set(table["student"]) == {"'=1+\\x1b[2J"}
+    kept = table["answer"].tolist()
+    assert kept[0] == "'=HYPERLINK(1)" and kept[-1] == "a, b\n=1"
+    for column in ("student", "item", "answer"):
+        for text in table[column]:
+            assert text[0] not in "=+-@\t\r ＝" and "\x1b" not in text and "\r" not in text
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_answers_of_a_student_are_one_sentence(kind, tmp_path):
+    text, problem = DAMAGED[kind]
+    student = tmp_path / "ada.json"
+    student.write_text(text)
+    done = run("collect", student, "--to", tmp_path / "class.csv")
+    assert isinstance(done.exception, UserError) and problem in str(done.exception)
+    assert str(student) in str(done.exception) and not (tmp_path / "class.csv").exists()
 
 
 def test_two_students_of_one_name_are_refused(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +12,13 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from .. import exercises, experiments
-from ..checkpoints import write_csv, write_text
-from ..errors import UserError
+from .. import exercises, experiments, notebooks
+from ..checkpoints import read_csv, write_csv, write_text
+from ..errors import UserError, printable
 from ..parameters import parse
 from ..places import CHECKOUT, EXPERIMENT, LESSON_COSTS, NOTEBOOKS, home, runs_folder
 from ..regimes import TAUGHT
-from .arguments import Parameters, assignments
+from .arguments import Parameters, assignments, check_file, check_folder
 from .errors import stoppable
 
 
@@ -29,7 +31,13 @@ def lab(
     """Open JupyterLab on the lessons; further options go to it, as in --no-browser."""
     if folder is None:
         folder = NOTEBOOKS if CHECKOUT else home() / "notebooks"
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise UserError(
+            "JupyterLab is not installed here: install the package jupyterlab, or open the lessons "
+            f"in {NOTEBOOKS} with another program"
+        )
     if folder.resolve() != NOTEBOOKS:
+        check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for notebook in sorted(NOTEBOOKS.glob("*.ipynb")):
             if not (folder / notebook.name).exists():  # what a learner has written stays
@@ -46,10 +54,14 @@ def build_site(
     """Execute the lessons and write them as pages that work from disk, with slides; begin with
     index.html.
     """
+    values = assignments(parameters)
+    folder = to or home() / "site"
+    check_folder(folder)
+    notebooks.check_installed()
     from .. import site  # here: a machine that only trains lacks nbformat
 
-    for page in site.build(to or home() / "site", assignments(parameters)):
-        typer.echo(str(page))
+    for page in site.build(folder, values):
+        typer.echo(printable(str(page)))
 
 
 def measure(
@@ -60,16 +72,19 @@ def measure(
     """Run the lessons, each from an empty folder of runs and again, and write into their headers
     what that costs.
     """
-    from .. import lessons
-
     if not CHECKOUT:
         raise UserError("the lessons that came with the kit are not written to: take a checkout")
+    notebooks.check_installed()
+    from .. import lessons
+
     paths = {path.stem: path for path in lessons.paths()}
     if unknown := set(names or []) - set(paths):
         raise UserError(
             f"there is no lesson {', '.join(sorted(unknown))}: choose from {', '.join(paths)}"
         )
-    costs = pd.read_csv(LESSON_COSTS).to_dict("records") if LESSON_COSTS.is_file() else []
+    check_file(LESSON_COSTS)
+    there = LESSON_COSTS.is_file()
+    costs = read_csv(LESSON_COSTS, text=("lesson", "code")).to_dict("records") if there else []
     kept = {row["lesson"]: row for row in costs if row["lesson"] in paths}
     for name in names or paths:
         kept[name] = lessons.measure(paths[name])
@@ -84,9 +99,10 @@ def warm(parameters: Parameters = None) -> None:
     (DEEPATLAS_RUNS, to share it).
     """
     experiment = parse({"dims": 2, **assignments(parameters)})
+    check_folder(runs_folder())
     with stoppable():
         experiments.train_or_load(experiment, *TAUGHT)
-    typer.echo(f"warm: {runs_folder() / experiment.name}")
+    typer.echo(printable(f"warm: {runs_folder() / experiment.name}"))
 
 
 def collect(
@@ -101,14 +117,31 @@ def collect(
         raise FileNotFoundError(
             f"{', '.join(missing)}: no such file; files of answers (answers.json) were wanted"
         )
+    check_file(to)
+    _refuse_other_than_a_table(to, files)
     rows = exercises.collect_answers(files)
-    write_csv(pd.DataFrame(rows), to)
-    typer.echo(f"{len(rows)} answers of {len(files)} students: {to}")
+    write_csv(pd.DataFrame(rows, columns=exercises.COLUMNS), to)
+    typer.echo(printable(f"{len(rows)} answers of {len(files)} students: {to}"))
+
+
+def _refuse_other_than_a_table(to: Path, files: list[Path]) -> None:
+    """UserError rather than replace answers, or anything else that this command has not written."""
+    if not to.exists():
+        return
+    if any(os.path.samefile(file, to) for file in files):
+        raise UserError(f"{to}: are answers of a student: name another file with --to")
+    with to.open(encoding="utf-8", errors="replace") as stream:
+        first = stream.readline(1000).strip()
+    if first not in ("", ",".join(exercises.COLUMNS)):
+        raise UserError(
+            f"{to}: is there already, and is no table of answers: name another file with --to"
+        )
 
 
 def handout(folder: Annotated[Path, typer.Argument(help="where the copies go")]) -> None:
     """Copy the lessons without their solutions, for a class."""
     from .. import lessons
 
+    check_folder(folder)
     copies = exercises.hand_out([*lessons.paths(), EXPERIMENT], folder)
-    typer.echo("\n".join(str(copy) for copy in copies))
+    typer.echo(printable("\n".join(str(copy) for copy in copies)))

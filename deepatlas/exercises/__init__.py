@@ -2,9 +2,10 @@
 progress.
 
 ``check`` runs a student's function on fresh random input beside an oracle, in 2D and 3D, and
-compares what comes out and, where asked, the gradients. A wrong answer is compared with what each
-classic mistake would have given, so that the hints speak of that mistake: first the symptom, at the
-next try the concept, then the line. No answer stops a notebook.
+compares what comes out and, where asked, the gradients; twice, on input with different right
+answers, so that no constant is right. A wrong answer is compared with what each classic mistake
+would have given, so that the hints speak of that mistake: first the symptom, at the next try the
+concept, then the line. No answer stops a notebook; only the person before it does (Ctrl-C).
 
 One file of exercises a lesson (``lesson_01.py``), one of questions (``quiz_01.yaml``). To add an
 exercise, write it into the file of its lesson and add a row to that file's ``EXERCISES``; the
@@ -15,24 +16,30 @@ lists lessons looks which files there are.
 from __future__ import annotations
 
 import importlib
-import json
+import random
 import textwrap
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Number
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints import write_json
-from ..errors import UserError
+from ..checkpoints import read_json, write_json
+from ..errors import UserError, brief, printable, shortened
 from ..places import answers_file
 
 HERE = Path(__file__).resolve().parent
 LEVELS = ("what you see", "the idea", "the line")
+LONGEST = 400  # characters of what is told of a problem
+MOST_NUMBERS = 10**6  # in an answer; right ones have less than a thousandth of it
+COLUMNS = ("student", "item", "solved", "tries", "last", "answer", "when")  # of collected answers
 
 
 @dataclass(frozen=True)
@@ -144,35 +151,55 @@ class Verdict:
 def judge(exercise: Exercise, function: Callable, seed: int | None = None) -> Verdict:
     """Try ``function`` on fresh random input (drawn by ``seed``, if given) in every dimension of
     ``exercise``.
+
+    What an answer sets for the whole process (gradients off, another default type, seeds) is set
+    back.
     """
     for dims in exercise.dims:
         generator = torch.Generator()
         generator.manual_seed(generator.seed() if seed is None else seed)
-        arguments = exercise.arguments(dims, generator)
-        verdict = _judge(exercise, function, arguments, f"in {dims}D ")
-        if not verdict.passed:
-            return verdict
+        for arguments, wanted in _two_cases(exercise, dims, generator):
+            verdict = _judge(exercise, function, arguments, wanted, f"in {dims}D ")
+            if not verdict.passed:
+                return verdict
     return Verdict(passed=True)
 
 
-def _judge(exercise: Exercise, function: Callable, arguments: tuple, where: str) -> Verdict:
-    wanted = _outcome(exercise, exercise.right, arguments)
+def _two_cases(
+    exercise: Exercise, dims: int, generator: torch.Generator
+) -> list[tuple[tuple, _Outcome]]:
+    """Arguments and what is right for them, drawn until what is right differs."""
+    cases = []
+    for _ in range(100):
+        with _usual_settings(), _silence():
+            arguments = exercise.arguments(dims, generator)
+            cases.append((arguments, _outcome(exercise, exercise.right, arguments)))
+        if _difference(cases[-1][1], cases[0][1], exercise.tolerance):
+            return [cases[0], cases[-1]]
+    raise ValueError(f"exercise {exercise.title!r}: the right answer is the same for all arguments")
+
+
+def _judge(
+    exercise: Exercise, function: Callable, arguments: tuple, wanted: _Outcome, where: str
+) -> Verdict:
     try:
         got = _outcome(exercise, function, arguments)
-    except Exception as error:  # whatever a student's code raises is an answer
+    except KeyboardInterrupt:  # not the answer's: somebody has pressed stop
+        raise
+    except BaseException as error:  # whatever a student's code raises is an answer, SystemExit too
+        text = _text_of(error)
         # PyTorch's own come with a text
-        if isinstance(error, NotImplementedError) and not str(error):
+        if isinstance(error, NotImplementedError) and not text:
             return Verdict(unfinished=True)
         got = None
-        problem = f"it stops with {type(error).__name__}: {error}"
+        problem = f"it stops with {type(error).__name__}: {text}"
     else:
-        if got.value is None or got.value is Ellipsis:
+        if got.nothing:
             return Verdict(unfinished=True)
         problem = _difference(got, wanted, exercise.tolerance)
     if not problem:
         return Verdict(passed=True)
-    if len(exercise.dims) > 1:
-        problem = where + problem
+    problem = shortened(where + problem if len(exercise.dims) > 1 else problem, LONGEST)
     for name, mistake in exercise.mistakes.items():
         if _makes(mistake, exercise, arguments, got):
             return Verdict(problem=problem, hints=mistake.hints, mistake=name)
@@ -182,64 +209,121 @@ def _judge(exercise: Exercise, function: Callable, arguments: tuple, where: str)
 def _makes(mistake: Mistake, exercise: Exercise, arguments: tuple, got: _Outcome | None) -> bool:
     """Does this mistake give what the answer gave (None: an error)?"""
     try:
-        made = _outcome(exercise, mistake.made, arguments)
+        with _silence():
+            made = _outcome(exercise, mistake.made, arguments)
     except Exception:  # a mistake may stop, as the answer may
         return got is None
     return got is not None and not _difference(got, made, exercise.tolerance)
 
 
+@contextmanager
+def _usual_settings() -> Iterator[None]:
+    """Those of a fresh process for a while, then those from before: random numbers, too."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    drawn, drawn_by_numpy = random.getstate(), np.random.get_state()
+    try:
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.enable_grad(),
+            np.errstate(all="warn"),
+            warnings.catch_warnings(),
+        ):
+            _set_defaults(torch.float32, torch.device("cpu"))
+            yield
+    finally:
+        _set_defaults(dtype, device)
+        random.setstate(drawn)
+        np.random.set_state(drawn_by_numpy)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Our own code knows what it divides by; where warnings are errors, it must go on, too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _set_defaults(dtype: torch.dtype, device: torch.device) -> None:
+    torch.set_default_dtype(dtype)
+    if torch.get_default_device() != device:  # setting it makes every call of PyTorch slower
+        torch.set_default_device(device)
+
+
+# --- what a function returned, and what distinguishes it ------------------------------------------
+
+
 @dataclass(frozen=True)
 class _Outcome:
-    """What a function returned, and the gradients by its tensors, those that there are."""
+    """What a function returned, as numbers, and the gradients by its tensors, those that there are.
 
-    value: object
-    gradients: Sequence[Tensor] = ()
+    ``numbers`` is an array, or a dictionary of arrays, or None for what is neither; ``text`` is
+    what is told of it. So nothing of the student's is touched afterwards.
+    """
+
+    numbers: np.ndarray | dict[str, np.ndarray | None] | None
+    text: str
+    gradients: Sequence[np.ndarray] = ()
+    nothing: bool = False  # a stub returns None, or ...
 
 
 def _outcome(exercise: Exercise, function: Callable, arguments: tuple) -> _Outcome:
     """Of copies of the arguments, so that nobody can change them."""
     copies = [_copy(argument, exercise.gradient) for argument in arguments]
-    value = function(*copies)
-    if not (exercise.gradient and isinstance(value, Tensor) and value.requires_grad):
-        return _Outcome(value)
+    with _usual_settings():
+        value = function(*copies)
+    with _usual_settings():  # once more: the function may have changed them
+        numbers = _numbers(value)
+        text = _text_of(value)
+        nothing = value is None or value is Ellipsis
+        if not (exercise.gradient and isinstance(value, Tensor) and numbers is not None):
+            return _Outcome(numbers, text, nothing=nothing)
+        return _Outcome(numbers, text, _gradients(value, copies))
+
+
+def _gradients(value: Tensor, copies: Sequence[object]) -> list[np.ndarray]:
+    """Of ``value`` by the tensors among ``copies``, those that there are."""
     inputs = [copy for copy in copies if isinstance(copy, Tensor) and copy.requires_grad]
+    if not value.requires_grad:
+        return []
     # a weighted sum, so that every entry of the value has its own say
-    weight = torch.linspace(0.5, 1.5, value.numel()).view(value.shape)
-    gradients = torch.autograd.grad((value * weight).sum(), inputs, allow_unused=True)
-    return _Outcome(value, [gradient for gradient in gradients if gradient is not None])
+    weight = torch.linspace(0.5, 1.5, value.numel()).view(value.shape).to(value.device)
+    found = torch.autograd.grad((value * weight).sum(), inputs, allow_unused=True)
+    return [_array(gradient) for gradient in found if gradient is not None]
 
 
 def _copy(argument: object, gradient: bool) -> object:
     if isinstance(argument, Tensor):
         return argument.clone().requires_grad_(gradient and argument.is_floating_point())
-    if isinstance(argument, np.ndarray):
+    if isinstance(argument, np.ndarray | list):
         return argument.copy()
     return argument
 
 
 def _difference(got: _Outcome, wanted: _Outcome, tolerance: float) -> str:
     """What distinguishes two outcomes, in words; empty if nothing does."""
-    if isinstance(wanted.value, Mapping):
-        return _difference_of_tables(got.value, wanted.value, tolerance)
-    return _difference_of_values(got.value, wanted.value, tolerance) or _difference_of_gradients(
+    if isinstance(wanted.numbers, dict):
+        return _difference_of_tables(got, wanted.numbers, tolerance)
+    return _difference_of_values(got, wanted, tolerance) or _difference_of_gradients(
         got.gradients, wanted.gradients, tolerance
     )
 
 
-def _difference_of_tables(value: object, right: Mapping, tolerance: float) -> str:
-    if not isinstance(value, Mapping) or value.keys() != right.keys():
-        return f"a dictionary with the keys {list(right)} was wanted, got {_brief(value)}"
+def _difference_of_tables(got: _Outcome, right: dict, tolerance: float) -> str:
+    if not isinstance(got.numbers, dict) or got.numbers.keys() != right.keys():
+        return f"a dictionary with the keys {list(right)} was wanted, got {got.text}"
     for key in right:
-        if text := _difference_of_values(value[key], right[key], tolerance):
+        mine = _Outcome(got.numbers[key], "something else")
+        theirs = _Outcome(right[key], "numbers")
+        if text := _difference_of_values(mine, theirs, tolerance):
             return f"at {key!r} {text}"
     return ""
 
 
-def _difference_of_values(value: object, right: object, tolerance: float) -> str:
-    a, b = _array(value), _array(right)
-    if a is None or b is None:  # not numbers
-        same = a is None and b is None and value == right
-        return "" if same else f"{_brief(right)} was wanted, got {_brief(value)}"
+def _difference_of_values(got: _Outcome, wanted: _Outcome, tolerance: float) -> str:
+    a, b = got.numbers, wanted.numbers
+    if not isinstance(a, np.ndarray):  # no numbers
+        return f"{wanted.text} was wanted, got {got.text}"
     if a.shape != b.shape:
         return f"the shape {b.shape} was wanted, got {a.shape}"
     close = np.isclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
@@ -251,7 +335,7 @@ def _difference_of_values(value: object, right: object, tolerance: float) -> str
 
 
 def _difference_of_gradients(
-    got: Sequence[Tensor], wanted: Sequence[Tensor], tolerance: float
+    got: Sequence[np.ndarray], wanted: Sequence[np.ndarray], tolerance: float
 ) -> str:
     if len(got) < len(wanted):
         return (
@@ -262,32 +346,52 @@ def _difference_of_gradients(
         return "the value is right, but a gradient flows where nothing may learn"
     allowed = 10 * tolerance
     for mine, theirs in zip(got, wanted, strict=True):
-        if not torch.allclose(mine, theirs, rtol=allowed, atol=allowed, equal_nan=True):
+        if not np.allclose(mine, theirs, rtol=allowed, atol=allowed, equal_nan=True):
             return "the value is right, but its gradient is not"
     return ""
 
 
-def _array(value: object) -> np.ndarray | None:
-    """Any sensible container of numbers; None for anything else."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu().double().numpy()
-    if not (isinstance(value, int | float | np.ndarray | np.generic) or _is_row(value)):
-        return None
+def _numbers(value: object) -> np.ndarray | dict[str, np.ndarray | None] | None:
+    """Any sensible container of numbers as an array, or a dictionary of such containers as one of
+    arrays; None for anything else, an object that resists among them.
+    """
     try:
-        return np.asarray(value, dtype=float)
-    except (TypeError, ValueError):  # an array of names
+        if isinstance(value, Mapping):
+            items = dict(value).items()
+            return {key: _array(item) for key, item in items if isinstance(key, str)}
+        return _array(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a sparse tensor, one without data, 10**400, or an object that lies
         return None
 
 
-def _is_row(value: object) -> bool:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        return False
-    return all(isinstance(x, int | float) for x in value)
+def _array(value: object) -> np.ndarray | None:
+    """Numbers as an array of floats; None for what are none, errors for what cannot be read."""
+    if isinstance(value, Tensor):
+        if value.is_complex() or value.numel() > MOST_NUMBERS:
+            return None
+        return value.detach().cpu().double().numpy()
+    if isinstance(value, list | tuple | range):
+        if len(value) > MOST_NUMBERS:
+            return None
+        rows = [_array(item) for item in value]
+        return None if any(row is None for row in rows) else np.array(rows, dtype=float)
+    if not isinstance(value, Number | np.ndarray) or isinstance(value, complex):
+        return None
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind not in "biuf":
+        return None  # names, dates, complex numbers
+    return np.asarray(value, dtype=float)
 
 
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
+def _text_of(value: object) -> str:
+    """What a sentence quotes of an object, or of an error: short, printable, and whatever it is."""
+    try:
+        return shortened(str(value)) if isinstance(value, BaseException) else brief(value, 60)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # its __repr__ is a student's, too
+        return f"something that cannot be shown, of type {type(value).__name__}"
 
 
 # --- what has been answered -----------------------------------------------------------------------
@@ -298,37 +402,72 @@ def read_answers(path: Path | None = None) -> dict[str, dict]:
     path = path or answers_file()
     if not path.is_file():
         return {}
-    try:
-        answers = json.loads(path.read_text(encoding="utf-8"))
-        if not all(isinstance(entry, dict) and "solved" in entry for entry in answers.values()):
-            raise ValueError("entries without 'solved'")
-    except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path}: not a file of answers ({error}): move it away to begin anew"
-        ) from error
+    answers = read_json(path)
+    problem = ""
+    if not isinstance(answers, dict):
+        problem = "a dictionary of answers was wanted"
+    else:
+        problems = (_problem_of(name, entry) for name, entry in answers.items())
+        problem = next(filter(None, problems), "")
+    if problem:
+        raise UserError(f"{path}: not a file of answers ({problem}): move it away to begin anew")
     return answers
 
 
+def _problem_of(name: str, entry: object) -> str:
+    """What is wrong with an entry of a file of answers; empty if nothing is."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("solved"), bool):
+        return f"{brief(name)} is not told to be solved by true or false"
+    tries = entry.get("tries", 0)  # a prediction has none
+    if type(tries) is not int or not 0 <= tries < 10**9:
+        return f"the tries of {brief(name)} are no number of tries: {brief(tries)}"
+    texts = [name, *(entry.get(key, "") for key in ("last", "answer", "when"))]
+    for text in texts:
+        if not isinstance(text, str):
+            return f"a text was wanted in {brief(name)}, got {brief(text)}"
+        if text != text.encode("utf-8", "replace").decode():
+            return f"half a letter stands in {brief(name)}"
+    return ""
+
+
 def _entry(answers: Mapping[str, dict], name: str) -> dict:
-    return answers.get(name, {"solved": False, "tries": 0})
+    return {"solved": False, "tries": 0} | answers.get(name, {})
+
+
+def _read_or_say() -> dict[str, dict] | None:
+    """The answers so far; None if the file is damaged, which is said and stops nobody."""
+    try:
+        return read_answers()
+    except (UserError, OSError) as error:
+        print(f"(not kept: {shortened(str(error))}. The file stays as it is.)")
+        return None
 
 
 def store(name: str, **what: object) -> dict:
-    """Update the entry of an exercise or a question, and the file; returns the entry."""
-    answers = read_answers()
-    entry = _entry(answers, name) | what
+    """Update the entry of an exercise or a question, and the file; returns the entry.
+
+    Where that cannot be, it is said and not kept: no answer stops a notebook.
+    """
+    answers = _read_or_say()
+    kept = answers is not None
+    entry = (answers or {}).get(name, {}) | what
     entry["when"] = time.strftime("%Y-%m-%d %H:%M:%S")
-    answers[name] = entry
-    try:
-        write_json(answers, answers_file())
-    except OSError as error:
-        print(f"(not kept: {error}. Let DEEPATLAS_ANSWERS name a file that can be written.)")
+    if kept:
+        answers[name] = entry
+        try:
+            write_json(answers, answers_file())
+        except (UserError, OSError) as error:
+            text = shortened(str(error))
+            print(f"(not kept: {text}. Let DEEPATLAS_ANSWERS name a file that can be written.)")
     return entry
 
 
 def count_try(name: str, right: bool, **what: object) -> int:
     """Store a try and return how many there were; what was solved once stays solved."""
-    entry = _entry(read_answers(), name)
+    answers = _read_or_say()
+    if answers is None:
+        return 0
+    entry = _entry(answers, name)
     solved = entry["solved"] or right
     return store(name, solved=solved, tries=entry["tries"] + 1, **what)["tries"]
 
@@ -336,7 +475,7 @@ def count_try(name: str, right: bool, **what: object) -> int:
 def _count(name: str, verdict: Verdict) -> int:
     """Tries so far; nothing written is none."""
     if verdict.unfinished:
-        return _entry(read_answers(), name)["tries"]
+        return 0
     if verdict.passed:
         return count_try(name, True, last="")
     return count_try(name, False, last=verdict.mistake or "other")
@@ -344,20 +483,25 @@ def _count(name: str, verdict: Verdict) -> int:
 
 def progress() -> None:
     """Print what is solved, lesson by lesson, and where the answers are kept."""
-    answers = read_answers()
+    answers = _read_or_say()
+    if answers is None:
+        return
     for lesson in lessons():
         solved = [_entry(answers, f"{lesson}.{task}")["solved"] for task in exercises_of(lesson)]
         boxes = "".join("■" if done else "□" for done in solved)
         print(f"lesson {lesson}: {sum(solved)} of {len(solved)} exercises [{boxes}]")
-    print(f"kept in {answers_file()}")
+    print(f"kept in {printable(str(answers_file()))}")
 
 
 # --- for teachers ---------------------------------------------------------------------------------
 
+# A table opened as a spreadsheet computes cells that begin so, in letters of full width, too.
+FORMULAS = "=+-@＝＋－＠"
+
 
 def collect_answers(files: Sequence[Path]) -> list[dict]:
     """One row per student (the name of the file) and exercise, prediction or question: solved,
-    tries, answer, when.
+    tries, answer, when. A text that a spreadsheet would take for a formula begins with '.
 
     UserError if two files have one name.
     """
@@ -369,11 +513,20 @@ def collect_answers(files: Sequence[Path]) -> list[dict]:
     rows = []
     for file in files:
         for name, entry in read_answers(Path(file)).items():
-            row = {"student": Path(file).stem, "item": name}
-            for key in ("solved", "tries", "last", "answer", "when"):
-                row[key] = entry.get(key, "")
+            known = entry | {"student": Path(file).stem, "item": name}
+            row = {}
+            for key in COLUMNS:
+                value = known.get(key, "")
+                row[key] = _harmless(value) if isinstance(value, str) else value
             rows.append(row)
     return rows
+
+
+def _harmless(text: str) -> str:
+    """``text`` for a cell of a table: a text, whatever program reads it."""
+    text = printable(text)
+    computed = text.strip()[:1] in tuple(FORMULAS) or text[:1].isspace()
+    return f"'{text}" if computed else text
 
 
 def hand_out(notebooks: Sequence[Path], folder: Path) -> list[Path]:
@@ -389,7 +542,7 @@ def hand_out(notebooks: Sequence[Path], folder: Path) -> list[Path]:
             "choose another folder"
         )
     for notebook, copy in zip(notebooks, copies, strict=True):
-        content = json.loads(notebook.read_text(encoding="utf-8"))
+        content = read_json(notebook)
         content["cells"] = [cell for cell in content["cells"] if not _is_solution(cell)]
         write_json(content, copy)
     return copies

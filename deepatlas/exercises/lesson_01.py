@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from . import Exercise
+from . import Exercise, numpy_generator
 
 # --- overlap --------------------------------------------------------------------------------------
 
@@ -210,7 +210,7 @@ def _axes_reversed(affine, index):
 
 
 def _raw_image(dims: int, generator: Generator) -> tuple[np.ndarray]:
-    rng = np.random.default_rng(generator.initial_seed() % 2**32)
+    rng = numpy_generator(generator)
     image = rng.gamma(4.0, 100.0, (24,) * dims) + 300
     image[:10] = 20.0  # air around the head
     image.flat[-2:] = 50_000  # a few voxels that shine

@@ -33,7 +33,8 @@ def _taken_and_planned(dims: int, generator: Generator) -> tuple[Tensor, Tensor]
     taken[0] = 0
     taken = torch.cat([taken, torch.tensor([[0, 2]])])
     planned = torch.cat([planned, torch.tensor([[3, 12]])])
-    return taken, planned
+    order = torch.randperm(len(planned), generator=generator)  # or the answer were always the same
+    return taken[order], planned[order]
 
 
 def _furthest_behind(taken: Tensor, planned: Tensor) -> Tensor:
