@@ -229,7 +229,10 @@ class Experiment(BaseModel):
     @classmethod
     def _read_weights(cls, value: object) -> object:
         if not isinstance(value, Mapping):
-            return value
+            raise ValueError(
+                "weights by their names were wanted, as in term_weights.similarity=0.5 on the "
+                'command line or {"similarity": 0.5} elsewhere'
+            )
         return {name: _suiting(weight, float) for name, weight in value.items()}
 
     @field_validator("similarity", "networks")

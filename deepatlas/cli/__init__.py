@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .. import places
 from . import data, errors, run, sweep, teach
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ def options(
 ) -> None:
     """Options of every command; they stand before its name."""
     errors.shown.tracebacks = debug
+    places.settle()
 
 
 app.command()(run.doctor)

@@ -1,21 +1,25 @@
-"""Arguments that several commands share."""
+"""Arguments that several commands share, and what is tried before a long work begins."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 
-from ..errors import UserError
+from ..errors import UserError, brief, shortened
+from ..parameters import plain
 
 Parameters = Annotated[list[str] | None, typer.Argument(help="NAME=VALUE, as in dataset=oasis35")]
 Root = Annotated[Path | None, typer.Option(help="where run folders are kept")]
 
+LONGEST_NAME = 200  # bytes; systems allow 255, and a file that is being written has a longer name
+
 
 def assignments(texts: list[str] | None) -> dict[str, object]:
-    """NAME=VALUE texts as a dictionary; values as YAML reads them.
+    """NAME=VALUE texts as a dictionary; values as ``parameters.plain`` reads them.
 
     NAME.KEY=VALUE is an entry of the dictionary NAME, as in term_weights.similarity=0.5.
     """
@@ -24,15 +28,50 @@ def assignments(texts: list[str] | None) -> dict[str, object]:
         name, equals, value = text.partition("=")
         name, dot, key = name.partition(".")
         if not equals or not name.isidentifier() or (dot and not key.isidentifier()):
-            raise UserError(f"parameters are written NAME=VALUE, e.g. labelled=5, got {text!r}")
+            raise UserError(
+                f"parameters are written NAME=VALUE, e.g. labelled=5, got {brief(text)}"
+            )
+        if not value:
+            raise UserError(
+                f"parameter {brief(name)} has no value: write one after the =, or leave it out"
+            )
         try:
-            plain = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"parameter {name!r}: {value!r} is not a plain value") from error
+            read = plain(value)
+        except UserError as error:
+            raise UserError(f"parameter {brief(name)}: {error}") from error
         if not dot:
-            values[name] = plain
+            values[name] = read
         elif isinstance(values.setdefault(name, {}), dict):
-            values[name][key] = plain
+            values[name][key] = read
         else:
-            raise UserError(f"parameter {name!r} = {values[name]!r} has no entry {key!r}")
+            raise UserError(
+                f"parameter {brief(name)} = {brief(values[name])} has no entry {brief(key)}"
+            )
     return values
+
+
+def check_file(file: Path) -> None:
+    """UserError now, not after the work, if ``file`` could not be written; nothing is left."""
+    if file.is_dir():
+        raise UserError(f"{file}: is a folder, and the file to write was wanted: name one in it")
+    if len(os.fsencode(file.name)) > LONGEST_NAME:
+        raise UserError(f"{shortened(file.name)}: too long a name for a file: choose a shorter one")
+    check_folder(file.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """UserError now, not after the work, if nothing could be written into ``folder``, which need
+    not be there yet; nothing is left there.
+    """
+    there = folder.absolute()
+    while not os.path.lexists(there):  # a link that leads nowhere is in the way, too
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(f"{there}: is not a folder, so {folder} cannot be one: name another place")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{there}: nothing can be written there ({error.strerror}): name another folder"
+        ) from error

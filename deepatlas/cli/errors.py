@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,30 +11,76 @@ from types import SimpleNamespace
 import torch
 import typer
 
-from ..checkpoints import Interrupted
-from ..errors import UserError
+from ..checkpoints import DISK_FULL, Interrupted
+from ..errors import UserError, shortened
 
 shown = SimpleNamespace(tracebacks=False)  # set by the option --debug
 
-# What the user can mend: by other words, other files, another learning rate.
-OF_THE_USER = (UserError, OSError, FloatingPointError)
+# What the user can mend: by other words, other files, another learning rate, more memory.
+OF_THE_USER = (UserError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError)
+LONGEST = 2000  # characters of a sentence
 
 
 @contextmanager
 def as_one_line() -> Iterator[None]:
-    """A mistake of the user becomes one line; a bug, ours or a library's, keeps its traceback."""
+    """A mistake of the user becomes one line; a bug, ours or a library's, keeps its traceback.
+
+    Nothing is said if the reader of the output has gone (``deepatlas data | head -1``), or of
+    Ctrl-C.
+    """
     try:
-        yield
+        try:
+            yield
+        finally:
+            _flush()
+    except BrokenPipeError:
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except OF_THE_USER as error:
         if shown.tracebacks:
             raise
-        sys.exit(f"deepatlas: {error}")
-    except torch.OutOfMemoryError:
-        if shown.tracebacks:
+        sys.exit(f"deepatlas: {shortened(_sentence(error), LONGEST)}")
+    except RuntimeError as error:
+        if shown.tracebacks or not _memory_is_short(error):
             raise
-        sys.exit(
-            "deepatlas: the GPU has too little memory: lower batch_size, or take profile=class"
+        sys.exit(f"deepatlas: {shortened(_sentence(MemoryError()), LONGEST)}")
+
+
+def _flush() -> None:
+    """Write what waits to be written; what cannot be is given up, or Python would complain of it
+    at its end.
+    """
+    if sys.stdout is None:  # closed by who has called the command
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _sentence(error: BaseException) -> str:
+    """What happened, and what to do."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU has too little memory: lower batch_size, or take profile=class"
+    if isinstance(error, MemoryError):
+        what = f" ({error})" if str(error) else ""
+        return (
+            f"there is too little memory{what}: lower batch_size, take profile=class or dims=2, or "
+            "close other programs"
         )
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}no space is left on the disk: free some, and start again"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return str(error) or type(error).__name__
+
+
+def _memory_is_short(error: RuntimeError) -> bool:
+    """Is it what PyTorch raises on a CPU instead of a MemoryError?"""
+    return "DefaultCPUAllocator" in str(error) and "memory" in str(error)
 
 
 @contextmanager
@@ -42,5 +89,5 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        typer.echo(f"deepatlas: {stop}", err=True)
+        typer.echo(f"deepatlas: {shortened(str(stop), LONGEST)}", err=True)
         raise typer.Exit(130) from stop

@@ -8,19 +8,19 @@ from typing import Annotated
 import typer
 
 from .. import doctor as machine_doctor
-from .. import experiments, models, reporting
-from ..errors import UserError
+from .. import experiments, models, notebooks, reporting
+from ..errors import UserError, printable
 from ..parameters import parse
-from ..places import CHECKOUT, WEIGHTS
+from ..places import CHECKOUT, WEIGHTS, runs_folder
 from ..regimes import JOINT, NETWORK_OF
-from .arguments import Parameters, Root, assignments
+from .arguments import Parameters, Root, assignments, check_file, check_folder
 from .errors import stoppable
 
 
 def doctor() -> None:
     """Say what this machine can do, and what to do next."""
     for line in machine_doctor.examine():
-        typer.echo(line)
+        typer.echo(printable(line))
 
 
 def run(
@@ -32,13 +32,16 @@ def run(
 ) -> None:
     """Train every regime, score it on the test scans, and show the result in a notebook."""
     experiment = parse(assignments(parameters))
+    check_folder(root or runs_folder())
+    if not no_notebook:
+        notebooks.check_installed()
     with stoppable():
         folder = experiments.run(experiment, root)
     _print_table(folder)
     if not no_notebook:
         html = reporting.report(folder)
-        typer.echo(f"report:   {html}\nnotebook: {folder / 'experiment.ipynb'}")
-    typer.echo(f"scores:   {folder / 'scores.csv'}")
+        typer.echo(printable(f"report:   {html}\nnotebook: {folder / 'experiment.ipynb'}"))
+    typer.echo(printable(f"scores:   {folder / 'scores.csv'}"))
 
 
 def table(folder: Path) -> None:
@@ -46,7 +49,7 @@ def table(folder: Path) -> None:
     _print_table(folder)
     for task in NETWORK_OF:
         structures = reporting.structure_table(folder, task).to_string()
-        typer.echo(f"\nDice % of each structure, {task}\n{structures}")
+        typer.echo(printable(f"\nDice % of each structure, {task}\n{structures}"))
 
 
 def keep_weights(
@@ -66,17 +69,32 @@ def keep_weights(
     if to is None and not CHECKOUT:
         raise UserError("weights that came with the kit are not replaced: name a file with --to")
     path = to or WEIGHTS / f"{experiment.dataset}.pt"
+    check_file(path)
+    check_folder(runs_folder())
+    if to is not None and to.exists():
+        _refuse_other_than_weights(to)
     with stoppable():
         folder = experiments.run(experiment)
     record = experiments.read_record(folder)
     models.keep(experiments.load_networks(folder, JOINT), record, path)
-    typer.echo(f"weights: {path}")
+    typer.echo(printable(f"weights: {path}"))
+
+
+def _refuse_other_than_weights(file: Path) -> None:
+    try:
+        models.load(file)
+    except UserError as error:
+        raise UserError(
+            f"{file}: is there already, and holds no weights that this version of the kit reads: "
+            "name another file, or move this one away"
+        ) from error
 
 
 def _print_table(folder: Path) -> None:
     record = reporting.load_record(folder)
+    dataset = printable(record["experiment"]["dataset"])
     typer.echo(
-        f"\n{record['experiment']['dataset']}: N = {record['labelled_training_scans']} of "
+        f"\n{dataset}: N = {record['labelled_training_scans']} of "
         f"{record['training_scans']} training scans labelled, "
         f"V = {record['labelled_validation_scans']} labelled validation scans, "
         f"{record['test_scans']} test scans"

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from .. import evidence, experiments, sweeps
-from ..checkpoints import write_text
-from ..errors import UserError
+from ..checkpoints import write_atomically, write_text
+from ..errors import UserError, printable
 from ..places import CHECKOUT, RESULTS, runs_folder
-from .arguments import Root, assignments
+from .arguments import Root, assignments, check_file, check_folder
 from .errors import stoppable
 
 
@@ -38,14 +38,18 @@ def sweep(
     todo = sweeps.read_sweep(file, assignments(only))
     sweeps.refuse_older(results)
     if not todo:
-        typer.echo(f"{file}: no experiment in it has {' '.join(only or [])}: nothing to do")
+        wanted = " ".join(only or [])
+        typer.echo(printable(f"{file}: no experiment in it has {wanted}: nothing to do"))
         return
+    check_folder(root or runs_folder())
+    check_folder(results / "runs")
     for i, experiment in enumerate(todo, 1):
-        typer.echo(f"experiment {i} of {len(todo)}: {experiment.name}")
+        typer.echo(printable(f"experiment {i} of {len(todo)}: {experiment.name}"))
         with stoppable():
             folder = experiments.run(experiment, root)
         rows, _ = sweeps.collect([folder], results)
-    typer.echo(f"{len(rows)} rows of {rows['run'].nunique()} runs: {results / 'regimes.csv'}")
+    table = printable(str(results / "regimes.csv"))
+    typer.echo(f"{len(rows)} rows of {rows['run'].nunique()} runs: {table}")
 
 
 def gains(
@@ -59,15 +63,18 @@ def gains(
 
     ours = results.resolve() == RESULTS
     in_wheel = ours and not CHECKOUT
+    picture = (Path.cwd() if in_wheel else results) / "dice_against_n.png"
     rows = evidence.load_results(results)
-    typer.echo(evidence.gains(rows).to_string(index=False, float_format="{:.1f}".format))
+    check_file(picture)
+    table = evidence.gains(rows).to_string(index=False, float_format="{:.1f}".format)
+    typer.echo(printable(table))
     try:
         curves = evidence.dice_against_n(rows)
     except UserError as error:
-        typer.echo(f"no figure: {error}")
+        typer.echo(printable(f"no figure: {error}"))
     else:
         figure = plots.dice_against_n_figure(curves, plots.drawn_against_n())
-        figure.savefig((Path.cwd() if in_wheel else results) / "dice_against_n.png", dpi=110)
+        write_atomically(picture, lambda file: figure.savefig(file, dpi=110, format="png"))
     if ours and not in_wheel:
         for page in evidence.PAGES:
             filled = evidence.fill_tables(page.read_text(encoding="utf-8"))
