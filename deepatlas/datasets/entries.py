@@ -90,7 +90,7 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: Words = Field(pattern=r"^\w[\w.-]*$", max_length=100)  # it names folders of runs
+    name: str
     title: Words
     licence: Words
     credit: Line = ""  # whose it is, as they want it said
@@ -115,6 +115,16 @@ class Entry(BaseModel):
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
 
     # --- checks ---
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not re.fullmatch(r"\w[\w.-]{0,99}", name):
+            raise ValueError(
+                "letters, digits, '_', '-' and '.' were wanted, as folders of runs are named after "
+                f"it, got {shown(name)}"
+            )
+        return name
 
     @field_validator("split", mode="before")
     @classmethod
@@ -409,9 +419,11 @@ def _as_written(key: str) -> str:
 
 def _sentence(item: Mapping) -> str:
     """One mistake, as pydantic describes it, in words."""
-    key = ".".join(_as_written(str(part)) for part in item["loc"])
+    parts = [str(part) for part in item["loc"]]
     if item["type"] == "extra_forbidden":
-        return f"there is no key {key!r}{meant(key, _KEYS)}"
+        whole = ".".join(parts)
+        return f"there is no key {shown(whole)}{meant(whole, _KEYS)}"
+    key = ".".join(map(_as_written, parts))
     if item["type"] == "missing":
         return f"{key} is missing"
     text = item["msg"].removeprefix("Value error, ")
