@@ -202,8 +202,12 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> object:
     try:
         with zipfile.ZipFile(content) as archive:
             damaged = archive.testzip()
+            # of what is marked as a folder PyTorch reads nothing, and leaves what memory holds
+            folders = [item.filename for item in archive.infolist() if item.external_attr & 0x10]
         if damaged is not None:
             raise ValueError(f"the checksum of {damaged} is wrong")
+        if folders:
+            raise ValueError(f"{folders[0]} is marked as a folder")
         content.seek(0)
         return torch.load(content, map_location=device, weights_only=True)
     except torch.OutOfMemoryError:  # nothing is wrong with the file
@@ -217,8 +221,8 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> object:
 
 def _briefly(text: str) -> str:
     """The first line of ``text``, at most 200 characters: what is damaged may hold anything."""
-    line = text.strip().partition("\n")[0]
-    return printable(line if len(line) <= 200 else f"{line[:200]}...")
+    line = printable(text.strip().partition("\n")[0])
+    return line if len(line) <= 200 else f"{line[:200]}..."
 
 
 def load_weights(net: nn.Module, weights: object, path: Path) -> None:
