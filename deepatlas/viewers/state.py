@@ -26,7 +26,7 @@ LAYERS = {
     "scan": ["labels"],
     "registration": ["labels", "grid", "arrows", "|u|", "det J", "folds"],
 }
-MOST_BYTES = 2**28  # of volumes for one page: browsers hold texts of half a gigabyte
+MOST_BYTES = 2**28  # of volumes: the largest page that Chromium was seen to open was as large
 TABLES = {"grey": "gray", "sequential": "viridis", "diverging": "RdBu_r"}  # matplotlib's names
 ENDS = {  # the letters at the low and the high end of an axis that leads towards the key
     "R": ("L", "R"),
