@@ -171,7 +171,11 @@ def read_csv(
             f"{_briefly(', '.join(names))}"
         )
     for name in required:
-        if name not in text and not pd.api.types.is_numeric_dtype(table[name]):
+        if name in text:
+            continue
+        if table.empty:
+            table[name] = table[name].astype(float)
+        elif not pd.api.types.is_numeric_dtype(table[name]):
             raise UserError(f"{path}: damaged, not every value of its column {name!r} is a number")
     return table
 

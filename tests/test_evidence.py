@@ -1,10 +1,12 @@
 """What many runs show together: gains with intervals that count runs as chance, and pages."""
 
 import math
+import shutil
 import subprocess
 import sys
 
 from deepatlas import evidence, experiments, sweeps
+from deepatlas.errors import UserError
 from deepatlas.evidence import pages
 from deepatlas.parameters import parse
 
@@ -16,6 +18,40 @@ import pytest
 def test_without_results_it_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="the tables that `deepatlas sweep` keeps"):
         evidence.load_results(tmp_path)
+
+
+@pytest.fixture
+def committed(tmp_path):
+    """A copy of the project's own tables."""
+    for name in ("regimes.csv", "subjects.csv"):
+        shutil.copyfile(evidence.RESULTS / name, tmp_path / name)
+    return tmp_path
+
+
+def test_tables_with_other_columns_are_told(committed):
+    for name, number in (("regimes.csv", "77.1674"), ("subjects.csv", "83.789")):
+        path = committed / name
+        whole = path.read_text(encoding="utf-8")
+        path.write_text(whole.replace("regime,", "arm,", 1), encoding="utf-8")
+        with pytest.raises(UserError, match=rf"{name}: not the table .* has no column regime, on"):
+            evidence.load_results(committed)
+        path.write_text(whole.replace(number, "x", 1), encoding="utf-8")
+        with pytest.raises(UserError, match=rf"{name}: damaged, not every value of .* is a number"):
+            evidence.load_results(committed)
+        path.write_text(whole.replace(number, "7", 1), encoding="utf-8")
+        with pytest.raises(UserError, match=r"regimes\.csv and subjects\.csv do not say the same"):
+            evidence.load_results(committed)
+        path.write_text(whole, encoding="utf-8")
+    assert len(evidence.load_results(committed)) > 10_000
+
+
+@pytest.mark.parametrize("name", ["regimes.csv", "subjects.csv"])
+@pytest.mark.parametrize("lines", [1, 2, 100, -1])
+def test_a_table_cut_at_a_lines_end_is_told(committed, name, lines):
+    whole = (committed / name).read_text(encoding="utf-8").splitlines(keepends=True)
+    (committed / name).write_text("".join(whole[:lines]), encoding="utf-8")
+    with pytest.raises(UserError, match=r"regimes\.csv and subjects\.csv do not say the same"):
+        evidence.load_results(committed)
 
 
 def rows_of(values):
@@ -309,6 +345,7 @@ sys.modules["deepatlas.regimes"] = deepatlas.regimes = regimes
 exec(compile(text.replace("REGIMES = {\\n", row), "regimes.py", "exec"), regimes.__dict__)
 
 from deepatlas import evidence, reporting
+from deepatlas.errors import UserError
 from deepatlas.evidence import pages
 
 rows = evidence.load_results()

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import shutil
 
-from deepatlas import evidence, experiments, records, sweeps
+from deepatlas import checkpoints, evidence, experiments, records, reporting, sweeps
 from deepatlas.cli import app
 from deepatlas.errors import UserError
 from deepatlas.parameters import parse
@@ -58,11 +58,40 @@ def test_what_stands_twice_runs_once(sweep):
         ("labelled = 1", "sweep.toml: .*tables of parameters were wanted"),
         ("sweep = 3", "sweep.toml: .*tables of parameters were wanted"),
         ("[sweep]\nseed = 1", "sweep.toml: .*tables of parameters were wanted"),
+        ("[[sweeps]]\nseed = 1", "sweep.toml: .*were wanted, and sweeps is in it"),
+        ("", "sweep.toml: .*were wanted, and nothing is in it"),
+        ("sweep = [1]", "sweep.toml: .*were wanted, and sweep is in it"),
+        ("[[sweep]]\nseed = []", "sweep.toml: .*the list of 'seed' is empty"),
+        ("[[sweep]]\nseed = 2026-11-26", "sweep.toml: .*parameter 'seed'"),
+        ("[[sweep]]\nseed = " + "[" * 100_000, "sweep.toml: .*tables of parameters were wanted"),
     ],
 )
 def test_a_mistake_names_the_file(sweep, text, wanted):
     sweep.write_text(text)
     with pytest.raises(ValueError, match=wanted):
+        sweeps.read_sweep(sweep)
+
+
+def test_more_combinations_than_anyone_runs_are_refused_before_they_are_built(sweep):
+    """39^7: the numbers alone would fill the memory."""
+    names = ("seed", "label_seed", "seg_steps", "reg_steps", "joint_steps", "reg_turns", "passes")
+    lines = [f"{name} = {list(range(2, 41))}" for name in names]
+    sweep.write_text("\n".join(["[[sweep]]", *lines]))
+    with pytest.raises(UserError, match=r"sweep\.toml: .*137,231,006,679 experiments.*most 10,000"):
+        sweeps.read_sweep(sweep)
+
+
+def test_a_mark_at_the_beginning_of_a_sweep_is_no_mistake(sweep):
+    sweep.write_text(SWEEP, encoding="utf-8-sig")
+    assert len(sweeps.read_sweep(sweep)) == 4
+
+
+def test_a_bug_is_not_called_a_mistake_in_the_file(sweep, monkeypatch):
+    def bug(_):
+        raise KeyError("ours")
+
+    monkeypatch.setattr("deepatlas.sweeps.plan.parse", bug)
+    with pytest.raises(KeyError):
         sweeps.read_sweep(sweep)
 
 
@@ -82,6 +111,7 @@ def test_an_unknown_filter_is_refused(sweep):
     "only, wanted",
     [
         ({"dataset": "phantom-kne"}, "phantom-kne"),
+        ({"seed": True}, "^parameter 'seed' = True: a number or a word was wanted"),
         ({"seed": "one"}, "^parameter 'seed' = 'one': input .*integer"),
         ({"profile": "clas"}, "^parameter 'profile' = 'clas': .*'class'"),
     ],
@@ -160,6 +190,50 @@ def test_rows_of_the_same_experiment_are_replaced(sweep, tmp_path):
     regimes, subjects = sweeps.collect([new], results)
     assert set(regimes["run"]) == set(subjects["run"]) == {new.name, other.name}
     assert {path.stem for path in (results / "runs").iterdir()} == {new.name, other.name}
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "run.json"])
+def test_of_a_damaged_run_nothing_is_collected(sweep, tmp_path, name):
+    """What was collected before stays, and it is told before the next training."""
+    experiment = sweeps.read_sweep(sweep, {"labelled": 2, "seed": 0})[0]
+    folder = experiments.run(experiment, tmp_path / "runs")
+    results = tmp_path / "results"
+    sweeps.collect([folder], results)
+    before = contents(results)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content.replace(b"0.9", b"0.8", 1).replace(b"true", b"false", 1))
+    with pytest.raises(UserError, match=rf"{name}: damaged"):
+        sweeps.collect([folder], results)
+    assert contents(results) == before
+    sweeps.check_results(results)
+    (results / "subjects.csv").write_bytes(bytes(1000))
+    with pytest.raises(UserError, match=r"subjects\.csv: not the table that was wanted"):
+        sweeps.check_results(results)
+
+
+def test_names_survive_from_the_run_to_the_evidence(sweep, tmp_path):
+    """A subject "null", and a structure "NA": read with pandas' defaults they are missing."""
+    experiment = sweeps.read_sweep(sweep, {"labelled": 2, "seed": 0})[0]
+    folder = experiments.run(experiment, tmp_path / "runs")
+    scores = reporting.load_scores(folder)
+    subjects, structures = scores["subject"].unique(), scores["structure"].unique()
+    new = scores.assign(
+        subject=scores["subject"].replace({subjects[0]: "null", subjects[1]: "007"}),
+        structure=scores["structure"].replace({structures[0]: "NA"}),
+    )
+    checkpoints.write_csv(new, folder / "scores.csv")
+    record = records.read_record(folder)
+    records.keep_hash(record, folder, "scores.csv")
+    records.write_record(record, folder)
+    regimes, _ = sweeps.collect([folder], tmp_path / "results")
+    rows = evidence.load_results(tmp_path / "results")
+    assert {"null", "007"} <= set(rows["subject"])
+    means = rows.groupby(["task", "regime"])["dice"].mean()
+    np.testing.assert_allclose(
+        means, regimes.set_index(["task", "regime"])["Dice %"].sort_index(), atol=0.01
+    )
+    again, _ = sweeps.collect([folder], tmp_path / "results")
+    pd.testing.assert_frame_equal(again, regimes, check_exact=False, rtol=1e-5)
 
 
 def test_what_an_experiment_changes_is_said():

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from deepatlas import datasets, evaluation, experiments, models, places, weights
+from deepatlas.checkpoints import load_tensors, write_tensors
 from deepatlas.cli import app
+from deepatlas.errors import UserError
 from deepatlas.parameters import parse
 
 import pytest
@@ -47,6 +49,45 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", forbidden)
     with pytest.raises(PermissionError):
         weights.load("phantom-brain")
+
+
+def test_a_bit_of_the_projects_weights_that_turned_over_is_told(tmp_path):
+    content = bytearray((weights.WEIGHTS / "phantom-brain.pt").read_bytes())
+    content[len(content) // 2] ^= 16
+    (tmp_path / "flipped.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"flipped\.pt: cannot be read \(the checksum of .* wrong"):
+        weights.load(tmp_path / "flipped.pt")
+
+
+def test_a_file_that_holds_something_else_is_told(tmp_path):
+    path = tmp_path / "else.pt"
+    whole = load_tensors(weights.WEIGHTS / "phantom-brain.pt")
+    others = {
+        "not written by this version": [
+            [],
+            {"experiment": {}},
+            whole | {"experiment": whole["experiment"] | {"networks": "zebra"}},
+            whole | {"experiment": whole["experiment"] | {"dims": 7}},
+            whole | {"networks": {"zebra": {}}},
+        ],
+        "not those of the network that was wanted .size mismatch": [
+            whole | {"structures": [*whole["structures"], "one more"]},
+        ],
+        "not those of the network that was wanted": [
+            whole | {"networks": {"seg": []}},
+            whole | {"networks": {"seg": {}}},
+        ],
+    }
+    for text, values in others.items():
+        for value in values:
+            write_tensors(value, path)
+            with pytest.raises(UserError, match=rf"else\.pt: .*{text}"):
+                weights.load(path)
+
+
+def test_a_folder_is_no_place_for_weights(tmp_path):
+    with pytest.raises(UserError, match="is a folder, and the file to write was wanted"):
+        weights.keep({}, {"experiment": {}, "structures": []}, tmp_path)
 
 
 def test_other_parameters_do_not_replace_the_projects_weights():
