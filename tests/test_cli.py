@@ -2,13 +2,20 @@
 itself.
 """
 
+import errno
+import os
 import subprocess
 import sys
+from pathlib import Path
 
+from deepatlas import evidence, experiments, notebooks, plots
 from deepatlas.cli import app, arguments, errors
 from deepatlas.errors import UserError
+from deepatlas.parameters import parse
 
+import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
@@ -76,14 +83,67 @@ def test_a_command_explains_itself(name):
     assert done.exit_code == 0 and "Usage" in done.output
 
 
-def test_values_are_read_as_yaml():
-    assert arguments.assignments(
-        ["labelled=5", "velocity=false", "term_weights={similarity: 2}"]
-    ) == {
+def test_values_are_read_by_one_plain_rule():
+    texts = ["labelled=5", "velocity=false", "seg_rate=1e-3", "dataset=oasis35", "joint_start=none"]
+    assert arguments.assignments(texts) == {
         "labelled": 5,
         "velocity": False,
-        "term_weights": {"similarity": 2},
+        "seg_rate": 0.001,
+        "dataset": "oasis35",
+        "joint_start": "none",
     }
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("seed=010", "parameter 'seed': '010' begins with 0: write 10"),
+        ("dataset=", "parameter 'dataset' has no value: write one after the =, or leave it out"),
+        ("term_weights.similarity=", "parameter 'term_weights' has no value"),
+        ("seed=" + "9" * 10_000, "parameter 'seed': a number of 10000 digits is more than"),
+    ],
+)
+def test_a_value_that_could_be_misread_is_refused(text, sentence):
+    with pytest.raises(UserError, match=sentence):
+        arguments.assignments([text])
+
+
+# Each made a traceback, a folder, another experiment or 580 MB of text.
+WRONG = [
+    ["seed=010"],
+    ["seed=1:30"],
+    ["dataset="],
+    ["seed=99999999999999999999"],
+    ["batch_size=1000000000"],
+    ["dims=2.5"],
+    ["lambda_r=.nan"],
+    ["lambda_r=1e999"],
+    ["velocity=yes"],
+    ["labelled=2024-01-01"],
+    ["term_weights={similarity: 2}"],
+    ["dataset=[" + "&a [x,x], " * 3 + "*a]"],
+    ["seed=" + "[" * 100_000],
+    ["x" * 100_000 + "=1"],
+    ["dataset=a\nb\x1b[2J"],
+]
+
+
+@pytest.mark.parametrize("words", WRONG, ids=lambda words: words[0][:30])
+@pytest.mark.parametrize("name", ["run", "weights", "warm"])
+def test_a_wrong_value_is_one_short_line_and_leaves_no_folder(
+    name, words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("DEEPATLAS_RUNS", str(tmp_path / "runs"))
+    with pytest.raises(SystemExit) as caught, errors.as_one_line():
+        app([name, *words])
+    line = str(caught.value)
+    assert line.startswith("deepatlas: ") and len(line) < 2200
+    assert "\n" not in line and "\x1b" not in line
+    assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
+
+
+def test_dimensions_may_be_written_as_a_float():
+    assert parse(arguments.assignments(["dims=2.0"])) == parse({"dims": 2})
 
 
 def test_an_entry_of_a_dictionary_has_a_dot():
@@ -119,3 +179,175 @@ def test_a_sweep_refuses_older_tables_before_it_trains(tmp_path):
     done = command("sweep", str(plan), "--root", str(tmp_path / "runs"))
     assert done.returncode == 1 and "migrate.py" in done.stderr
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["results"]
+
+
+# --- what cannot be written is told before the work -----------------------------------------------
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Whatever takes long fails the test."""
+
+    def works(*_, **__):
+        pytest.fail("it began to work")
+
+    monkeypatch.setattr(experiments, "run", works)
+    monkeypatch.setattr(experiments, "train_or_load", works)
+    monkeypatch.setattr(notebooks, "execute", works)
+
+
+def told(*words):
+    """The sentence that a command ends with."""
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert isinstance(done.exception, UserError | OSError), done.exception
+    return str(done.exception)
+
+
+@pytest.mark.parametrize(
+    "to, sentence",
+    [
+        ("folder", "is a folder, and the file to write was wanted"),
+        ("file/kept.pt", "file: is not a folder"),
+        ("file/a/kept.pt", "file: is not a folder"),
+        ("nowhere/kept.pt", "nowhere: is not a folder"),
+        ("file", "is there already, and holds no weights"),
+        ("x" * 300, "too long a name for a file"),
+    ],
+)
+def test_weights_that_cannot_be_kept_are_not_trained(to, sentence, tmp_path, no_work):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("my work")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    before = sorted(tmp_path.iterdir())
+    assert sentence in told("weights", "profile=smoke", "--to", tmp_path / to)
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "file").read_text() == "my work"
+
+
+def test_a_place_that_takes_nothing_is_told(no_work):
+    """Even root can write no file there."""
+    for place in ("/proc/kept.pt", "/proc/new/kept.pt"):
+        assert "/proc: nothing can be written there" in told("weights", "--to", place)
+
+
+def test_runs_that_cannot_be_kept_are_not_begun(tmp_path, no_work, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("my work")
+    plan = tmp_path / "plan.toml"
+    plan.write_text('[[sweep]]\nprofile = "smoke"\n')
+    runs = tmp_path / "runs"
+    sentence = f"{file}: is not a folder"
+    assert sentence in told("run", "--root", file)
+    assert sentence in told("run", "--root", file / "below")
+    assert sentence in told("sweep", plan, "--root", file)
+    assert sentence in told("sweep", plan, "--root", runs, "--results", file)
+    assert sentence in told("site", "--to", file)
+    assert sentence in told("handout", file)
+    assert sentence in told("lab", "--folder", file)
+    monkeypatch.setenv("DEEPATLAS_RUNS", str(file))
+    assert sentence in told("run")
+    assert sentence in told("warm")
+    assert sentence in told("weights", "--to", tmp_path / "kept.pt")
+    assert not runs.exists() and file.read_text() == "my work"
+
+
+def test_a_report_that_no_package_makes_is_told_before_the_training(tmp_path, no_work, monkeypatch):
+    def missing(*_):
+        raise UserError("a notebook needs papermill")
+
+    monkeypatch.setattr(notebooks, "check_installed", missing)
+    for words in (["run", "--root", tmp_path], ["site", "--to", tmp_path / "site"], ["measure"]):
+        assert told(*words) == "a notebook needs papermill"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_is_never_half_written(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    rows = pd.DataFrame({"gain": [1.0]})
+    for name in ("load_results", "gains", "dice_against_n"):
+        monkeypatch.setattr(evidence, name, lambda _: rows)
+    monkeypatch.setattr(plots, "dice_against_n_figure", lambda *_: Figure())
+    assert CliRunner().invoke(app, ["gains", str(tmp_path)]).exit_code == 0
+    picture = (tmp_path / "dice_against_n.png").read_bytes()
+    assert picture[1:4] == b"PNG"
+
+    def half(self, file, **_):
+        Path(file).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    assert "no space is left" in told("gains", tmp_path)
+    assert (tmp_path / "dice_against_n.png").read_bytes() == picture
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_relative_folders_are_settled_before_a_command_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DEEPATLAS_RUNS", "mine")
+    monkeypatch.setattr(experiments, "train_or_load", lambda *_: None)
+    done = CliRunner().invoke(app, ["warm"])
+    assert done.exit_code == 0 and f"warm: {tmp_path / 'mine'}" in done.output
+    assert os.environ["DEEPATLAS_RUNS"] == str(tmp_path / "mine")
+
+
+# --- how a command ends ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error, sentence",
+    [
+        (UserError("a\nb\x1b[2J"), "a b\\x1b[2J"),
+        (UserError("x" * 10**6), "x" * 1000 + "..." + "x" * 1000),
+        (MemoryError(), "there is too little memory: lower batch_size"),
+        (MemoryError("Unable to allocate 8 TiB"), "too little memory (Unable to allocate 8 TiB)"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1"),
+            "there is too little memory: lower batch_size",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory"), "the GPU has too little memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.pt"), "a.pt: no space is left on"),
+        (OSError(errno.ENOSPC, "No space left on device"), "deepatlas: no space is left on"),
+        (PermissionError(13, "Permission denied", "a\x1b.csv"), "a\\x1b.csv: permission denied"),
+        (FileNotFoundError("a.csv: no such file"), "deepatlas: a.csv: no such file"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_a_user_can_mend_is_one_line(error, sentence):
+    with pytest.raises(SystemExit) as caught, errors.as_one_line():
+        raise error
+    line = str(caught.value)
+    assert sentence in line and line.startswith("deepatlas: ")
+    assert "\n" not in line and len(line) < 2200
+
+
+@pytest.mark.parametrize("error", [RuntimeError("ours"), RecursionError("ours"), KeyError("ours")])
+def test_what_is_no_mistake_of_the_user_is_let_through(error):
+    with pytest.raises(type(error)), errors.as_one_line():
+        raise error
+
+
+def test_ctrl_c_is_obeyed_without_a_word():
+    done = command("data", before="from deepatlas import datasets\n" + STOPPED)
+    assert done.returncode == 130 and done.stderr == ""
+
+
+STOPPED = """
+def stopped():
+    raise KeyboardInterrupt
+datasets.manifest = stopped
+"""
+
+
+@pytest.mark.parametrize("reader", ["true", "head -1"])
+def test_a_reader_who_leaves_is_let_go(reader):
+    line = f"{sys.executable} -m deepatlas.cli data | {reader}"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_a_full_disk_behind_the_output_is_told():
+    line = f"{sys.executable} -m deepatlas.cli data > /dev/full"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == ("deepatlas: no space is left on the disk: free some, and start again\n")

@@ -52,10 +52,10 @@ def assignments(texts: list[str] | None) -> dict[str, object]:
 
 def check_file(file: Path) -> None:
     """UserError now, not after the work, if ``file`` could not be written; nothing is left."""
-    if file.is_dir():
-        raise UserError(f"{file}: is a folder, and the file to write was wanted: name one in it")
     if len(os.fsencode(file.name)) > LONGEST_NAME:
         raise UserError(f"{shortened(file.name)}: too long a name for a file: choose a shorter one")
+    if file.is_dir():
+        raise UserError(f"{file}: is a folder, and the file to write was wanted: name one in it")
     check_folder(file.parent)
 
 
