@@ -350,7 +350,7 @@ class _Shown(reprlib.Repr):
         self.maxstring = 100
 
     def repr_int(self, number: int, level: int) -> str:
-        # Python refuses to write out more than 4,300 digits
+        """Python refuses to write out more than 4,300 digits."""
         return repr(number) if abs(number) < 10**20 else "a huge number"
 
 
