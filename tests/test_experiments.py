@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 from deepatlas import (
+    checkpoints,
     data,
     datasets,
     evaluation,
@@ -23,11 +25,14 @@ from deepatlas import (
     reporting,
     run_names,
     terms,
+    training,
 )
 from deepatlas.cli import app
+from deepatlas.errors import UserError
 from deepatlas.experiments import own_steps
 from deepatlas.parameters import Experiment, parse
 from deepatlas.regimes import REGIMES, Regime, regimes, spent
+from deepatlas.warp import Deformation
 
 import nbformat
 import pandas as pd
@@ -620,10 +625,165 @@ def test_a_run_on_changed_data_is_refused(finished, tmp_path):
     folder = tmp_path / finished.name
     shutil.copytree(finished, folder)
     rewrite(folder, finished=False, data="other")
-    with pytest.raises(ValueError, match="this run was begun on other data .* the same data there"):
+    with pytest.raises(
+        ValueError, match=r"this run was begun on other data .* the same data there"
+    ):
         experiments.run(parse({**SMOKE, "labelled": 2}), tmp_path)
     with pytest.raises(ValueError, match="not finished"):
         reporting.load_record(folder)
+
+
+# --- files of a run belong together ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn_otherwise(tmp_path_factory):
+    """The run of ``finished``, but for the scans that are labelled."""
+    root = tmp_path_factory.mktemp("others")
+    return experiments.run(parse({**SMOKE, "labelled": 2, "label_seed": 1}), root)
+
+
+@pytest.fixture
+def copy(finished, tmp_path, monkeypatch):
+    """A copy of the finished run, whose networks are trained: no turn more is taken."""
+    monkeypatch.setattr(training.Trainer, "take_turn", lambda self: pytest.fail("trained again"))
+    return shutil.copytree(finished, tmp_path / "runs" / finished.name)
+
+
+def gone(path, other):
+    path.unlink()
+
+
+def cut_at_a_line(path, other):
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[: len(lines) // 2]))
+
+
+def zeroed(path, other):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def swapped(path, other):
+    shutil.copyfile(other, path)
+
+
+@pytest.mark.parametrize("damage", [gone, cut_at_a_line, zeroed, swapped])
+@pytest.mark.parametrize("name", ["scores.csv", "history.csv", "examples.pt"])
+def test_what_is_lost_of_a_finished_run_is_made_again(
+    finished, drawn_otherwise, copy, capsys, damage, name
+):
+    """Told to whoever reads it; from the trained networks, with the very same numbers."""
+    experiment = parse({**SMOKE, "labelled": 2})
+    damage(copy / name, drawn_otherwise / name)
+    read = {
+        "scores.csv": reporting.results_table,
+        "history.csv": reporting.load_history,
+        "examples.pt": reporting.load_examples,
+    }[name]
+    with pytest.raises(UserError, match=rf"{name}: (missing|damaged, or of another run); start"):
+        read(copy)
+    assert experiments.run(experiment, copy.parent) == copy
+    assert f"{name} missing or damaged, and made again" in capsys.readouterr().out
+    for each in ("scores.csv", "history.csv", "examples.pt"):
+        assert (copy / each).read_bytes() == (finished / each).read_bytes()
+    read(copy)
+    experiments.run(experiment, copy.parent)
+    assert "finished before" in capsys.readouterr().out
+
+
+def test_rows_of_the_history_come_back_when_some_regimes_are_loaded(finished, copy):
+    """Of regimes that are not asked for, too: their checkpoints hold them."""
+    experiment = parse({**SMOKE, "labelled": 2})
+    cut_at_a_line(copy / "history.csv", None)
+    experiments.train_or_load(experiment, "seg_baseline", root=copy.parent)
+    assert (copy / "history.csv").read_bytes() == (finished / "history.csv").read_bytes()
+
+
+def test_the_record_of_another_run_is_refused(finished, drawn_otherwise, copy):
+    experiment = parse({**SMOKE, "labelled": 2})
+    swapped(copy / "run.json", drawn_otherwise / "run.json")
+    for begin in (
+        lambda: experiments.run(experiment, copy.parent),
+        lambda: experiments.train_or_load(experiment, "seg_baseline", root=copy.parent),
+    ):
+        with pytest.raises(
+            UserError,
+            match=rf"the record of another run, {drawn_otherwise.name}: .*this file alone",
+        ):
+            begin()
+    with pytest.raises(UserError, match=r"scores\.csv: damaged, or of another run"):
+        reporting.results_table(copy)
+
+
+@pytest.mark.parametrize("damage", [gone, zeroed, swapped])
+def test_without_its_record_a_run_finds_what_it_trained(finished, drawn_otherwise, copy, damage):
+    """As the sentence says: remove run.json alone, and start again."""
+    damage(copy / "run.json", drawn_otherwise / "run.json")
+    (copy / "run.json").unlink(missing_ok=True)
+    experiments.run(parse({**SMOKE, "labelled": 2}), copy.parent)
+    for each in ("scores.csv", "history.csv", "examples.pt"):
+        assert (copy / each).read_bytes() == (finished / each).read_bytes()
+
+
+def test_a_checkpoint_of_another_label_seed_is_refused(finished, drawn_otherwise, copy):
+    name = "deepatlas/checkpoint.pt"
+    swapped(copy / name, drawn_otherwise / name)
+    with pytest.raises(UserError, match=r"checkpoint\.pt: damaged, or of another run: remove it"):
+        experiments.load_networks(copy, "deepatlas")
+    with pytest.raises(UserError, match=rf"is of another training .*{drawn_otherwise.name}"):
+        experiments.train_or_load(parse({**SMOKE, "labelled": 2}), "deepatlas", root=copy.parent)
+
+
+def test_a_checkpoint_that_was_removed_is_trained_again(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / finished.name)
+    (folder / "semi_seg" / "checkpoint.pt").unlink()
+    (folder / "scores.csv").unlink()
+    assert reporting.load_examples(folder)
+    experiments.run(parse({**SMOKE, "labelled": 2}), tmp_path)
+    assert (folder / "scores.csv").read_bytes() == (finished / "scores.csv").read_bytes()
+
+
+def test_a_run_of_another_version_of_the_code_is_reported(finished, tmp_path):
+    """Its name has another hash, and its files are its own all the same."""
+    name = "phantom-brain-smoke-2d-N2-seed0-01234567"
+    folder = shutil.copytree(finished, tmp_path / name)
+    pd.testing.assert_frame_equal(
+        reporting.results_table(folder), reporting.results_table(finished)
+    )
+    assert experiments.load_networks(folder, "deepatlas").keys() == {"seg", "reg"}
+    (folder / "scores.csv").unlink()
+    with pytest.raises(UserError, match=r"missing; only the version of the kit that wrote the run"):
+        reporting.results_table(folder)
+
+
+def test_what_killed_processes_left_is_swept_up_when_a_run_goes_on(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / finished.name)
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    host = checkpoints._host()
+    left = [
+        folder / f"scores.csv.{host}.{process.pid}.part",
+        folder / "deepatlas" / f"checkpoint.pt.{host}.{process.pid}.part",
+    ]
+    for path in left:
+        path.write_bytes(b"half")
+    experiments.train_or_load(parse({**SMOKE, "labelled": 2}), "seg_baseline", root=tmp_path)
+    assert not any(path.exists() for path in left)
+
+
+def test_guesses_of_more_than_255_structures_are_kept_as_they_are(monkeypatch):
+    """As uint8, structure 257 would be structure 1."""
+    cohort = datasets.load_cohort("phantom-brain", profile="smoke", dims=2)
+    names = tuple(f"structure {i}" for i in range(300))
+    cohort = replace(cohort, structures=names)
+    guess = torch.full(cohort.shape, 257)
+    monkeypatch.setattr(models, "segmenter", lambda net: lambda scan: guess)
+    monkeypatch.setattr(
+        models, "registrar", lambda net: lambda moving, fixed: Deformation.identity(fixed.shape)
+    )
+    nets = {key: {"seg": None, "reg": None} for key in REGIMES}
+    (example, *_) = experiments._examples(nets, cohort)
+    assert torch.equal(example["labels_deepatlas"].long(), guess)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from deepatlas import checkpoints, training
 from deepatlas.checkpoints import Interrupted
-from deepatlas.data import Batch
+from deepatlas.data import Batch, Source
+from deepatlas.errors import UserError
 from deepatlas.models import Registration, probabilities, register
 from deepatlas.networks import RegistrationNet, SegmentationNet
 from deepatlas.regimes import REGIMES, Regime, needed, regimes, spent
@@ -774,7 +775,10 @@ def test_after_a_crash_training_goes_on_from_the_last_checkpoint(
     assert_same(train_joint(tmp_path, seed=9 if step > 4 else 0), uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+STOPPING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
+
+@pytest.mark.parametrize("number", STOPPING)
 @pytest.mark.parametrize("step", [1, 4, 7, 11])
 def test_a_signal_stops_after_the_step_and_training_goes_on(
     uninterrupted, tmp_path, monkeypatch, number, step
@@ -828,16 +832,16 @@ def test_a_network_with_dropout_goes_on_too(tmp_path, monkeypatch):
     assert_same(train_joint(tmp_path / "parts", seed=9, dropout=0.5), whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOPPING)
 def test_signal_handlers_are_restored(tmp_path, monkeypatch, number):
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(n) for n in STOPPING]
     for act, error in ((send(number), Interrupted), (fail, RuntimeError)):
         with monkeypatch.context() as patch, pytest.raises(error):
             calls(patch, training, "draw_pair", act, 3)
             train_joint(tmp_path)
-        assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+        assert [signal.getsignal(n) for n in STOPPING] == handlers
     train_joint(tmp_path)
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(n) for n in STOPPING] == handlers
 
 
 def test_training_works_in_a_thread(uninterrupted, tmp_path):
@@ -864,7 +868,7 @@ def train_slowly(folder, threads):
     train_joint(folder)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGKILL"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGKILL"])
 def test_a_process_that_is_killed_loses_only_what_came_after_its_checkpoint(
     uninterrupted, tmp_path, name
 ):
@@ -1076,6 +1080,49 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
         ValueError, match=r"checkpoint.pt is of another training .* choose another folder"
     ):
         train(networks(), disks(), REGIMES["seg_baseline"], Settings({"seg": 2}), tmp_path)
+
+
+def of_another_file(cohort):
+    """The same scans, as read from files with another content."""
+    source = Source("a.nii.gz", (16, 16, 1), torch.eye(4, dtype=torch.float64), digest="other")
+    return replace(cohort, train=tuple(replace(scan, source=source) for scan in cohort.train))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        disks(labelled=2, unlabelled=3).hide_labels(1, seed=1),
+        disks(labelled=2, unlabelled=4).hide_labels(1, seed=0),
+        of_another_file(disks(labelled=2, unlabelled=3).hide_labels(1, seed=0)),
+    ],
+    ids=["other labels are seen", "another scan", "another content of the files"],
+)
+def test_a_checkpoint_of_other_data_is_refused(tmp_path, other):
+    cohort = disks(labelled=2, unlabelled=3).hide_labels(1, seed=0)
+    assert {scan.id for scan in cohort.labelled} != {scan.id for scan in disks(2).labelled}
+    train(networks(), cohort, REGIMES["deepatlas"], JOINT, tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(UserError, match=r"checkpoint.pt is of another training .* data "):
+        train(networks(), other, REGIMES["deepatlas"], JOINT, tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    train(networks(), cohort, REGIMES["deepatlas"], JOINT, tmp_path)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    first, other = (replace(JOINT, run=name) for name in ("run-1", "run-2"))
+    train(networks(), disks(), REGIMES["deepatlas"], first, tmp_path)
+    with pytest.raises(UserError, match=r"is of another training .*run-1.*, not of .*run-2"):
+        train(networks(), disks(), REGIMES["deepatlas"], other, tmp_path)
+
+
+def test_weights_of_another_number_of_structures_are_told(tmp_path):
+    train(networks(), disks(), REGIMES["deepatlas"], JOINT, tmp_path)
+    nets = networks()
+    nets["seg"].head = nn.Conv2d(4, 4, 1)
+    with pytest.raises(
+        UserError, match=r"checkpoint.pt: its weights are not those .* \(size mismatch for head"
+    ):
+        train(nets, disks(), REGIMES["deepatlas"], JOINT, tmp_path)
 
 
 def test_steps_must_be_positive(tmp_path):
