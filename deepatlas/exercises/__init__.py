@@ -246,8 +246,9 @@ def _silence() -> Iterator[None]:
 
 def _set_defaults(dtype: torch.dtype, device: torch.device) -> None:
     torch.set_default_dtype(dtype)
-    if torch.get_default_device() != device:  # setting it makes every call of PyTorch slower
-        torch.set_default_device(device)
+    if torch.get_default_device() != device:
+        # a device that was named makes every call of PyTorch slower, the CPU, too
+        torch.set_default_device(None if device == torch.device("cpu") else device)
 
 
 # --- what a function returned, and what distinguishes it ------------------------------------------
