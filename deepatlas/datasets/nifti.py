@@ -341,7 +341,8 @@ def _indices(
         others = [int(number) for number in found if number != 0]
         raise UserError(
             f"{labels}: none of the wanted labels {sorted(structures)[:10]} occurs, "
-            f"found {others[:10]}"
+            f"found {others[:10]}; if a scan may have none of them, say empty_labels = true in the "
+            "entry of the data set"
         )
     table = torch.tensor(index_of, dtype=label_dtype(max(structures.values(), default=0) + 1))
     return table[torch.from_numpy(np.searchsorted(found, numbers))]
