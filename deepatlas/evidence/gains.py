@@ -30,12 +30,15 @@ def load_results(results: Path = RESULTS) -> pd.DataFrame:
 
 
 def _belong_together(regimes: pd.DataFrame, subjects: pd.DataFrame, results: Path) -> None:
-    """UserError unless the mean over the subjects of each regime is what its row says."""
+    """UserError unless all regimes of a run have as many subjects, whose mean is what the regime's
+    row says.
+    """
     key = ["run", "task", "regime"]
     said = regimes.set_index(key)["Dice %"]
-    counted = subjects.groupby(key)["dice"].mean()
-    same = said.index.is_unique and set(said.index) == set(counted.index)
-    if not same or (said - counted).abs().max() > 0.01:
+    found = subjects.groupby(key)["dice"].agg(["mean", "size"])
+    same_rows = said.index.is_unique and set(said.index) == set(found.index)
+    uneven = found["size"].groupby(["run", "task"]).nunique().gt(1).any()
+    if not same_rows or uneven or (said - found["mean"]).abs().gt(0.01).any():
         raise UserError(
             f"{results}: regimes.csv and subjects.csv do not say the same, so one of them is "
             "damaged or of another collection: `deepatlas sweep` collects them again from the "

@@ -30,7 +30,7 @@ KEYS = {
 }
 TEXT = ("run", "task", "regime", "subject", "sha256", "dataset", "profile", "recipe", "changed")
 REQUIRED = {
-    "regimes": (*KEYS["regimes"], "Dice %", *PARAMETERS, "changed"),
+    "regimes": (*KEYS["regimes"], "Dice %", "folds %", *PARAMETERS, "changed"),
     "subjects": (*KEYS["subjects"], "dice"),
 }
 JOINT_ALONE = "regimes=joint"  # in the column "changed": joint training, and what it starts from

@@ -44,7 +44,7 @@ def read_sweep(path: Path, only: Mapping[str, object] | None = None) -> list[Exp
     found: dict[str, Experiment] = {}
     for experiment in planned:
         if all(getattr(experiment, name) == value for name, value in wanted.items()):
-            found[experiment.name] = experiment
+            found[experiment.model_dump_json()] = experiment
     return list(found.values())
 
 
