@@ -207,7 +207,11 @@ class Experiment(BaseModel):
         """What is not given: by the networks, else the recipe, else the profile; ``dims`` by the
         data set.
         """
-        given = {key: value for key, value in dict(values).items() if value is not None}
+        given = {}
+        for key, value in dict(values).items():
+            left_open = value is None or (isinstance(value, str) and value in ("null", "None"))
+            if not left_open:
+                given[key] = value
         given = {"dataset": "phantom-brain", "profile": "class", "recipe": "best"} | given
         given.setdefault("label_seed", given.get("seed", 0))
         given.setdefault("dims", _entry_of(str(given["dataset"]), info).dims)
@@ -409,13 +413,12 @@ def _suiting(value: object, annotation: object) -> object:
     """
     types = get_args(annotation) or (annotation,)
     kind = next((known for known in (bool, int, float) if known in types), None)
+    if isinstance(value, str) and kind is not None:
+        value = plain(value)
+        if isinstance(value, str):
+            raise ValueError(f"input should be a valid {_KINDS[kind]}")
     if isinstance(value, bool) and kind is not bool:
         raise ValueError("a number or a word was wanted, not true or false")
-    if kind is None or not isinstance(value, str):
-        return value
-    value = plain(value)
-    if isinstance(value, str):
-        raise ValueError(f"input should be a valid {_KINDS[kind]}")
     return value
 
 

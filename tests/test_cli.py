@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from deepatlas import evidence, experiments, notebooks, plots
+from deepatlas import cli, evidence, experiments, notebooks, plots
 from deepatlas.cli import app, arguments, errors
 from deepatlas.errors import UserError
 from deepatlas.parameters import parse
@@ -325,6 +325,35 @@ def test_what_a_user_can_mend_is_one_line(error, sentence):
 def test_what_is_no_mistake_of_the_user_is_let_through(error):
     with pytest.raises(type(error)), errors.as_one_line():
         raise error
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["zebra"], "No such command 'zebra'. See deepatlas --help"),
+        (["table"], "Missing argument 'FOLDER'. See deepatlas table --help"),
+        (
+            ["table", "a", "b\x1b[2J\nc"],
+            "extra argument (b\\x1b[2J c) See deepatlas table --help",
+        ),
+        (["data", "--dims", "x"], "'x' is not a valid integer. See deepatlas data --help"),
+        (["run", "--zebra"], "No such option: --zebra"),
+    ],
+)
+def test_words_that_are_not_understood_are_one_line(words, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["deepatlas", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    said = capsys.readouterr()
+    assert caught.value.code == 2 and said.out == ""
+    assert sentence in said.err and said.err.count("\n") == 1
+
+
+def test_without_words_the_command_explains_itself(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["deepatlas"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert not caught.value.code and "Usage: deepatlas" in capsys.readouterr().out
 
 
 def test_ctrl_c_is_obeyed_without_a_word():

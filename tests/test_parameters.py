@@ -74,6 +74,7 @@ def test_a_number_that_could_be_misread_is_refused(text, sentence):
         ("seed", " 5 ", "parameter 'seed' = ' 5 ': input should be a valid integer"),
         ("velocity", "yes", "parameter 'velocity' = 'yes': input should be a valid boolean"),
         ("lambda_r", "nan", "parameter 'lambda_r' = 'nan': input should be a valid number"),
+        ("lambda_r", "false", "'lambda_r' = 'false': a number or a word was wanted, not true"),
         ("dims", "02", "'02' begins with 0: write 2"),
         ("unlabelled", "x", "parameter 'unlabelled' = 'x': input should be a valid integer"),
     ],

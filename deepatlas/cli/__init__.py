@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -46,4 +47,6 @@ app.command()(teach.collect)
 def main() -> None:
     """Run the command; a mistake of the user ends with one line, a bug with its traceback."""
     with errors.as_one_line():
-        app()
+        words = sys.argv[1:] or ["--help"]
+        # by itself typer prints its errors raw, with the control characters of a file's name
+        sys.exit(app(words, prog_name="deepatlas", standalone_mode=False))

@@ -19,6 +19,8 @@ shown = SimpleNamespace(tracebacks=False)  # set by the option --debug
 # What the user can mend: by other words, other files, another learning rate, more memory.
 OF_THE_USER = (UserError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError)
 LONGEST = 2000  # characters of a sentence
+# What typer raises of words that it does not understand; it hands on no name of this class.
+Misunderstood = typer.BadParameter.__base__
 
 
 @contextmanager
@@ -37,6 +39,11 @@ def as_one_line() -> Iterator[None]:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Misunderstood as error:
+        command = error.ctx.command_path if error.ctx else "deepatlas"
+        sentence = f"{error.format_message()} See {command} --help"
+        print(f"deepatlas: {shortened(sentence, LONGEST)}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except OF_THE_USER as error:
         if shown.tracebacks:
             raise
