@@ -330,13 +330,9 @@ def test_what_is_no_mistake_of_the_user_is_let_through(error):
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["zebra"], "No such command 'zebra'. See deepatlas --help"),
-        (["table"], "Missing argument 'FOLDER'. See deepatlas table --help"),
-        (
-            ["table", "a", "b\x1b[2J\nc"],
-            "extra argument (b\\x1b[2J c) See deepatlas table --help",
-        ),
-        (["data", "--dims", "x"], "'x' is not a valid integer. See deepatlas data --help"),
+        (["zebra"], "No such command 'zebra': see deepatlas --help"),
+        (["table"], "Missing argument"),
+        (["table", "a", "b\x1b[2J\nc"], "argument (b\\x1b[2J c): see deepatlas table --help"),
         (["run", "--zebra"], "No such option: --zebra"),
     ],
 )

@@ -41,7 +41,7 @@ def as_one_line() -> Iterator[None]:
         sys.exit(130)
     except Misunderstood as error:
         command = error.ctx.command_path if error.ctx else "deepatlas"
-        sentence = f"{error.format_message()} See {command} --help"
+        sentence = f"{error.format_message().rstrip('.')}: see {command} --help"
         print(f"deepatlas: {shortened(sentence, LONGEST)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OF_THE_USER as error:
