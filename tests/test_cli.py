@@ -332,7 +332,7 @@ def test_what_is_no_mistake_of_the_user_is_let_through(error):
     [
         (["zebra"], "No such command 'zebra': see deepatlas --help"),
         (["table"], "Missing argument"),
-        (["table", "a", "b\x1b[2J\nc"], "argument (b\\x1b[2J c): see deepatlas table --help"),
+        (["table", "a", "b\x1b[2J\nc"], "extra argument(s) (b\\x1b[2J"),
         (["run", "--zebra"], "No such option: --zebra"),
     ],
 )

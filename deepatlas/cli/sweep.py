@@ -36,7 +36,7 @@ def sweep(
     """
     results = results or (root or runs_folder()) / "results"
     todo = sweeps.read_sweep(file, assignments(only))
-    sweeps.refuse_older(results)
+    sweeps.check_results(results)
     if not todo:
         wanted = " ".join(only or [])
         typer.echo(printable(f"{file}: no experiment in it has {wanted}: nothing to do"))
