@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 from deepatlas import cli, evidence, experiments, notebooks, plots
@@ -376,3 +377,11 @@ def test_a_full_disk_behind_the_output_is_told():
     done = subprocess.run(line, shell=True, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == ("deepatlas: no space is left on the disk: free some, and start again\n")
+
+
+def test_a_warning_is_one_line(capsys):
+    with errors.as_one_line():
+        warnings.warn("a.nii: its header tells of two places", stacklevel=1)
+    assert capsys.readouterr().err == (
+        "deepatlas: warning: a.nii: its header tells of two places\n"
+    )

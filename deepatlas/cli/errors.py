@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -25,16 +26,19 @@ Misunderstood = typer.BadParameter.__base__
 
 @contextmanager
 def as_one_line() -> Iterator[None]:
-    """A mistake of the user becomes one line; a bug, ours or a library's, keeps its traceback.
+    """A mistake of the user becomes one line; a bug, ours or a library's, keeps its traceback. A
+    warning, as of a file whose header tells of two places, is one line, too.
 
     Nothing is said if the reader of the output has gone (``deepatlas data | head -1``), or of
     Ctrl-C.
     """
     try:
-        try:
-            yield
-        finally:
-            _flush()
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            try:
+                yield
+            finally:
+                _flush()
     except BrokenPipeError:
         sys.exit(1)
     except KeyboardInterrupt:
@@ -52,6 +56,10 @@ def as_one_line() -> Iterator[None]:
         if shown.tracebacks or not _memory_is_short(error):
             raise
         sys.exit(f"deepatlas: {shortened(_sentence(MemoryError()), LONGEST)}")
+
+
+def _warn(message: Warning | str, *_: object) -> None:
+    print(f"deepatlas: warning: {shortened(str(message), LONGEST)}", file=sys.stderr)
 
 
 def _flush() -> None:
