@@ -112,7 +112,8 @@ def _checksum(record: Mapping) -> str:
 def recorded_experiment(record: Mapping) -> Experiment:
     """The experiment of a run's record, which carries what was said of its data set."""
     entry = record.get("entry")
-    return parse(record["experiment"], entry and Entry.model_validate(entry))
+    said = None if entry is None else Entry.model_validate(entry)
+    return parse(record["experiment"], said)
 
 
 # --- the files of a run ---------------------------------------------------------------------------
