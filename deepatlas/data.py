@@ -250,7 +250,10 @@ def as_labels(labels: Tensor, name: str = "") -> Tensor:
             f"{whose}labels must be integers, got {labels.dtype}: round them, or take the argmax "
             "of probabilities"
         )
-    return labels.to(_SIGNED.get(labels.dtype, labels.dtype))
+    signed = labels.to(_SIGNED.get(labels.dtype, labels.dtype))
+    if labels.dtype == torch.uint64 and (signed < 0).any():
+        raise ValueError(f"{name or 'labels'}: numbers from 2^63 on have no signed integer type")
+    return signed
 
 
 def label_dtype(structures: int) -> torch.dtype:
@@ -263,8 +266,9 @@ def label_dtype(structures: int) -> torch.dtype:
 
 # --- intensities ----------------------------------------------------------------------------------
 
-FLAT = 0.05  # share of the voxels that make a background, if they are alike
-BELOW = 0.05  # share of the voxels that may lie below it
+PLATEAU = 0.05  # share of the voxels that make a background, if they are alike
+LARGEST = 1e307  # of larger intensities the difference may be infinite
+BELOW = 0.05  # share that may lie below it, of all voxels, and of those above it
 
 
 def rescale_intensities(array: np.ndarray, name: str) -> np.ndarray:
@@ -276,12 +280,12 @@ def rescale_intensities(array: np.ndarray, name: str) -> np.ndarray:
     near the lower end; a scan without one is scaled by all its voxels. ``name`` is for the errors.
     """
     values = array.astype(np.float64)  # integers of 32 bits have more digits than float32
-    usable = np.abs(values) < 1e300  # beyond, a difference of two would be infinite
-    if not usable.all():
-        raise UserError(
-            f"{name}: {np.count_nonzero(~usable)} voxels are NaN or infinite: repair the image"
-        )
     lowest, highest = values.min(), values.max()
+    if not (abs(lowest) < LARGEST and abs(highest) < LARGEST):  # nor if one is NaN
+        unusable = np.count_nonzero(~(np.abs(values) < LARGEST))
+        raise UserError(
+            f"{name}: {unusable} voxels are NaN, infinite or beyond {LARGEST:g}: repair the image"
+        )
     if lowest == highest:
         raise UserError(f"{name}: every voxel has the value {lowest:g}: there is nothing to see")
     background = _background(values.ravel())
@@ -289,28 +293,36 @@ def rescale_intensities(array: np.ndarray, name: str) -> np.ndarray:
     low, high = np.percentile(above, (1, 99.5))
     if high <= low:  # a binary image
         low = max(background, lowest)
-    rescaled = np.clip((values - low) / (high - low), 0, 1)
-    return rescaled.astype(np.float32)
+    values -= low
+    values /= high - low
+    return values.clip(0, 1, out=values).astype(np.float32)
 
 
 def _background(values: np.ndarray) -> float:
-    """The upper end of the background: of the values among which a share ``FLAT`` of all voxels
-    lies within a thousandth of the image's range, with no more than ``BELOW`` under them; -inf if
-    there are none.
+    """The largest value that counts as background, -inf if there is none.
+
+    A background: a share ``PLATEAU`` of the voxels or more has the same value, to a thousandth of
+    the range from there to the 99.5th percentile, and few voxels lie below.
     """
-    count = max(1, round(FLAT * values.size))
-    last = round(BELOW * values.size)  # rank at which the background may begin, at most
+    count = max(1, round(PLATEAU * values.size))
+    last = round(BELOW * values.size)
     if last + count >= values.size:
         return -np.inf
-    high = np.percentile(values, 99.5)
+    # Sorted, ``count`` neighbours that are alike stand close together: of all rows of neighbours
+    # that begin with one of the lowest values, the narrowest.
     lower_end = np.sort(np.partition(values, last + count)[: last + count + 1])
-    width = lower_end[count:] - lower_end[: last + 1]  # of ``count`` voxels, from each rank
-    narrowest = int(width.argmin())  # of equals the lowest
+    width = lower_end[count:] - lower_end[: last + 1]
+    narrowest = int(width.argmin())
     begin = lower_end[narrowest]
-    tolerance = 1e-3 * max(high - begin, 0)  # 0 where all but a few voxels are background
+    tolerance = 1e-3 * max(np.percentile(values, 99.5) - begin, 0)
     if width[narrowest] > tolerance:
         return -np.inf
-    return begin + tolerance
+    end = begin if width[narrowest] == 0 else begin + tolerance
+    # In the middle of the others, as the air of z-scores, or above them, as a white page, it is
+    # no background.
+    below = np.count_nonzero(values < begin - tolerance)
+    above = np.count_nonzero(values > end)
+    return -np.inf if below > BELOW * above else end
 
 
 # --- splits ---------------------------------------------------------------------------------------

@@ -73,14 +73,14 @@ def lncc(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
     """1 - the mean of NCC^2 over windows of ``window`` voxels a side (odd), each centred on a
     voxel, in [0, 1].
 
-    In a window, NCC = (cov(a, b) + s_a s_b) / sqrt((var a + s_a^2)(var b + s_b^2)): as if both had
-    one faint texture in common, whose variance s^2 is ``FAINT`` times that of the whole image. So
-    two flat windows agree, a flat one and one with an edge do not, and the noise of a background
-    hardly counts. An image has no distance from itself, nor from a multiple of itself.
+    In a window, NCC = (|cov(a, b)| + s_a s_b) / sqrt((var a + s_a^2)(var b + s_b^2)): as if both
+    had one faint texture in common, whose variance s^2 is ``FAINT`` times that of the whole image.
+    So two flat windows agree, a flat one and one with an edge do not, and the noise of a background
+    hardly counts. Inverted contrast counts as agreement, as in VoxelMorph: an image has no distance
+    from itself, nor from a multiple of itself, be it negative.
 
-    At the border a window is what lies inside the image. Squared, so that inverted contrast counts
-    as agreement, as in VoxelMorph; computed by running sums, at a cost that does not depend on
-    ``window``.
+    At the border a window is what lies inside the image. Computed by running sums, at a cost that
+    does not depend on ``window``.
     """
     if window < 3 or window % 2 == 0:
         raise ValueError(f"window must be an odd number of at least 3 voxels, got {window}")
@@ -95,7 +95,7 @@ def lncc(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
     mean_a, mean_b = window_mean(a), window_mean(b)
     mean_aa, mean_bb, mean_ab = window_mean(aa), window_mean(bb), window_mean(ab)
     texture_a, texture_b = _faint_variance(aa), _faint_variance(bb)
-    covariance = mean_ab - mean_a * mean_b + (texture_a * texture_b).sqrt()
+    covariance = (mean_ab - mean_a * mean_b).abs() + (texture_a * texture_b).sqrt()
     variance_a = (mean_aa - mean_a**2).clamp(min=0) + texture_a
     variance_b = (mean_bb - mean_b**2).clamp(min=0) + texture_b
     return 1 - (covariance**2 / (variance_a * variance_b)).clamp(max=1).mean()
@@ -172,8 +172,9 @@ def soft_dice(probabilities: Tensor, target: Tensor) -> Tensor:
     and batch: L_a and L_sp.
 
     ``probabilities`` (B, C, I, J, K) against probabilities or one-hot labels of the same shape, or
-    integer labels (B, I, J, K). Background counts as a structure. The voxel that is added above and
-    below makes agreement of a structure that is nowhere in both, though no softmax is ever 0.
+    integer labels (B, I, J, K). Background counts as a structure. No softmax is ever 0: the voxel
+    that is added above and below makes agreement of a structure that is nowhere in the target, once
+    its probabilities sum to much less than one voxel.
     """
     p = _exact(probabilities).flatten(2)
     without_structures = probabilities.shape[:1] + probabilities.shape[2:]

@@ -36,7 +36,8 @@ def nearest(coordinates: Tensor) -> Tensor:
     Rounding half to even, as PyTorch does, a shift of 1/2 would read every other voxel twice and
     the rest never.
     """
-    return torch.floor(coordinates + (0.5 + TIE)).long()
+    within = coordinates.clamp(-1e9, 1e9)  # of a diverged u: no integer holds 1e19
+    return torch.floor(within + (0.5 + TIE)).long()
 
 
 def look_up(volume: Tensor, index: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ def test_a_grid_that_follows_holds_the_volume_and_can_be_halved(shape, spacing):
     )
     for profile in ("class", "smoke"):
         follows, larger = entry.grid(profile, 3)
-        datasets.check_sides(follows, 8)
+        datasets.check_sides(follows)
         assert min(follows) >= 16
         for side, full in zip(follows, shape, strict=True):
             assert side * larger > (full - 1e-6) * spacing

@@ -390,6 +390,14 @@ def test_labels_are_copied_whatever_their_type(dtype):
     assert (warped.to(torch.int64) > 0).sum() == BATCH
 
 
+def test_labels_and_image_of_a_diverged_u_read_the_same_voxel():
+    u = torch.zeros(1, 2, 5, 5)
+    u[:, 1] = 1e19
+    image = torch.arange(25.0).view(1, 1, 5, 5)
+    labels = Deformation(u).warp_labels(image[:, 0].long())
+    assert torch.equal(labels.float(), Deformation(u).warp(image)[:, 0])
+
+
 def test_numbers_that_float32_cannot_hold_stay_as_they_are():
     labels = torch.tensor([[[16777217, 16777216], [16777216, 16777217]]])
     assert torch.equal(Deformation.identity((2, 2)).warp_labels(labels), labels)

@@ -163,7 +163,7 @@ class Entry(BaseModel):
                 raise ValueError(
                     f"{key} must have at most {MOST_VOXELS:,} voxels, got {shown(grid.shape)}"
                 )
-            check_sides(grid.shape, 8)
+            check_sides(grid.shape)
         return grids
 
     @field_validator("anatomy")

@@ -18,15 +18,15 @@ from ..warp import look_up, nearest
 Shape = Sequence[int]
 
 
-SMALLEST_SIDE = 16  # halved three times, 8 voxels are one: too few for batch normalisation
-
-
-def check_sides(shape: Shape, multiple: int) -> None:
-    """Refuse a grid that the networks cannot halve often enough, or that is too small to train."""
-    if len(shape) not in (2, 3) or any(n < SMALLEST_SIDE or n % multiple for n in shape):
+def check_sides(shape: Shape) -> None:
+    """Refuse a grid whose sides the networks cannot halve three times; or of which a single voxel
+    would be left, which batch normalisation cannot learn from.
+    """
+    halved = [n // 8 for n in shape]
+    if len(shape) not in (2, 3) or any(n < 8 or n % 8 for n in shape) or max(halved) < 2:
         raise UserError(
-            f"every side must be divisible by {multiple} and at least {SMALLEST_SIDE}, and there "
-            f"must be 2 or 3, got {tuple(shape)}: pass another shape"
+            "every side must be divisible by 8, one must be 16 or more, and there must be 2 or 3, "
+            f"got {tuple(shape)}: pass another shape"
         )
 
 
