@@ -30,6 +30,7 @@ class Source:
     # of the affine and the voxels of the image, and of its labels, as they were read
     digest: str = ""
     image_digest: str = ""  # of the voxels of the image alone: copies have the same
+    step: float = 0.0  # from one number to the next, where the file keeps scaled integers
 
 
 @dataclass(frozen=True, eq=False)

@@ -288,9 +288,59 @@ def test_two_places_in_one_header_are_said_and_the_sform_is_taken(tmp_path, qfor
     np.testing.assert_array_equal(affine, np.eye(4))
 
 
+def test_negative_sides_are_those_of_older_files(tmp_path):
+    header = {"sform_code": 0, "qform_code": 1, "pixdim": [1, -2, 2, 3, 0, 0, 0, 0]}
+    _, affine, _ = read_nifti(with_header(tmp_path / "a.nii", **header))
+    np.testing.assert_array_equal(np.abs(np.diag(affine)), [2, 2, 3, 1])
+
+
+def test_an_offset_that_is_not_told_is_behind_the_header(tmp_path):
+    array, _, _ = read_nifti(with_header(tmp_path / "a.nii", vox_offset=0))
+    told, _, _ = read_nifti(with_header(tmp_path / "b.nii"))
+    np.testing.assert_array_equal(array, told)
+
+
+@pytest.mark.parametrize(
+    ("largest", "stored"), [(4, np.uint8), (4, np.int16), (207, np.int16), (2035, np.int16)]
+)
+def test_labels_that_were_saved_under_another_type_are_whole(tmp_path, largest, stored):
+    """nibabel fits the steps of the stored type to the largest label: 4 becomes 4.0078, say."""
+    numbers = np.random.default_rng(0).integers(0, largest + 1, (6, 6, 6))
+    numbers[0, 0, 0] = largest
+    image = nib.Nifti1Image(numbers.astype(np.float64), np.eye(4))
+    image.header.set_data_dtype(stored)
+    nib.save(image, tmp_path / "labels.nii")
+    nib.save(nib.Nifti1Image(noise(6, 6, 6), np.eye(4)), tmp_path / "image.nii")
+    structures = {number: number for number in range(1, largest + 1)}
+    found = load_scan(
+        tmp_path / "image.nii",
+        tmp_path / "labels.nii",
+        id="a",
+        subject="a",
+        structures=structures,
+    )
+    np.testing.assert_array_equal(found.labels, numbers)
+
+
+@pytest.mark.parametrize("off", [0.01, 0.3])
+def test_labels_that_are_not_whole_are_refused(tmp_path, off):
+    numbers = np.ones((6, 6, 6), np.float32)
+    numbers[0] = 2 + off
+    nib.save(nib.Nifti1Image(numbers, np.eye(4)), tmp_path / "labels.nii")
+    nib.save(nib.Nifti1Image(noise(6, 6, 6), np.eye(4)), tmp_path / "image.nii")
+    with pytest.raises(UserError, match="labels must be whole numbers"):
+        load_scan(
+            tmp_path / "image.nii",
+            tmp_path / "labels.nii",
+            id="a",
+            subject="a",
+            structures={1: 1, 2: 2},
+        )
+
+
 def test_a_qform_that_makes_no_place_is_said(tmp_path):
     changes = {"qform_code": 1, "quatern_b": 3.0}
-    with pytest.warns(UserWarning, match=r"a.nii: .*two places.*nan.* by the qform"):
+    with pytest.warns(UserWarning, match=r"a.nii: its qform is not valid; the sform"):
         read_nifti(with_header(tmp_path / "a.nii", **changes))
     with pytest.raises(UserError, match=r"b.nii: the affine in the header is not invertible"):
         read_nifti(with_header(tmp_path / "b.nii", sform_code=0, **changes))
@@ -444,7 +494,6 @@ def test_a_file_too_large_for_the_memory_is_not_called_damaged(tmp_path, monkeyp
         {"datatype": 64},
         {"datatype": 0},
         {"datatype": 1},
-        {"vox_offset": 0},
         {"vox_offset": -352},
         {"vox_offset": 352.5},
         {"vox_offset": 353},
@@ -571,8 +620,8 @@ BAD_IMAGES = {
     ),
     "vectors.nii": (lambda path: write(path, noise(4, 4, 4, 1, 3)), r"got shape \(4, 4, 4, 1, 3\)"),
     "line.nii": (lambda path: write(path, noise(9)), "a 2D or 3D image was wanted, got shape"),
-    "nan.nii": (with_one(np.nan), "1 voxels are NaN or infinite: repair the image"),
-    "inf.nii": (with_one(np.inf), "1 voxels are NaN or infinite: repair the image"),
+    "nan.nii": (with_one(np.nan), "1 voxels are NaN, infinite or beyond .*: repair the image"),
+    "inf.nii": (with_one(np.inf), "1 voxels are NaN, infinite or beyond .*: repair the image"),
     "constant.nii": (
         lambda path: write(path, np.full((4, 4, 4), 3.0)),
         "every voxel has the value 3",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from .. import phantom
 from ..data import Cohort, Scan, split_by_subject
-from ..errors import UserError
-from .entries import PROFILES, Entry, Profile, describe, expand, shown
+from ..errors import UserError, brief
+from .entries import PROFILES, Entry, Profile, describe, expand
 from .fetch import find
 from .grid import on_common_grid
 from .layouts import File, check_files, decathlon, label_names
@@ -76,8 +77,11 @@ def _from_files(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
     train, validation, test = _split(entry, files, profile, seed)
     # only the scans of the split are read, and all of them are put on one grid together
     chosen = [*train, *validation, *test]
-    check_files(folder, chosen)
-    originals = [_read(file, index_of, entry, volume) for file in chosen]
+    check_files(chosen)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        originals = [_read(file, index_of, entry, volume) for file in chosen]
+    _say_warnings(entry, [str(warning.message) for warning in told])
     _check_copies(entry, originals)
     scans = tuple(on_common_grid(originals, volume, wanted, entry.align))
     for scan, original in zip(scans, originals, strict=True):
@@ -150,6 +154,13 @@ def _say(entry: Entry, sentence: str) -> None:
     print(f"{entry.name}: {sentence}")
 
 
+def _say_warnings(entry: Entry, told: Sequence[str]) -> None:
+    """The first of them, and how many there are: a cohort's headers are often alike."""
+    if told:
+        more = f" (and {len(told) - 1} more such files)" if len(told) > 1 else ""
+        _say(entry, f"WARNING: {told[0]}{more}")
+
+
 def _say_who_is_who(entry: Entry, files: Sequence[File]) -> None:
     """Nothing is guessed: what is assumed where neither the entry nor BIDS names a person."""
     alone = sum(file.subject == file.id for file in files)
@@ -197,7 +208,7 @@ def _check_size(scan: Scan, shape: Sequence[int], spacing: float) -> None:
         )
 
 
-FLAT = 0.01  # of the scan's own intensities, 0 to 1
+NO_CONTRAST = 0.01  # of the scan's own intensities, 0 to 1
 
 
 def _check_on_grid(entry: Entry, scan: Scan, original: Scan, spacing: float) -> None:
@@ -206,7 +217,7 @@ def _check_on_grid(entry: Entry, scan: Scan, original: Scan, spacing: float) -> 
     if len(scan.shape) == 2:
         grid += ", its middle plane,"
     what_to_do = "look at its affine, or give the entry a grid that holds what is to be seen"
-    if scan.image.max() - scan.image.min() < FLAT:
+    if scan.image.max() - scan.image.min() < NO_CONTRAST:
         raise UserError(f"{scan.source.path}: {grid} the image is flat: {what_to_do}")
     if _vanished(scan, original) and not entry.empty_labels:
         raise UserError(
@@ -295,7 +306,7 @@ def _regions(texts: dict[int, str], low: int, high: int, path: Path) -> list[tup
             side, name = _side_and_name(text)
             if name in ("", "background") or not name.isprintable():
                 raise UserError(
-                    f"{path}: a name was wanted for label number {number}, got {shown(text)}"
+                    f"{path}: a name was wanted for label number {number}, got {brief(text)}"
                 )
             sides = merged.setdefault(name, {})
             if side in sides or (sides and "" in (side, *sides)):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import reprlib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -28,7 +27,7 @@ from pydantic import (
 )
 
 from .. import places
-from ..errors import UserError, meant
+from ..errors import UserError, brief, meant
 from ..phantom import anatomy_of
 from .grid import check_sides
 
@@ -49,14 +48,14 @@ def _one_line(text: str) -> str:
     """What is printed and named in tables holds nothing that steers a terminal."""
     if not text.isprintable():
         raise ValueError(
-            f"text without line breaks and control characters was wanted, got {shown(text)}"
+            f"text without line breaks and control characters was wanted, got {brief(text)}"
         )
     return text
 
 
 def _words(text: str) -> str:
     if not text.strip():
-        raise ValueError(f"some text was wanted, got {shown(text)}")
+        raise ValueError(f"some text was wanted, got {brief(text)}")
     return _one_line(text)
 
 
@@ -122,7 +121,7 @@ class Entry(BaseModel):
         if not re.fullmatch(r"\w[\w.-]{0,99}", name):
             raise ValueError(
                 "letters, digits, '_', '-' and '.' were wanted, as folders of runs are named after "
-                f"it, got {shown(name)}"
+                f"it, got {brief(name)}"
             )
         return name
 
@@ -144,7 +143,7 @@ class Entry(BaseModel):
             if min(sizes) < 0 or sizes[0] < 1 or max(sizes) > MOST_SCANS:
                 raise ValueError(
                     "numbers of scans for train, validation and test were wanted, at least one "
-                    f"for train and at most {MOST_SCANS:,} each, got {shown(list(sizes))}"
+                    f"for train and at most {MOST_SCANS:,} each, got {brief(list(sizes))}"
                 )
         return split
 
@@ -158,10 +157,10 @@ class Entry(BaseModel):
                 raise ValueError(f"there is no grid {key!r}: choose from {', '.join(GRIDS)}")
             dims = int(key[-2])
             if len(grid.shape) != dims:
-                raise ValueError(f"{key} wants {dims} sides, got {shown(list(grid.shape))}")
+                raise ValueError(f"{key} wants {dims} sides, got {brief(list(grid.shape))}")
             if math.prod(grid.shape) > MOST_VOXELS:
                 raise ValueError(
-                    f"{key} must have at most {MOST_VOXELS:,} voxels, got {shown(grid.shape)}"
+                    f"{key} must have at most {MOST_VOXELS:,} voxels, got {brief(grid.shape)}"
                 )
             check_sides(grid.shape)
         return grids
@@ -182,9 +181,9 @@ class Entry(BaseModel):
         owners: dict[int, str] = {}  # of each label number
         names = {"background"}
         for name, numbers in structures or ():
-            if name in names:
+            if name.strip().lower() in names:  # in a table they would look alike
                 raise ValueError(f"the name {name!r} is there twice: name each structure once")
-            names.add(name)
+            names.add(name.strip().lower())
             if not numbers:
                 raise ValueError(f"{name!r} has no label number")
             for number in expand(numbers):
@@ -216,6 +215,11 @@ class Entry(BaseModel):
             raise ValueError(
                 "the name of a scan without its ending was wanted, with {subject} once for the "
                 f"person and at most three * for anything, got {template!r}"
+            )
+        if "{subject}*" in template or "*{subject}" in template:
+            raise ValueError(
+                "nothing says where the person ends: write what stands between {subject} and *, "
+                f'as in "{{subject}}_*", got {template!r}'
             )
         return template
 
@@ -306,7 +310,7 @@ def expand(numbers: Sequence[int | str]) -> Iterator[int]:
         low, high = _range(item)
         if low == 0:
             raise UserError(
-                f"0 is the background's label number, and no structure's, got {shown(item)}"
+                f"0 is the background's label number, and no structure's, got {brief(item)}"
             )
         if high < low:
             raise UserError(
@@ -316,7 +320,7 @@ def expand(numbers: Sequence[int | str]) -> Iterator[int]:
         if high > LARGEST_NUMBER or high - low >= MOST_NUMBERS:
             raise UserError(
                 f"label numbers up to {LARGEST_NUMBER} were wanted, at most {MOST_NUMBERS:,} in a "
-                f"range, got {shown(item)}"
+                f"range, got {brief(item)}"
             )
         yield from range(low, high + 1)
 
@@ -328,7 +332,7 @@ def _range(item: object) -> tuple[int, int]:
     digits = "[0-9]{1,20}"
     found = re.fullmatch(f"({digits})(?:-({digits}))?", item) if isinstance(item, str) else None
     if found is None:
-        raise UserError(f'label numbers such as 44 or "49-52" were wanted, got {shown(item)}')
+        raise UserError(f'label numbers such as 44 or "49-52" were wanted, got {brief(item)}')
     low, high = found.groups()
     return int(low), int(high or low)
 
@@ -340,21 +344,6 @@ def inside(path: str) -> bool:
     parts = re.split(r"[/\\]", path)
     ends = parts[0] != "" and parts[-1] != ""  # neither absolute nor a folder's
     return path.isprintable() and ends and ":" not in parts[0] and ".." not in parts
-
-
-class _Shown(reprlib.Repr):
-    """A short ``repr`` of anything that a file may hold."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = 100
-
-    def repr_int(self, number: int, level: int) -> str:
-        """Python refuses to write out more than 4,300 digits."""
-        return repr(number) if abs(number) < 10**20 else "a huge number"
-
-
-shown = _Shown().repr
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -394,7 +383,7 @@ def _with_what_it_is_like(name: str, tables: Mapping, path: Path) -> dict:
     own = tables[name]
     if not isinstance(own, dict):
         raise UserError(
-            f"{path}: a table for each data set was wanted, got {_as_written(name)} = {shown(own)}"
+            f"{path}: a table for each data set was wanted, got {_as_written(name)} = {brief(own)}"
         )
     own = dict(own)
     other = own.pop("like", None)
@@ -403,7 +392,7 @@ def _with_what_it_is_like(name: str, tables: Mapping, path: Path) -> dict:
     inherited = tables.get(other) if isinstance(other, str) else None
     if not isinstance(inherited, dict) or "like" in inherited:
         raise UserError(
-            f"{path}: {_as_written(name)} is like {shown(other)}: another table of this file was "
+            f"{path}: {_as_written(name)} is like {brief(other)}: another table of this file was "
             "wanted, which is not like one itself"
         )
     contents = {"anatomy", "structures", "regions"}
@@ -414,7 +403,7 @@ def _with_what_it_is_like(name: str, tables: Mapping, path: Path) -> dict:
 
 def _as_written(key: str) -> str:
     """A key as TOML writes it: in quotation marks, unless it is plain."""
-    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else shown(key)
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else brief(key)
 
 
 def _sentence(item: Mapping) -> str:
@@ -422,7 +411,7 @@ def _sentence(item: Mapping) -> str:
     parts = [str(part) for part in item["loc"]]
     if item["type"] == "extra_forbidden":
         whole = ".".join(parts)
-        return f"there is no key {shown(whole)}{meant(whole, _KEYS)}"
+        return f"there is no key {brief(whole)}{meant(whole, _KEYS)}"
     key = ".".join(map(_as_written, parts))
     if item["type"] == "missing":
         return f"{key} is missing"
@@ -430,7 +419,7 @@ def _sentence(item: Mapping) -> str:
     if item["type"] == "value_error":
         return f"{key}: {text}" if key else text
     wanted = _WANTED.get(item["type"], text[0].lower() + text[1:])
-    return f"{key}: {wanted}, got {shown(item['input'])}"
+    return f"{key}: {wanted}, got {brief(item['input'])}"
 
 
 _WANTED = {  # pydantic's types of mistakes, in words of a TOML file

@@ -17,7 +17,7 @@ from ..places import cache_folder, data_folder
 from .entries import Entry, describe
 
 # what an archive may unpack to: so many times its own size (label maps shrink as much), or bytes
-LARGEST, SMALL = 200, 10**8
+MOST_TIMES, SMALL = 200, 10**8
 
 
 def local(entry: Entry | str) -> Path | None:
@@ -122,7 +122,7 @@ def _unpack(archive: Path, folder: Path, url: str) -> None:
     """
     try:
         with tarfile.open(archive) as tar:
-            size = _checked_size(tar, max(SMALL, LARGEST * archive.stat().st_size))
+            size = _checked_size(tar, max(SMALL, MOST_TIMES * archive.stat().st_size))
             room = shutil.disk_usage(archive.parent).free
             if size > room:
                 raise OSError(errno.ENOSPC, f"{size} bytes are to be unpacked, free are {room}")
@@ -156,7 +156,7 @@ def _checked_size(tar: tarfile.TarFile, most: int) -> int:
             raise tarfile.TarError(f"{member.name!r} is no name of a file")
         size += tarfile.BLOCKSIZE + member.size
         if size > most:
-            raise tarfile.TarError(f"it unpacks to more than {LARGEST} times its own size")
+            raise tarfile.TarError(f"it unpacks to more than {MOST_TIMES} times its own size")
     return size
 
 

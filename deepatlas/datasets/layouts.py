@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -10,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoints import read_json
-from ..errors import UserError
-from .entries import LARGEST_NUMBER, inside, shown
+from ..errors import UserError, brief
+from .entries import LARGEST_NUMBER, inside
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def decathlon(folder: Path, template: str | None = None) -> list[File]:
             "name each by its scan"
         )
     person = {id: person_of(id, template, path) for id in ids}
-    _check_that_names_tell_persons_apart(person, path)
+    _check_that_names_tell_persons_apart(person, template, path)
     first = _united(person, dataset.get("same_person_twice", []), path)
     files = []
     for id, item in zip(ids, items, strict=True):
@@ -86,15 +85,24 @@ def person_of(id: str, template: str | None, path: Path) -> str:
     return found.group(1)
 
 
-def _check_that_names_tell_persons_apart(person: Mapping[str, str], path: Path) -> None:
+def _check_that_names_tell_persons_apart(
+    person: Mapping[str, str], template: str | None, path: Path
+) -> None:
     """Refuse a part of the names that most scans share, such as T1w: it is nobody."""
     name, count = Counter(person.values()).most_common(1)[0]
-    if count > 2 and 2 * count > len(person):
-        raise UserError(
-            f"{path}: by their names, {count} of {len(person)} scans are of one person, {name!r}: "
-            "say in the entry of the data set where a scan's name has the person, as in "
-            'subject = "mouse_{subject}_*"'
-        )
+    if count <= 2 or 2 * count <= len(person):
+        return
+    if template is None:
+        rule = "the names of BIDS"
+        advice = 'say so in the entry of the data set, as in subject = "mouse_{subject}_*"'
+    else:
+        rule = f"subject = {template!r}"
+        advice = "mend that"
+    raise UserError(
+        f"{path}: by {rule}, {count} of {len(person)} scans are of one person, {name!r}: if "
+        f"another part of the name is the person, {advice}; if they are, list these scans in "
+        "'same_person_twice', without that rule"
+    )
 
 
 def _united(person: Mapping[str, str], groups: object, path: Path) -> dict[str, str]:
@@ -116,8 +124,14 @@ def _united(person: Mapping[str, str], groups: object, path: Path) -> dict[str, 
             raise UserError(
                 f"{path}: 'same_person_twice' must list the scans of one person, by their names "
                 f'or by what these say of the person, in lists such as ["003", "017"], got '
-                f"{shown(group)}"
+                f"{brief(group)}"
             )
+        for item in members:
+            if item in first and person.get(item, item) != item:
+                raise UserError(
+                    f"{path}: in 'same_person_twice', {item!r} is a scan of {person[item]!r} and "
+                    "another person's name: rename one"
+                )
         persons = [item if item in first else person[item] for item in members]
         for name in persons:
             first[first_of(name)] = first_of(persons[0])
@@ -146,12 +160,12 @@ def label_names(folder: Path) -> dict[int, str]:
     labels = read_dataset(folder).get("labels", {})
     wanted = f'{path}: \'labels\' must name each label number, as {{"1": "left thalamus"}}, got '
     if not isinstance(labels, dict):
-        raise UserError(f"{wanted}{shown(labels)}")
+        raise UserError(f"{wanted}{brief(labels)}")
     names = {}
     for number, text in labels.items():
         numeric = re.fullmatch("[0-9]{1,19}", number) and int(number) <= LARGEST_NUMBER
         if not numeric or not isinstance(text, str) or int(number) in names:
-            raise UserError(f"{wanted}{shown(number)}: {shown(text)}")
+            raise UserError(f"{wanted}{brief(number)}: {brief(text)}")
         names[int(number)] = text
     return names
 
@@ -178,20 +192,20 @@ def _check_item(item: object, path: Path) -> None:
     if not isinstance(item, dict) or not _names(item, "image") or not _names(item, "label"):
         raise UserError(
             f"{path}: each entry of 'training' must name its 'image' and its 'label', "
-            f"got {shown(item)}"
+            f"got {brief(item)}"
         )
     for key in ("image", "label"):
         if not inside(item[key]) or not _without_ending(item[key]):
             raise UserError(
                 f"{path}: each {key!r} must be the path of a file in the folder of this "
-                f"dataset.json, without '..', got {shown(item[key])}: move the file there"
+                f"dataset.json, without '..', got {brief(item[key])}: move the file there"
             )
     if item["image"] == item["label"]:
-        raise UserError(f"{path}: {shown(item['image'])} is an image and its own labels")
+        raise UserError(f"{path}: {brief(item['image'])} is an image and its own labels")
     if item.get("group") not in (None, "train", "test"):
         raise UserError(
-            f"{path}: each 'group' must be train or test, got {shown(item['group'])} for "
-            f"{shown(item['image'])}"
+            f"{path}: each 'group' must be train or test, got {brief(item['group'])} for "
+            f"{brief(item['image'])}"
         )
 
 
@@ -199,21 +213,9 @@ def _names(item: dict, key: str) -> bool:
     return isinstance(item.get(key), str)
 
 
-def check_files(folder: Path, files: Collection[File]) -> None:
-    """Refuse files that are not there, or that links lead out of the ``folder``, before any is
-    read.
-    """
-    home = os.path.realpath(folder)
-    missing = []
-    for file in files:
-        for path in (file.image, file.labels):
-            if os.path.commonpath((home, os.path.realpath(path))) != home:
-                raise UserError(
-                    f"{path}: is a link out of the folder of its data set, {folder}: put the file "
-                    "itself there"
-                )
-            if not path.is_file():
-                missing.append(path)
+def check_files(files: Collection[File]) -> None:
+    """Refuse files that are not there, before any is read."""
+    missing = [path for file in files for path in (file.image, file.labels) if not path.is_file()]
     if missing:
         others = f" ({len(missing)} files of the split are missing)" if len(missing) > 1 else ""
         raise FileNotFoundError(

@@ -31,9 +31,9 @@ from ..errors import UserError
 GZIP = b"\x1f\x8b"  # how a compressed file begins
 BEST_RATIO = 1032  # a byte of gzip stands for no more bytes than this
 MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by code of the unit of place; 0: not told
-LARGEST = 1e6  # mm, a kilometre: no voxel is so large or lies so far away
+FARTHEST = 1e6  # mm, a kilometre: no voxel is so large or lies so far away
 ELSEWHERE = 0.1  # voxels: two grids whose corners are further apart are not in one place
-ROUNDING = 1e-3  # a label may be so far from a whole number, after scaling in the header
+ROUNDING = 1e-3  # so far a label may be from a whole number
 
 
 def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray, Source]:
@@ -52,7 +52,9 @@ def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray, Source]:
         header, shape, array = _read(path)
     volume = shape[:3]
     affine = _affine(header, volume, path)
-    source = Source(str(path), shape, torch.from_numpy(affine))
+    scaled_integers = header.get_data_dtype().kind in "iu" and array.dtype.kind == "f"
+    step = abs(float(header["scl_slope"])) if scaled_integers else 0.0
+    source = Source(str(path), shape, torch.from_numpy(affine), step=step)
     array = array.reshape(volume)
     if array.ndim == 3:
         # turns and flips axes: no interpolation
@@ -156,7 +158,7 @@ def _layout(header: nib.Nifti1Header, path: Path) -> tuple[tuple[int, ...], np.d
         )
     if dtype.kind not in "iuf":
         raise _unreadable(path, f"its header gives the type of voxels {header['datatype']}")
-    offset = float(header["vox_offset"])
+    offset = float(header["vox_offset"]) or float(header.single_vox_offset)  # 0: not told
     if not header.single_vox_offset <= offset < 2**62 or not offset.is_integer():
         raise _unreadable(path, f"its header says that the voxels begin at byte {offset:g}")
     return shape, dtype, int(offset)
@@ -202,7 +204,7 @@ def _affine(header: nib.Nifti1Header, shape: tuple[int, ...], path: Path) -> np.
     for form in forms:
         form[:3] *= MILLIMETRES[unit]
     affine = forms[0]
-    usable = np.isfinite(affine).all() and np.abs(affine).max() <= LARGEST
+    usable = np.isfinite(affine).all() and np.abs(affine).max() <= FARTHEST
     if not usable or not np.linalg.cond(affine[:3, :3]) < 1e6:
         raise UserError(
             f"{path}: the affine in the header is not invertible, or leads beyond a kilometre: "
@@ -214,17 +216,21 @@ def _affine(header: nib.Nifti1Header, shape: tuple[int, ...], path: Path) -> np.
 
 def _say_if_apart(forms: list[np.ndarray], shape: tuple[int, ...], path: Path) -> None:
     """Warn of a header whose sform and qform, if it has both, put the voxels in two places."""
-    with np.errstate(all="ignore"):  # a qform may hold anything, NaN if it is not valid
-        apart = _voxels_apart(forms[0], forms[-1], shape)
-        if apart <= ELSEWHERE:
-            return
-        last = [*(side - 1 for side in shape), 0, 0][:3]
-        by_sform, by_qform = (np.round(form @ [*last, 1], 1)[:3].tolist() for form in forms)
+    if not np.isfinite(forms[-1]).all():
+        reason = "its qform is not valid"
+    else:
+        with np.errstate(all="ignore"):  # a qform may hold anything
+            apart = _voxels_apart(forms[0], forms[-1], shape)
+            if apart <= ELSEWHERE:
+                return
+            last = [*(side - 1 for side in shape), 0, 0][:3]
+            by_sform, by_qform = (np.round(form @ [*last, 1], 1)[:3].tolist() for form in forms)
+        reason = (
+            f"its header tells of two places, up to {apart:.2g} voxels apart: its last voxel is at "
+            f"{by_sform} mm by the sform, at {by_qform} by the qform"
+        )
     warnings.warn(
-        f"{path}: its header tells of two places, up to {apart:.2g} voxels apart: its last voxel "
-        f"is at {by_sform} mm by the sform, at {by_qform} by the qform; the sform is taken, but "
-        "other programs may take the qform: make them equal",
-        stacklevel=4,
+        f"{path}: {reason}; the sform is taken, other programs may take the qform", stacklevel=4
     )
 
 
@@ -232,6 +238,7 @@ def _qform(header: nib.Nifti1Header, flat: bool) -> np.ndarray:
     """(4, 4) of the quaternion in a header, in the file's unit; NaN if it is not valid."""
     header = header.copy()
     sides = header["pixdim"]
+    sides[1:4] = np.abs(sides[1:4])  # older files have negative ones
     if sides[0] == 0:  # the sign of the third axis, + where none is told
         sides[0] = 1
     if flat and sides[3] == 0:
@@ -298,7 +305,9 @@ def _read_numbers(
     labels: str | Path, image: str | Path, shape: tuple[int, ...], affine: np.ndarray
 ) -> np.ndarray:
     """The label numbers, integers, of a file that must lie where its image does."""
-    numbers, own_affine, _ = read_nifti(labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of two places: its image's has been told
+        numbers, own_affine, source = read_nifti(labels)
     if numbers.shape != shape:
         raise UserError(
             f"{labels}: the labels have {numbers.shape} voxels, but the image {image} has {shape}"
@@ -311,13 +320,17 @@ def _read_numbers(
         )
     if numbers.dtype.kind != "f":
         return numbers
-    return _whole(numbers, labels)
+    return _whole(numbers, source.step, labels)
 
 
-def _whole(numbers: np.ndarray, labels: str | Path) -> np.ndarray:
-    """Labels that a file keeps as floating-point numbers, as the integers that they mean, int64."""
+def _whole(numbers: np.ndarray, step: float, labels: str | Path) -> np.ndarray:
+    """Labels that a file keeps as floating-point numbers, or as integers that its header scales in
+    steps of ``step``, as the integers that they mean, int64.
+    """
     whole = np.round(numbers)
-    if not np.isfinite(numbers).all() or np.abs(numbers - whole).max() > ROUNDING:
+    # programs that save them under another type fit the steps to the largest label
+    tolerance = max(ROUNDING, min(0.51 * step, 0.1))
+    if not np.isfinite(numbers).all() or np.abs(numbers - whole).max() > tolerance:
         raise UserError(
             f"{labels}: labels must be whole numbers; this looks like an image or probabilities"
         )

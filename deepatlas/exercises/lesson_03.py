@@ -114,7 +114,11 @@ def _labels_and_field(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
     return labels, smooth_field(shape, 1.5, generator)[0]
 
 
-def _read(labels: Tensor, points: Tensor, rounded: Callable = torch.round) -> Tensor:
+def _nearest(points: Tensor) -> Tensor:
+    return (points + 0.5).floor()
+
+
+def _read(labels: Tensor, points: Tensor, rounded: Callable = _nearest) -> Tensor:
     """The labels (I, J, K) at ``points`` (D, I, J, K), by index."""
     where = rounded(points).long()
     index = [axis.clamp(0, n - 1) for axis, n in zip(where, labels.shape, strict=True)]
@@ -133,8 +137,8 @@ PROPAGATE = Exercise(
         "Every voxel x of the result reads the label at x + u(x).",
         "Labels are names, not quantities: take the label of the nearest voxel, and of the border "
         "beyond the border.",
-        "where = (grid + u).round().long(), clamped to 0 ... n - 1 on each axis; labels[where[0], "
-        "where[1], ...]",
+        "where = (grid + u + 0.5).floor().long(), clamped to 0 ... n - 1 on each axis; "
+        "labels[where[0], where[1], ...]",
     ),
 )
 
@@ -154,7 +158,7 @@ def _interpolated(labels, u):
     "rounded down",
     symptom="Every structure has moved by about half a voxel.",
     idea="Turning a position into an index by .long() or floor cuts off: 2.9 becomes 2.",
-    line="(grid + u).round().long()",
+    line="(grid + u + 0.5).floor().long()",
 )
 def _rounded_down(labels, u):
     return _read(labels, voxel_grid(u.shape[1:], u) + u, rounded=torch.floor)
