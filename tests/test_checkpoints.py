@@ -232,7 +232,7 @@ def test_a_closed_terminal_is_a_request_to_stop(tmp_path):
     if process == 0:
         os.execv(sys.executable, arguments)
     shown = b""
-    while b"ready" not in shown:
+    while b"ready\r\n" not in shown:
         shown += os.read(terminal, 1000)
     os.close(terminal)
     os.waitpid(process, 0)
