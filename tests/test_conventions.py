@@ -553,7 +553,7 @@ def _shift(turn):
 
 TERMS["shift"] = Term(0.5, "#123456", reg=_shift)
 """,
-        ["regimes=joint", "term_weights={shift: 2.0}"],
+        ["regimes=joint", "term_weights.shift=2.0"],
         """
 import pandas as pd
 from deepatlas import explorers, plots, terms
