@@ -13,8 +13,10 @@ Conventions
     the *moving* image, and warping pulls: ``warped(x) = moving(phi(x))``. The displacement ``u`` is
     ``(B, D, I, J, K)`` in voxels; channel c moves tensor axis c. Millimetres appear only in
     evaluation, viewers and files. ``(phi @ psi)(x) = phi(psi(x))``, hence ``(phi @ psi).warp(m) ==
-    psi.warp(phi.warp(m))``. Integer labels are never interpolated: train on warped one-hot labels,
-    score nearest-warped labels.
+    psi.warp(phi.warp(m))``. Integer labels are never interpolated, and never pass through a
+    floating-point type: train on warped one-hot labels, score labels of the nearest voxel, which
+    from voxel i is i + floor(u + 1/2). What a header says about place is used, converted, or
+    refused with a sentence.
 
 Glossary
     *labels*: integers, one per voxel; 0 is background. *one_hot*: the same as 0/1 channels, known
