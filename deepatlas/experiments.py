@@ -118,9 +118,6 @@ def _begin(
     record = _record_of(experiment, folder)
     for place in (folder, *folder.glob("*/")):
         remove_left_parts(place)
-    cohort = load_cohort(
-        experiment.entry, profile=experiment.profile, dims=experiment.dims, seed=experiment.seed
-    )
     device = record["device"] if record else machine.pick_device(experiment.device)
     if record and (problem := machine.step_problem(device)):
         if not all(_found(record, folder, key) for key in table):
@@ -130,6 +127,9 @@ def _begin(
             )
         device = "cpu"  # nothing is left but to load what was trained
     device = torch.device(device)
+    cohort = load_cohort(
+        experiment.entry, profile=experiment.profile, dims=experiment.dims, seed=experiment.seed
+    )
     if record is None:
         record = _new_record(experiment, cohort, device)
         write_record(record, folder)
