@@ -63,8 +63,8 @@ def check_installed() -> None:
     ]
     if missing:
         raise UserError(
-            f"a notebook needs {' and '.join(missing)}, not installed here: install that (`deepatlas "
-            "run` trains and scores without it, with --no-notebook)"
+            f"a notebook needs {' and '.join(missing)}, not installed here: install that "
+            "(`deepatlas run` trains and scores without it, with --no-notebook)"
         )
 
 
