@@ -189,7 +189,7 @@ def _columns(path: Path) -> list[str]:
         lines = csv.reader(stream, strict=True)
         names = next(lines, [])
         for cells in lines:
-            if len(cells) != len(names):
+            if cells and len(cells) != len(names):  # an empty line, as editors add one, is none
                 raise ValueError(f"{len(cells)} of {len(names)} cells in line {lines.line_num}")
     if len(set(names)) < len(names) or "" in names:
         raise ValueError(f"its columns are not told apart by their names: {', '.join(names)}")
@@ -243,17 +243,20 @@ def load_weights(net: nn.Module, weights: object, path: Path) -> None:
         ) from error
 
 
+# What to do about a checkpoint that is none.
+TRAINED_AGAIN = "remove it, and the same command trains this regime again"
+
+
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     """What ``train`` saved; UserError if the file is damaged (or memory too short for it: PyTorch
     tells no more).
     """
-    again = "remove it, and this regime is trained again"
     try:
         state = load_tensors(path, device)
     except UserError as error:
-        raise UserError(f"{error}: {again}") from error
+        raise UserError(f"{error}: {TRAINED_AGAIN}") from error
     if not isinstance(state, dict) or not {"networks", "best", "of"} <= state.keys():
-        raise UserError(f"{path}: is not a checkpoint of this kit: {again}")
+        raise UserError(f"{path}: is not a checkpoint of this kit: {TRAINED_AGAIN}")
     return state
 
 

@@ -36,7 +36,9 @@ from .parameters import Experiment
 from .places import runs_folder
 from .records import (
     ALONE,
+    check_checkpoint,
     file_problem,
+    keep_checkpoint,
     keep_hash,
     read_record,
     recorded_experiment,
@@ -54,7 +56,8 @@ def run(experiment: Experiment, root: Path | None = None) -> Path:
     """Train every regime, score the test scans, and return the run folder; a finished run is only
     found again.
 
-    Of a finished run, what is missing or damaged is made again from the trained networks.
+    Of a finished run, what is missing or damaged is made again from the trained networks, and a
+    regime whose checkpoint is gone is trained again.
     """
     folder = Path(root or runs_folder()) / experiment.name
     lost = _lost(experiment, folder)
@@ -71,10 +74,10 @@ def run(experiment: Experiment, root: Path | None = None) -> Path:
     if "examples.pt" in lost:
         write_tensors(_examples(nets, cohort), folder / "examples.pt")
         keep_hash(record, folder, "examples.pt")
-    record |= {
-        "finished": True,
-        "peak_memory_gib": machine.peak_memory_gib(cohort.train[0].image.device),
-    }
+    if "peak_memory_gib" not in record:  # that of the training, not of a repair
+        device = cohort.train[0].image.device
+        record["peak_memory_gib"] = machine.peak_memory_gib(device)
+    record["finished"] = True
     write_record(record, folder)
     return folder
 
@@ -86,8 +89,12 @@ def _lost(experiment: Experiment, folder: Path) -> list[str]:
     if record is None or not record["finished"]:
         return results
     lost = [name for name in results if file_problem(record, folder, name)]
+    untrained = [key for key in experiment.table if not _found(record, folder, key)]
     if lost:
         print(f"{folder}: {' and '.join(lost)} missing or damaged, and made again")
+    if untrained:
+        print(f"{folder}: no checkpoint of {' and '.join(untrained)}, so trained and scored again")
+        return results
     return lost
 
 
@@ -229,16 +236,19 @@ def load_networks(folder: Path, regime: str) -> dict[str, nn.Module]:
     use on the CPU.
     """
     record = read_record(folder)
-    name = f"{regime}/checkpoint.pt"
-    path = Path(folder) / name
+    path = _checkpoint(Path(folder), regime)
+    if not path.is_file() and regime in record["steps"]:
+        raise FileNotFoundError(
+            f"{path}: missing: start the run again with the same parameters, and this regime is "
+            "trained again"
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such regime in this run: choose from {', '.join(record['steps'])}"
         )
-    state = read_checkpoint(path)["best"]
-    problem = file_problem(record, folder, name)
-    if problem is not None:
-        raise UserError(f"{path}: {problem}: remove it, and this regime is trained again")
+    checkpoint = read_checkpoint(path)
+    check_checkpoint(record, regime, checkpoint, path)
+    state = checkpoint["best"]
     with torch.random.fork_rng(devices=[]):  # whoever loads networks keeps his random numbers
         nets = new_networks(recorded_experiment(record), len(record["structures"]))
     for name, weights in state.items():
@@ -289,7 +299,7 @@ def _train(
         if not found:
             record["steps"][key] = own[key]
             record["seconds"][key] = round(histories[key][-1]["seconds"], 1)
-            keep_hash(record, folder, f"{key}/checkpoint.pt")
+            keep_checkpoint(record, key, read_checkpoint(_checkpoint(folder, key)))
             _keep_history(histories, record, folder)
     if file_problem(record, folder, "history.csv"):
         _keep_history(histories, record, folder)
@@ -298,7 +308,11 @@ def _train(
 
 def _found(record: Mapping, folder: Path, key: str) -> bool:
     """Has the run in ``folder`` trained the regime ``key``?"""
-    return key in record["steps"] and not file_problem(record, folder, f"{key}/checkpoint.pt")
+    return key in record["steps"] and _checkpoint(folder, key).is_file()
+
+
+def _checkpoint(folder: Path, key: str) -> Path:
+    return folder / key / "checkpoint.pt"
 
 
 def _keep_history(histories: Mapping[str, list[dict]], record: dict, folder: Path) -> None:
@@ -310,15 +324,19 @@ def _keep_history(histories: Mapping[str, list[dict]], record: dict, folder: Pat
     whole = file_problem(record, folder, "history.csv") is None
     before = read_csv(path, ("turn", "regime"), ("regime",)) if whole else None
     tables = []
-    for key in record["steps"]:
+    for key in list(record["steps"]):
         if key in histories:
             rows = pd.DataFrame(histories[key]).assign(regime=key)
         elif before is not None:
             rows = before[before["regime"] == key]
         elif _found(record, folder, key):
-            history = read_checkpoint(folder / key / "checkpoint.pt")["history"]
-            rows = pd.DataFrame(history).assign(regime=key)
-        else:  # a checkpoint that was removed: the regime is trained again when it is asked for
+            kept = _checkpoint(folder, key)
+            checkpoint = read_checkpoint(kept)
+            check_checkpoint(record, key, checkpoint, kept)
+            rows = pd.DataFrame(checkpoint["history"]).assign(regime=key)
+        else:  # its checkpoint is gone, too: it is as if it had never been trained
+            del record["steps"][key]
+            record["finished"] = False
             continue
         tables.append(rows)
     write_csv(pd.concat(tables), path)

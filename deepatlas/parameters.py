@@ -440,7 +440,8 @@ def from_notebook(namespace: dict) -> Experiment:
     are parameters; later those that have the name of one, as they are by then.
 
     Papermill only logs a name that the notebook does not know; here it is an error. So is, later,
-    a new variable that is nearly named like a parameter and has a value that it could take.
+    a new variable that is nearly named like a parameter and has a value of its type; what is named
+    less alike is taken for a variable of the reader's own.
     """
     values = {}
     for name, value in namespace.items():
@@ -456,15 +457,30 @@ def from_notebook(namespace: dict) -> Experiment:
 
 
 def _refuse_misspelt(name: str, value: object) -> None:
-    """UserError if a variable is nearly named like a parameter that could have its value."""
+    """UserError if a variable is nearly named like a parameter that it may be meant for."""
     close = difflib.get_close_matches(name.lower(), Experiment.model_fields, 1, cutoff=0.8)
-    if not close:
-        return
-    try:
-        parse({close[0]: value})
-    except UserError:  # as in seeds = [0, 1], or regime = "seg_long"
-        return
+    if not close or not _may_be_meant_for(close[0], value):
+        return  # as seeds = [0, 1], or regime = "seg_long"
     raise UserError(
         f"there is no parameter {name!r}, did you mean {close[0]!r}? Write so, and `del {name}`; "
         "if it is something else, give the variable another name"
     )
+
+
+def _may_be_meant_for(parameter: str, value: object) -> bool:
+    """Is ``value`` a number where one is wanted, in its bounds or not, or else nearly a word that
+    the parameter takes?
+    """
+    annotation = Experiment.model_fields[parameter].annotation
+    choices = get_args(annotation) or (annotation,)  # types, or the words or numbers to choose from
+    types = {choice if isinstance(choice, type) else type(choice) for choice in choices}
+    if isinstance(value, Number) and not isinstance(value, bool):
+        return not types.isdisjoint({int, float})
+    words = [choice for choice in choices if isinstance(choice, str)]
+    if words and isinstance(value, str):
+        return bool(difflib.get_close_matches(value, words, 1))
+    try:
+        parse({parameter: value})
+    except UserError:
+        return False
+    return True

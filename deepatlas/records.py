@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .checkpoints import read_json, sha256_of, write_json
+from .checkpoints import TRAINED_AGAIN, read_json, sha256_of, write_json
 from .datasets.entries import Entry
 from .errors import UserError
 from .parameters import Experiment, parse
@@ -28,9 +28,7 @@ class Record(BaseModel):
     entry: dict[str, object] | None = None  # of the data set; earlier versions kept none
     finished: bool
     device: str
-    device_name: str
     mixed_precision: bool
-    threads: int
     labelled_training_scans: int
     labelled_validation_scans: int
     training_scans: int
@@ -39,14 +37,13 @@ class Record(BaseModel):
     spacing_mm: float
     structures: list[str]
     data: str  # fingerprint of the cohort
-    python: str
-    begun: str
-    versions: dict[str, str]
     steps: dict[str, dict[str, int]]  # of each trained regime, for each of its networks
     seconds: dict[str, float]
     peak_memory_gib: float | None = None  # of a finished run
-    # of the files that the run wrote; earlier versions kept neither these nor the checksum
+    # of the tables and examples that the run wrote, and of what each regime's checkpoint says that
+    # it is of; earlier versions kept neither these nor the checksum
     sha256: dict[str, str] | None = None
+    checkpoints: dict[str, str] | None = None
     checksum: str | None = None  # of all of the above
 
 
@@ -105,7 +102,10 @@ def write_record(record: dict, folder: Path) -> None:
 
 def _checksum(record: Mapping) -> str:
     """A hash of all but the checksum itself."""
-    content = {name: value for name, value in record.items() if name != "checksum"}
+    return _hash_of({name: value for name, value in record.items() if name != "checksum"})
+
+
+def _hash_of(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -117,6 +117,23 @@ def recorded_experiment(record: Mapping) -> Experiment:
 
 
 # --- the files of a run ---------------------------------------------------------------------------
+
+
+def keep_checkpoint(record: dict, key: str, state: Mapping) -> None:
+    """Note in the record what the checkpoint of the regime ``key`` says that it is of.
+
+    Its bytes are no sign: it holds seconds, and its archive has checksums of its own.
+    """
+    if record.get("checkpoints") is None:
+        record["checkpoints"] = {}
+    record["checkpoints"][key] = _hash_of(state["of"])
+
+
+def check_checkpoint(record: Mapping, key: str, state: Mapping, path: Path) -> None:
+    """UserError if the checkpoint of the regime ``key`` is not of this run."""
+    wanted = (record.get("checkpoints") or {}).get(key)
+    if wanted is not None and wanted != _hash_of(state["of"]):
+        raise UserError(f"{path}: is of another run or regime: {TRAINED_AGAIN}")
 
 
 def keep_hash(record: dict, folder: Path, name: str) -> None:

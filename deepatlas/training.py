@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from .checkpoints import (
+    TRAINED_AGAIN,
     Interrupted,
     load_weights,
     read_checkpoint,
@@ -294,18 +295,26 @@ class Trainer:
             "of": self._identity(),
         }
 
-    def _identity(self) -> str:
+    def _identity(self) -> dict[str, str]:
         """What a checkpoint is of, and goes on with: this way of training, on these data, seeing
         these labels.
         """
-        return f"{self.regime.title}: {self.settings}, data {self.data}"
+        return {
+            "regime": self.regime.title,
+            "run": self.settings.run,
+            "data": self.data,
+            "settings": str(self.settings),
+        }
 
     def load(self, state: Mapping, path: Path) -> None:
-        """Go on from a checkpoint; UserError if it is of another regime, settings or data."""
-        if state["of"] != self._identity():
+        """Go on from a checkpoint; UserError if it is of another regime, run, settings or data."""
+        wanted = self._identity()
+        found = state["of"] if isinstance(state["of"], dict) else {}
+        others = [name for name, value in wanted.items() if found.get(name) != value]
+        if others:
             raise UserError(
-                f"{path} is of another training ({state['of']}), not of {self._identity()}: "
-                "choose another folder, or remove that file"
+                f"{path}: is of another training than {self.regime.title} in this folder: "
+                f"{' and '.join(others)} differ; {TRAINED_AGAIN}"
             )
         for name in self.regime.trains:
             load_weights(self.networks[name], state["networks"][name], path)

@@ -249,3 +249,10 @@ def test_what_was_started_with_nohup_goes_on():
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_an_empty_line_at_the_end_of_a_table_is_none(tmp_path):
+    """Editors add one."""
+    path = tmp_path / "a.csv"
+    path.write_text("name,number\nNA,1\n\n")
+    assert checkpoints.read_csv(path, text=("name",)).values.tolist() == [["NA", 1]]

@@ -393,3 +393,20 @@ def test_a_device_that_is_none_is_refused_before_scans_are_read(tmp_path, monkey
     with pytest.raises(UserError, match="device 'quantum' cannot train here"):
         experiments.run(experiment, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_in_a_folder_that_can_only_be_read_is_found(tmp_path, monkeypatch):
+    experiment = parse({"profile": "smoke"})
+    folder = tmp_path / experiment.name
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    monkeypatch.setattr(arguments, "check_folder", lambda place: pytest.fail("it was tried"))
+    arguments.check_runs(tmp_path, experiment)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files here")
+def test_what_is_no_plain_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(UserError, match="is no plain file"):
+            arguments.check_file(place)

@@ -728,19 +728,44 @@ def test_without_its_record_a_run_finds_what_it_trained(finished, drawn_otherwis
 def test_a_checkpoint_of_another_label_seed_is_refused(finished, drawn_otherwise, copy):
     name = "deepatlas/checkpoint.pt"
     swapped(copy / name, drawn_otherwise / name)
-    with pytest.raises(UserError, match=r"checkpoint\.pt: damaged, or of another run: remove it"):
+    with pytest.raises(UserError, match=r"checkpoint\.pt: is of another run or regime: remove it"):
         experiments.load_networks(copy, "deepatlas")
-    with pytest.raises(UserError, match=rf"is of another training .*{drawn_otherwise.name}"):
+    with pytest.raises(UserError, match=r"is of another training .*: run and data and settings"):
         experiments.train_or_load(parse({**SMOKE, "labelled": 2}), "deepatlas", root=copy.parent)
 
 
-def test_a_checkpoint_that_was_removed_is_trained_again(finished, tmp_path):
+@pytest.mark.parametrize("others", [(), ("scores.csv",), ("history.csv",)], ids=str)
+@pytest.mark.parametrize("key", ["semi_seg", "deepatlas"])
+def test_a_checkpoint_that_was_removed_is_trained_again(finished, tmp_path, key, others):
+    """As the sentence says that tells of its damage, though the run is finished."""
     folder = shutil.copytree(finished, tmp_path / finished.name)
-    (folder / "semi_seg" / "checkpoint.pt").unlink()
-    (folder / "scores.csv").unlink()
-    assert reporting.load_examples(folder)
-    experiments.run(parse({**SMOKE, "labelled": 2}), tmp_path)
+    peak = experiments.read_record(folder)["peak_memory_gib"]
+    for name in (f"{key}/checkpoint.pt", *others):
+        (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=r"missing: start the run again"):
+        experiments.load_networks(folder, key)
+    experiment = parse({**SMOKE, "labelled": 2})
+    experiments.train_or_load(experiment, "seg_baseline", root=tmp_path)
+    experiments.run(experiment, tmp_path)
     assert (folder / "scores.csv").read_bytes() == (finished / "scores.csv").read_bytes()
+    assert experiments.load_networks(folder, key)
+    rows = reporting.load_history(folder).drop(columns="seconds")
+    before = reporting.load_history(finished).drop(columns="seconds")
+    pd.testing.assert_frame_equal(
+        rows.sort_values(["regime", "step"], ignore_index=True),
+        before.sort_values(["regime", "step"], ignore_index=True),
+    )
+    assert experiments.read_record(folder)["peak_memory_gib"] == peak
+
+
+def test_two_that_train_one_run_at_once_leave_a_run_that_can_be_read(finished, tmp_path):
+    """Their checkpoints have other seconds, and are the same networks."""
+    folder = shutil.copytree(finished, tmp_path / finished.name)
+    path = folder / "deepatlas" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"seconds": 123.4}, path)
+    assert experiments.load_networks(folder, "deepatlas")
+    experiments.train_or_load(parse({**SMOKE, "labelled": 2}), "deepatlas", root=tmp_path)
 
 
 def test_a_run_of_another_version_of_the_code_is_reported(finished, tmp_path):

@@ -222,6 +222,13 @@ def test_a_parameter_misspelt_later_is_told(notebook, name, value, meant):
     assert getattr(from_notebook(notebook), meant) == value
 
 
+@pytest.mark.parametrize(("name", "value"), [("lamda_r", -1), ("profil", "smol"), ("sed", 2**70)])
+def test_a_misspelt_parameter_is_told_whatever_its_bounds(notebook, name, value):
+    notebook[name] = value
+    with pytest.raises(UserError, match=f"there is no parameter '{name}', did you mean"):
+        from_notebook(notebook)
+
+
 def test_a_parameter_that_comes_later_counts(notebook):
     notebook["seg_rate"] = 0.01
     assert from_notebook(notebook).seg_rate == 0.01

@@ -1077,7 +1077,8 @@ def test_a_gradient_that_is_not_finite_is_refused_and_changes_nothing(tmp_path):
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     train(networks(), disks(), REGIMES["seg_baseline"], Settings({"seg": 1}), tmp_path)
     with pytest.raises(
-        ValueError, match=r"checkpoint.pt is of another training .* choose another folder"
+        UserError,
+        match=r"pt: is of another training than .*: settings differ; remove it",
     ):
         train(networks(), disks(), REGIMES["seg_baseline"], Settings({"seg": 2}), tmp_path)
 
@@ -1102,7 +1103,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path, other):
     assert {scan.id for scan in cohort.labelled} != {scan.id for scan in disks(2).labelled}
     train(networks(), cohort, REGIMES["deepatlas"], JOINT, tmp_path)
     before = (tmp_path / "checkpoint.pt").read_bytes()
-    with pytest.raises(UserError, match=r"checkpoint.pt is of another training .* data "):
+    with pytest.raises(UserError, match=r"checkpoint.pt: is of another training .* data differ"):
         train(networks(), other, REGIMES["deepatlas"], JOINT, tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     train(networks(), cohort, REGIMES["deepatlas"], JOINT, tmp_path)
@@ -1111,7 +1112,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path, other):
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     first, other = (replace(JOINT, run=name) for name in ("run-1", "run-2"))
     train(networks(), disks(), REGIMES["deepatlas"], first, tmp_path)
-    with pytest.raises(UserError, match=r"is of another training .*run-1.*, not of .*run-2"):
+    with pytest.raises(UserError, match=r"is of another training .*: run and settings differ"):
         train(networks(), disks(), REGIMES["deepatlas"], other, tmp_path)
 
 

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from ..errors import UserError, brief, shortened
-from ..parameters import plain
+from ..parameters import Experiment, plain
+from ..places import runs_folder
 
 Parameters = Annotated[list[str] | None, typer.Argument(help="NAME=VALUE, as in dataset=oasis35")]
 Root = Annotated[Path | None, typer.Option(help="where run folders are kept")]
@@ -56,7 +57,18 @@ def check_file(file: Path) -> None:
         raise UserError(f"{shortened(file.name)}: too long a name for a file: choose a shorter one")
     if file.is_dir():
         raise UserError(f"{file}: is a folder, and the file to write was wanted: name one in it")
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file}: is no plain file, and would be replaced by one: name another")
     check_folder(file.parent)
+
+
+def check_runs(root: Path | None, *experiments: Experiment) -> None:
+    """UserError now, not after a training, if runs could not be kept; those that are begun are
+    where they are, and a finished one may be in a folder that can only be read.
+    """
+    folder = root or runs_folder()
+    if not all((folder / experiment.name / "run.json").is_file() for experiment in experiments):
+        check_folder(folder)
 
 
 def check_folder(folder: Path) -> None:

@@ -11,9 +11,9 @@ from .. import doctor as machine_doctor
 from .. import experiments, models, notebooks, reporting
 from ..errors import UserError, printable
 from ..parameters import parse
-from ..places import CHECKOUT, WEIGHTS, runs_folder
+from ..places import CHECKOUT, WEIGHTS
 from ..regimes import JOINT, NETWORK_OF
-from .arguments import Parameters, Root, assignments, check_file, check_folder
+from .arguments import Parameters, Root, assignments, check_file, check_runs
 from .errors import stoppable
 
 
@@ -32,7 +32,7 @@ def run(
 ) -> None:
     """Train every regime, score it on the test scans, and show the result in a notebook."""
     experiment = parse(assignments(parameters))
-    check_folder(root or runs_folder())
+    check_runs(root, experiment)
     if not no_notebook:
         notebooks.check_installed()
     with stoppable():
@@ -70,7 +70,7 @@ def keep_weights(
         raise UserError("weights that came with the kit are not replaced: name a file with --to")
     path = to or WEIGHTS / f"{experiment.dataset}.pt"
     check_file(path)
-    check_folder(runs_folder())
+    check_runs(None, experiment)
     if to is not None and to.exists():
         _refuse_other_than_weights(to)
     with stoppable():

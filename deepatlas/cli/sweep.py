@@ -11,7 +11,7 @@ from .. import evidence, experiments, sweeps
 from ..checkpoints import write_atomically, write_text
 from ..errors import UserError, printable
 from ..places import CHECKOUT, RESULTS, runs_folder
-from .arguments import Root, assignments, check_file, check_folder
+from .arguments import Root, assignments, check_file, check_folder, check_runs
 from .errors import stoppable
 
 
@@ -41,7 +41,7 @@ def sweep(
         wanted = " ".join(only or [])
         typer.echo(printable(f"{file}: no experiment in it has {wanted}: nothing to do"))
         return
-    check_folder(root or runs_folder())
+    check_runs(root, *todo)
     check_folder(results / "runs")
     for i, experiment in enumerate(todo, 1):
         typer.echo(printable(f"experiment {i} of {len(todo)}: {experiment.name}"))
@@ -65,7 +65,6 @@ def gains(
     in_wheel = ours and not CHECKOUT
     picture = (Path.cwd() if in_wheel else results) / "dice_against_n.png"
     rows = evidence.load_results(results)
-    check_file(picture)
     table = evidence.gains(rows).to_string(index=False, float_format="{:.1f}".format)
     typer.echo(printable(table))
     try:
@@ -73,6 +72,7 @@ def gains(
     except UserError as error:
         typer.echo(printable(f"no figure: {error}"))
     else:
+        check_file(picture)
         figure = plots.dice_against_n_figure(curves, plots.drawn_against_n())
         write_atomically(picture, lambda file: figure.savefig(file, dpi=110, format="png"))
     if ours and not in_wheel:

@@ -18,7 +18,7 @@ from ..errors import UserError, printable
 from ..parameters import parse
 from ..places import CHECKOUT, EXPERIMENT, LESSON_COSTS, NOTEBOOKS, home, runs_folder
 from ..regimes import TAUGHT
-from .arguments import Parameters, assignments, check_file, check_folder
+from .arguments import Parameters, assignments, check_file, check_folder, check_runs
 from .errors import stoppable
 
 
@@ -99,7 +99,7 @@ def warm(parameters: Parameters = None) -> None:
     (DEEPATLAS_RUNS, to share it).
     """
     experiment = parse({"dims": 2, **assignments(parameters)})
-    check_folder(runs_folder())
+    check_runs(None, experiment)
     with stoppable():
         experiments.train_or_load(experiment, *TAUGHT)
     typer.echo(printable(f"warm: {runs_folder() / experiment.name}"))
@@ -130,7 +130,7 @@ def _refuse_other_than_a_table(to: Path, files: list[Path]) -> None:
         return
     if any(os.path.samefile(file, to) for file in files):
         raise UserError(f"{to}: are answers of a student: name another file with --to")
-    with to.open(encoding="utf-8", errors="replace") as stream:
+    with to.open(encoding="utf-8-sig", errors="replace") as stream:
         first = stream.readline(1000).strip()
     if first not in ("", ",".join(exercises.COLUMNS)):
         raise UserError(

@@ -367,21 +367,25 @@ def _numbers(value: object) -> np.ndarray | dict[str, np.ndarray | None] | None:
         return None
 
 
-def _array(value: object) -> np.ndarray | None:
-    """Numbers as an array of floats; None for what are none, errors for what cannot be read."""
+def _array(value: object, most: int = MOST_NUMBERS) -> np.ndarray | None:
+    """Numbers, at most ``most``, as an array of floats; None for what are none, errors for what
+    cannot be read.
+    """
     if isinstance(value, Tensor):
-        if value.is_complex() or value.numel() > MOST_NUMBERS:
+        if value.is_complex() or value.numel() > most:
             return None
         return value.detach().cpu().double().numpy()
     if isinstance(value, list | tuple | range):
-        if len(value) > MOST_NUMBERS:
+        if len(value) > most:
             return None
-        rows = [_array(item) for item in value]
+        rows = [_array(item, most // len(value)) for item in value]
         return None if any(row is None for row in rows) else np.array(rows, dtype=float)
     if not isinstance(value, Number | np.ndarray) or isinstance(value, complex):
         return None
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind not in "biuf":
         return None  # names, dates, complex numbers
+    if np.size(value) > most:
+        return None
     return np.asarray(value, dtype=float)
 
 

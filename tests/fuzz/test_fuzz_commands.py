@@ -2,6 +2,7 @@
 folder stays.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -175,11 +176,23 @@ def check_meaning(words, experiment):
     for word in words:
         name, equals, text = word.partition("=")
         if equals and name in NAMES and name != "term_weights":
-            wanted[name] = plain(text)
-    for name, read in wanted.items():
-        if read is not None:
-            got = getattr(experiment, name)
-            assert got == (float(read) if isinstance(got, float) else read), name
+            wanted[name] = text
+    for name, text in wanted.items():
+        if text not in ("null", "None"):
+            assert stands_for(text, getattr(experiment, name)), (name, text)
+
+
+def stands_for(text, got):
+    """Is ``got`` what a reader of decimal numbers sees in ``text``? By Python's own words."""
+    if isinstance(got, bool):
+        return text.lower() == str(got).lower()
+    if isinstance(got, int | float):
+        plain_integer = re.fullmatch(r"[+-]?(0|[1-9][0-9]*)", text)
+        decimal = re.fullmatch(
+            r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]+)?", text
+        )
+        return bool(plain_integer or decimal) and float(text) == float(got)
+    return text == got
 
 
 def test_values_are_read_alike_from_every_side():
