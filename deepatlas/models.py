@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from . import networks
@@ -170,23 +172,37 @@ def load(path: str | Path) -> tuple[dict[str, nn.Module], dict]:
     return {name: nets[name].eval() for name in kept["networks"]}, values
 
 
+class _Parameters(BaseModel):
+    """What is asked of the experiment that trained the networks in a file; there is more in it."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    networks: str
+    dims: int
+    velocity: bool
+    passes: int
+
+
+class _Kept(BaseModel):
+    """What ``keep`` writes."""
+
+    model_config = ConfigDict(strict=True)
+
+    experiment: _Parameters
+    structures: list[str]
+    networks: dict[Literal["seg", "reg"], object]
+
+
 def _kept_parameters(kept: object, path: Path) -> dict:
     """The parameters of the experiment in a file of weights; UserError unless ``keep`` wrote it."""
-    whole = isinstance(kept, dict) and kept.keys() >= {"experiment", "structures", "networks"}
-    values = kept["experiment"] if whole else None
-    known = isinstance(values, dict) and values.get("networks") in NETWORKS
-    possible = (
-        known
-        and values.get("dims") in NETWORKS[values["networks"]].dims
-        and isinstance(values.get("velocity"), bool)
-        and isinstance(values.get("passes"), int)
-        and isinstance(kept["structures"], list)
-        and isinstance(kept["networks"], dict)
-        and kept["networks"].keys() <= {"seg", "reg"}
-    )
-    if not possible:
+    try:
+        found = _Kept.model_validate(kept).experiment
+    except ValidationError:
+        found = None
+    row = NETWORKS.get(found.networks) if found else None
+    if row is None or found.dims not in row.dims:
         raise UserError(
             f"{path}: not written by this version of the kit: make them again with "
             "`deepatlas weights`"
         )
-    return values
+    return kept["experiment"]
