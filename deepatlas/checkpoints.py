@@ -45,9 +45,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write(file)`` fill a file such that ``path`` is at any moment either the old file or
     the new one.
 
-    UserError, a sentence that says so, if the disk is full.
+    UserError, a sentence that says so, if the disk is full, or if ``path`` is a folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, and the file to write was wanted: name one in it")
     remove_left_parts(path.parent, path.name)
     # others may write the same file, on this machine or on another that shares the disk
     temporary = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")

@@ -129,8 +129,6 @@ def keep(nets: Mapping[str, nn.Module], record: Mapping, path: Path) -> None:
     """Write trained ``nets`` to ``path`` in half precision, with what the ``record`` of their run
     says of their parameters and structures. UserError if ``path`` is a folder.
     """
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder, and the file to write was wanted: name one in it")
     halves = {}
     for name, net in nets.items():
         halves[name] = {key: value.half() for key, value in net.state_dict().items()}

@@ -42,6 +42,14 @@ def real_data() -> Path:
     pytest.skip(reason)
 
 
+@pytest.fixture
+def answers(tmp_path, monkeypatch) -> Path:
+    """A file of answers that is the test's own, and not there yet."""
+    path = tmp_path / "answers.json"
+    monkeypatch.setenv("DEEPATLAS_ANSWERS", str(path))
+    return path
+
+
 @pytest.fixture(scope="session")
 def browser():
     """Chromium without a window. Where there is none a test is skipped, or fails if

@@ -25,16 +25,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+pytestmark = pytest.mark.usefixtures("answers")
+
 LESSONS = exercises.lessons()
 NAMES = [f"{lesson}.{task}" for lesson in LESSONS for task in exercises.exercises_of(lesson)]
 MISTAKES = [(name, mistake) for name in NAMES for mistake in exercises.find(name).mistakes]
-
-
-@pytest.fixture(autouse=True)
-def answers(tmp_path, monkeypatch):
-    path = tmp_path / "answers.json"
-    monkeypatch.setenv("DEEPATLAS_ANSWERS", str(path))
-    return path
 
 
 def right(name):

@@ -17,16 +17,11 @@ import pandas as pd
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("answers")
+
 NAMES = [
     f"{lesson}.{task}" for lesson in exercises.lessons() for task in exercises.exercises_of(lesson)
 ]
-
-
-@pytest.fixture(autouse=True)
-def answers(tmp_path, monkeypatch):
-    path = tmp_path / "answers.json"
-    monkeypatch.setenv("DEEPATLAS_ANSWERS", str(path))
-    return path
 
 
 # --- answers --------------------------------------------------------------------------------------
