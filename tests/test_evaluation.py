@@ -111,6 +111,28 @@ def test_scores_agree_with_monai(shape, seed):
     np.testing.assert_allclose(rows["volume_error"], np.subtract(*volumes) / volumes[1])
 
 
+@shapes
+def test_distances_where_voxels_are_longer_one_way_agree_with_monai(shape):
+    from monai import metrics
+
+    spacing = (0.9, 1.3, 2.5)[: len(shape)]
+    predicted, reference = (labels == 1 for labels in two_alike(shape, 0))
+    scores = evaluation.mask_scores(predicted, reference, spacing)
+    p, r = (torch.from_numpy(mask)[None, None] for mask in (predicted, reference))
+    more = {"include_background": True, "spacing": spacing}
+    farthest = metrics.compute_hausdorff_distance(p, r, percentile=95, **more)
+    mean = metrics.compute_average_surface_distance(p, r, symmetric=True, **more)
+    assert scores["hd95_mm"] == pytest.approx(farthest.item(), rel=2e-6)
+    assert scores["surface_mm"] == pytest.approx(mean.item(), rel=2e-6)
+    # what is counted in voxels does not depend on their sides
+    alike = evaluation.mask_scores(predicted, reference)
+    for metric in ("dice", "nsd", "volume_error"):
+        assert scores[metric] == alike[metric]
+    # sides that are equal are one number, to the last bit
+    equal = evaluation.mask_scores(predicted, reference, (1.7,) * len(shape))
+    assert equal == evaluation.mask_scores(predicted, reference, 1.7)
+
+
 def test_a_bar_moved_by_three_voxels():
     predicted, reference = np.zeros((2, 9, 12), bool)
     reference[4, 2:8] = True

@@ -2,7 +2,8 @@
 
 A label map comes in, numbers come out. Labels are warped to the nearest voxel before they are
 scored; linear warping of one-hot labels raises Dice, so ask which was used before comparing with a
-published number. Millimetres are voxels times the cohort's ``spacing``.
+published number. Millimetres are voxels times the ``spacing`` of the grid: one number, or one for
+each axis.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ TOLERANCE = 1.0
 
 
 def surface_distances(
-    predicted: np.ndarray, reference: np.ndarray
+    predicted: np.ndarray, reference: np.ndarray, sides: Sequence[float] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Voxels from each boundary voxel of ``predicted`` to the nearest of ``reference``, and the
-    other way round.
+    other way round; millimetres, where the ``sides`` of a voxel are given in them.
 
     Both are boolean masks (I, J, K) or (I, J). A boundary voxel is one that erosion removes: it has
     a face neighbour outside the mask or outside the image. Raises ValueError if a mask is empty.
@@ -37,8 +38,8 @@ def surface_distances(
     box = ndimage.find_objects((predicted | reference).astype(np.uint8))[0]
     surface = _surface(predicted[box])
     reference_surface = _surface(reference[box])
-    to_surface = ndimage.distance_transform_edt(~surface)
-    to_reference = ndimage.distance_transform_edt(~reference_surface)
+    to_surface = ndimage.distance_transform_edt(~surface, sampling=sides)
+    to_reference = ndimage.distance_transform_edt(~reference_surface, sampling=sides)
     return to_reference[surface], to_surface[reference_surface]
 
 
@@ -47,14 +48,14 @@ def _surface(mask: np.ndarray) -> np.ndarray:
 
 
 def mask_scores(
-    predicted: np.ndarray, reference: np.ndarray, spacing: float = 1.0
+    predicted: np.ndarray, reference: np.ndarray, spacing: float | Sequence[float] = 1.0
 ) -> dict[str, float]:
     """``STRUCTURE_METRICS`` of one structure, A = ``predicted`` against B = ``reference``, boolean
-    masks on one grid.
+    masks on one grid, whose ``spacing`` is in mm: one number, or one for each axis.
 
     - ``dice``: 2 |A and B| / (|A| + |B|).
     - ``nsd``, normalised surface distance: share of both boundaries within 1 voxel of the other
-      (Nikolov et al., 2018).
+      (Nikolov et al., 2018): a step along any axis, however long the sides of a voxel are.
     - ``hd95_mm``: 95th percentile of the surface distances, the larger of the two directions.
     - ``surface_mm``: mean of the surface distances of both directions together.
     - ``volume_error``: (|A| - |B|) / |B|; negative where the prediction is too small.
@@ -72,14 +73,20 @@ def mask_scores(
     if size == 0:
         return undefined | {"dice": 0.0, "nsd": 0.0, "volume_error": -1.0}
     there, back = surface_distances(predicted, reference)
-    distances = np.concatenate((there, back))
+    within = float((np.concatenate((there, back)) <= TOLERANCE).mean())
+    sides = np.broadcast_to(spacing, predicted.ndim)
+    if (sides == sides[0]).all():
+        scale = float(sides[0])
+    else:
+        there, back = surface_distances(predicted, reference, sides)
+        scale = 1.0
     farthest = max(np.percentile(there, 95), np.percentile(back, 95))
     both = int((predicted & reference).sum())
     return {
         "dice": 2 * both / (size + wanted),
-        "nsd": float((distances <= TOLERANCE).mean()),
-        "hd95_mm": spacing * float(farthest),
-        "surface_mm": spacing * float(distances.mean()),
+        "nsd": within,
+        "hd95_mm": scale * float(farthest),
+        "surface_mm": scale * float(np.concatenate((there, back)).mean()),
         "volume_error": size / wanted - 1,
     }
 
@@ -88,13 +95,14 @@ def score_labels(
     predicted: Tensor | np.ndarray,
     reference: Tensor | np.ndarray,
     structures: Sequence[str],
-    spacing: float = 1.0,
+    spacing: float | Sequence[float] = 1.0,
 ) -> list[dict[str, float | str]]:
     """``mask_scores`` of every structure but the background: one row each, with its name under
     ``structure``.
 
-    Both label maps are integers (I, J, K) or (I, J) on one grid of ``spacing`` mm; label c is
-    ``structures[c]``. Raises ValueError on other shapes, other types and labels without a name.
+    Both label maps are integers (I, J, K) or (I, J) on one grid of ``spacing`` mm, as in
+    ``mask_scores``; label c is ``structures[c]``. Raises ValueError on other shapes, other types and
+    labels without a name.
     """
     predicted = _integers(predicted, structures)
     reference = _integers(reference, structures)
