@@ -220,7 +220,7 @@ def _say_if_apart(forms: list[np.ndarray], shape: tuple[int, ...], path: Path) -
         reason = "its qform is not valid"
     else:
         with np.errstate(all="ignore"):  # a qform may hold anything
-            apart = _voxels_apart(forms[0], forms[-1], shape)
+            apart = voxels_apart(forms[0], forms[-1], shape)
             if apart <= ELSEWHERE:
                 return
             last = [*(side - 1 for side in shape), 0, 0][:3]
@@ -250,7 +250,7 @@ def _qform(header: nib.Nifti1Header, flat: bool) -> np.ndarray:
         return np.full((4, 4), np.nan)
 
 
-def _voxels_apart(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+def voxels_apart(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
     """How far the corners of two grids of ``shape`` are apart, at most, in voxels of ``one``."""
     sides = (*shape, 1)[:3]
     ends = [(0, side - 1) for side in sides]
@@ -307,20 +307,28 @@ def _read_numbers(
     """The label numbers, integers, of a file that must lie where its image does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of two places: its image's has been told
-        numbers, own_affine, source = read_nifti(labels)
+        numbers, own_affine = read_labels(labels)
     if numbers.shape != shape:
         raise UserError(
             f"{labels}: the labels have {numbers.shape} voxels, but the image {image} has {shape}"
         )
-    apart = _voxels_apart(affine, own_affine, shape)
+    apart = voxels_apart(affine, own_affine, shape)
     if apart > ELSEWHERE:
         raise UserError(
             f"{labels}: the labels lie elsewhere in the world than the image {image}: "
             f"their corners are up to {apart:.2g} voxels apart; resample one onto the other"
         )
-    if numbers.dtype.kind != "f":
-        return numbers
-    return _whole(numbers, source.step, labels)
+    return numbers
+
+
+def read_labels(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """The label numbers of a file, integers, and its affine, as ``read_nifti`` turns them;
+    UserError unless they are whole numbers.
+    """
+    numbers, affine, source = read_nifti(path)
+    if numbers.dtype.kind == "f":
+        numbers = _whole(numbers, source.step, path)
+    return numbers, affine
 
 
 def _whole(numbers: np.ndarray, step: float, labels: str | Path) -> np.ndarray:

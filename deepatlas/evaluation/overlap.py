@@ -101,8 +101,8 @@ def score_labels(
     ``structure``.
 
     Both label maps are integers (I, J, K) or (I, J) on one grid of ``spacing`` mm, as in
-    ``mask_scores``; label c is ``structures[c]``. Raises ValueError on other shapes, other types and
-    labels without a name.
+    ``mask_scores``; label c is ``structures[c]``. Raises ValueError on other shapes, other types
+    and labels without a name.
     """
     predicted = _integers(predicted, structures)
     reference = _integers(reference, structures)
