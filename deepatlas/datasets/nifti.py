@@ -16,7 +16,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -31,6 +31,7 @@ from ..errors import UserError
 GZIP = b"\x1f\x8b"  # how a compressed file begins
 BEST_RATIO = 1032  # a byte of gzip stands for no more bytes than this
 MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by code of the unit of place; 0: not told
+UNITS = {0: "not told", 1: "m", 2: "mm", 3: "µm"}
 FARTHEST = 1e6  # mm, a kilometre: no voxel is so large or lies so far away
 ELSEWHERE = 0.1  # voxels: two grids whose corners are further apart are not in one place
 ROUNDING = 1e-3  # so far a label may be from a whole number
@@ -184,6 +185,26 @@ def _affine(header: nib.Nifti1Header, shape: tuple[int, ...], path: Path) -> np.
     and right, and is refused. Where the two differ, a warning says so: other programs take the
     other one.
     """
+    forms = _forms(header, shape, path)
+    if not forms:
+        raise UserError(
+            f"{path}: its header does not say where it lies (sform and qform have code 0), so left "
+            "and right are unknown: if you know its affine, set it, with image.set_sform(affine, "
+            "code=1) and image.to_filename(...) of nibabel, say"
+        )
+    affine = forms[0]
+    usable = np.isfinite(affine).all() and np.abs(affine).max() <= FARTHEST
+    if not usable or not np.linalg.cond(affine[:3, :3]) < 1e6:
+        raise UserError(
+            f"{path}: the affine in the header is not invertible, or leads beyond a kilometre: "
+            "set the voxel size and orientation"
+        )
+    _say_if_apart(forms, shape, path)
+    return affine
+
+
+def _forms(header: nib.Nifti1Header, shape: tuple[int, ...], path: Path) -> list[np.ndarray]:
+    """The affines in millimetres that a header gives: by the sform, by the qform, or none."""
     unit = int(header["xyzt_units"]) & 7
     if unit not in MILLIMETRES:
         raise UserError(
@@ -195,23 +216,41 @@ def _affine(header: nib.Nifti1Header, shape: tuple[int, ...], path: Path) -> np.
         forms.append(header.get_sform())
     if header["qform_code"] > 0:
         forms.append(_qform(header, flat=len(shape) == 2))
-    if not forms:
-        raise UserError(
-            f"{path}: its header does not say where it lies (sform and qform have code 0), so left "
-            "and right are unknown: if you know its affine, set it, with image.set_sform(affine, "
-            "code=1) and image.to_filename(...) of nibabel, say"
-        )
     for form in forms:
         form[:3] *= MILLIMETRES[unit]
-    affine = forms[0]
-    usable = np.isfinite(affine).all() and np.abs(affine).max() <= FARTHEST
-    if not usable or not np.linalg.cond(affine[:3, :3]) < 1e6:
-        raise UserError(
-            f"{path}: the affine in the header is not invertible, or leads beyond a kilometre: "
-            "set the voxel size and orientation"
-        )
-    _say_if_apart(forms, shape, path)
-    return affine
+    return forms
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a header says of where its voxels lie, beside the affine that is taken."""
+
+    sform_code: int
+    qform_code: int
+    unit: str
+    apart: float  # voxels between the places by sform and by qform; NaN if the qform is not valid
+
+
+def read_place(path: str | Path) -> Place:
+    """The codes of sform and qform, the unit, and how far the two forms differ, in voxels of the
+    first; of a file that ``read_nifti`` reads.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        compressed = file.read(2) == GZIP
+        file.seek(0)
+        stream = gzip.GzipFile(fileobj=file) if compressed else file
+        header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path)
+    shape, _, _ = _layout(header, path)
+    forms = _forms(header, shape[:3], path)
+    with np.errstate(all="ignore"):  # a qform may hold anything
+        apart = voxels_apart(forms[0], forms[-1], shape[:3])
+    return Place(
+        int(header["sform_code"]),
+        int(header["qform_code"]),
+        UNITS[int(header["xyzt_units"]) & 7],
+        apart,
+    )
 
 
 def _say_if_apart(forms: list[np.ndarray], shape: tuple[int, ...], path: Path) -> None:
@@ -279,10 +318,8 @@ def load_scan(
     """
     with _enough_memory(image):
         array, affine, source = read_nifti(image)
-        # in float64 every number of 32 bits is exact, and copies of one image are equal, whatever
-        # type they are stored in
         voxels = np.ascontiguousarray(array, dtype=np.float64)
-        image_digest = hashlib.sha256(voxels).hexdigest()
+        image_digest = digest_of(voxels)
         digest = hashlib.sha256(affine.tobytes() + image_digest.encode())
         rescaled = torch.from_numpy(rescale_intensities(voxels, str(image)))
     index = None
@@ -299,6 +336,14 @@ def load_scan(
         labels=index,
         source=replace(source, digest=digest.hexdigest(), image_digest=image_digest),
     )
+
+
+def digest_of(array: np.ndarray) -> str:
+    """SHA-256 of the voxels of an image, in hexadecimal digits: of copies it is the same, whatever
+    type they are stored in.
+    """
+    # in float64 every number of 32 bits is exact
+    return hashlib.sha256(np.ascontiguousarray(array, dtype=np.float64)).hexdigest()
 
 
 def _read_numbers(
