@@ -326,7 +326,7 @@ def load_scan(
     if labels is not None:
         with _enough_memory(labels):
             numbers = _read_numbers(labels, image, array.shape, affine)
-            index = _indices(numbers, structures, labels, empty_labels)
+            index = label_indices(numbers, structures, labels, empty_labels)
             digest.update(index.numpy())
     return Scan(
         id,
@@ -397,7 +397,7 @@ def _whole(numbers: np.ndarray, step: float, labels: str | Path) -> np.ndarray:
     return whole.astype(np.int64)
 
 
-def _indices(
+def label_indices(
     numbers: np.ndarray, structures: Mapping[int, int], labels: str | Path, empty_labels: bool
 ) -> torch.Tensor:
     """Label numbers as indices into ``Cohort.structures``; ``labels`` is for the error."""
