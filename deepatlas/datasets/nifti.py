@@ -325,7 +325,7 @@ def load_scan(
     index = None
     if labels is not None:
         with _enough_memory(labels):
-            numbers = _read_numbers(labels, image, array.shape, affine)
+            numbers = read_labels_of(labels, image, array.shape, affine)
             index = label_indices(numbers, structures, labels, empty_labels)
             digest.update(index.numpy())
     return Scan(
@@ -346,7 +346,7 @@ def digest_of(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array, dtype=np.float64)).hexdigest()
 
 
-def _read_numbers(
+def read_labels_of(
     labels: str | Path, image: str | Path, shape: tuple[int, ...], affine: np.ndarray
 ) -> np.ndarray:
     """The label numbers, integers, of a file that must lie where its image does."""
