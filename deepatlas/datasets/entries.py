@@ -1,7 +1,9 @@
-"""What is said of a data set: a table of ``datasets.toml``, checked, as an ``Entry``.
+"""What is said of a data set, checked, as an ``Entry``: a table of ``datasets.toml``, or a cohort
+file.
 
 The kit's own tables are those of ``tutorials_data/datasets.toml``. A new data set is one table
-more: title, licence, split, one grid, and what is in it.
+more: title, licence, split, one grid, and what is in it. A user's own scans are said in a cohort
+file, which lists them one by one.
 """
 
 from __future__ import annotations
@@ -34,6 +36,10 @@ from .grid import check_sides
 PROFILES = ("smoke", "class", "full")  # from the smallest to the largest
 GRIDS = tuple(f"{profile}-{dims}d" for profile in PROFILES for dims in (2, 3))
 SMOKE_SIDE = 24  # voxels, at most, where a grid for smoke is derived
+
+PARTS = ("train", "validation", "test")
+SMOKE_SCANS = {"train": 4, "validation": 2, "test": 3}  # of a cohort file, at most
+COHORT_FILE = "cohort.toml"  # its name, where only a folder is named
 
 # more than any computer of today holds at once: a slip of the finger, not a wish
 MOST_SCANS = 100_000
@@ -84,6 +90,24 @@ class Grid(BaseModel):
     spacing: float = Field(ge=1e-6, le=1e4, strict=True)
 
 
+class ScanFile(BaseModel):
+    """One scan of a cohort file; paths are relative to the folder of that file, or absolute."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Words
+    subject: Words  # scans of one person are in one part
+    image: Words
+    labels: Words | None = None  # None: nobody has drawn any
+    part: Literal["train", "validation", "test"]
+
+    @model_validator(mode="after")
+    def _check_paths(self) -> ScanFile:
+        if self.image == self.labels:
+            raise ValueError(f"{brief(self.image)} is an image and its own labels")
+        return self
+
+
 class Entry(BaseModel):
     """What is said of one data set; frozen plain values, so a run can keep them as JSON."""
 
@@ -95,7 +119,8 @@ class Entry(BaseModel):
     credit: Line = ""  # whose it is, as they want it said
     dims: Literal[2, 3] = 3  # what an experiment takes if it is not told: slices or volumes
     align: StrictBool = False  # an affine alignment of the images to one training scan
-    split: dict[str, Sizes]
+    # every data set but a cohort file has one: ``split_sizes`` tells the sizes
+    split: dict[str, Sizes] | None = None
     grids: dict[str, Grid]
 
     # what is in it: one of three
@@ -107,11 +132,23 @@ class Entry(BaseModel):
     # files: how the name of a scan gives its person, as "mouse_{subject}_*"
     subject: Words | None = None
     empty_labels: StrictBool = False  # files: are there scans without any structure?
+    # scan ids, * for anything: whose labels are kept first where all but N are hidden
+    labelled_first: Words | None = None
 
     # where its files are
+    layout: Words = "decathlon"  # a name in ``layouts.LAYOUTS``
+    # layout "subjects": the files of a scan, as "{scan}/t1.nii.gz"; * is any one folder
+    image: Words | None = None
+    labels: Words | None = None
+    # a published split, where the folder says none: scan ids on each side, * for anything
+    groups: dict[Literal["train", "test"], tuple[Words, ...]] | None = None
     folder: Words | None = None  # by default ``name``
     url: str | None = Field(None, pattern=r"^https?://\S+$")  # of a tar archive
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+
+    # a cohort file's own: its scans, and the folder that it is in, which may be moved
+    scans: tuple[ScanFile, ...] | None = None
+    home: Path | None = Field(None, exclude=True)
 
     # --- checks ---
 
@@ -133,8 +170,10 @@ class Entry(BaseModel):
 
     @field_validator("split")
     @classmethod
-    def _check_split(cls, split: dict[str, Sizes]) -> dict[str, Sizes]:
+    def _check_split(cls, split: dict[str, Sizes] | None) -> dict[str, Sizes] | None:
         known = (*PROFILES, "published")
+        if split is None:
+            return None
         if not split:
             raise ValueError(f"sizes for one of {', '.join(known)} were wanted")
         for key, sizes in split.items():
@@ -223,6 +262,19 @@ class Entry(BaseModel):
             )
         return template
 
+    @field_validator("image", "labels")
+    @classmethod
+    def _check_template(cls, template: str | None) -> str | None:
+        if template is None:
+            return None
+        rest = template.replace("{scan}", "", 1)
+        if rest == template or set("{}") & set(rest) or not inside(template):
+            raise ValueError(
+                "the path of a scan's file in the folder was wanted, without '..', with {scan} "
+                f'once for the scan, as in "{{scan}}/t1.nii.gz", got {template!r}'
+            )
+        return template
+
     @field_validator("folder")
     @classmethod
     def _check_folder(cls, folder: str | None) -> str | None:
@@ -245,6 +297,35 @@ class Entry(BaseModel):
             )
         if self.url is not None and self.sha256 is None:
             raise ValueError("a url wants the sha256 of what is fetched there")
+        if self.labels is not None and self.image is None:
+            raise ValueError("labels = ... wants image = ..., by which a scan is found")
+        if self.scans is None and self.split is None:
+            raise ValueError("split is missing")
+        return self
+
+    @model_validator(mode="after")
+    def _check_scans(self) -> Entry:
+        if self.scans is None:
+            return self
+        if self.structures is None:
+            raise ValueError(
+                "its scans want structures, each with its label numbers, as in "
+                '[["femur", [1]], ["tibia", [2, 3]]]'
+            )
+        if self.split is not None:
+            raise ValueError("each of its scans says its part, so there is no split beside them")
+        if "full-3d" not in self.grids and (self.dims == 3 or "full-2d" not in self.grids):
+            wanted = "full-3d" if self.dims == 3 else "full-3d or, for slices, full-2d"
+            raise ValueError(f"grids: {wanted} was wanted, got {', '.join(self.grids)}")
+        _check_that_each_is_there_once(self.scans)
+        _check_that_no_person_is_in_two_parts(self.scans)
+        train = [scan for scan in self.scans if scan.part == "train"]
+        if not train:
+            raise ValueError('no scan is there to train on: say part = "train" of some')
+        if all(scan.labels is None for scan in train):
+            raise ValueError(
+                f"none of its {len(train)} training scans has labels: one at least was wanted"
+            )
         return self
 
     # --- what it says of a profile ---
@@ -254,12 +335,23 @@ class Entry(BaseModel):
         """The folder of its files, in the folder of all data."""
         return self.folder or self.name
 
+    def scans_of(self, profile: Profile, part: str) -> list[ScanFile]:
+        """The scans of a cohort file in a ``part`` of PARTS; for smoke few, labelled ones first."""
+        scans = [scan for scan in self.scans if scan.part == part]
+        if profile != "smoke":
+            return scans
+        labelled_first = sorted(scans, key=lambda scan: scan.labels is None)
+        return labelled_first[: SMOKE_SCANS[part]]
+
     def split_sizes(self, profile: Profile) -> list[int]:
         """Scans for train, validation and test.
 
         A published split is that of every profile. A profile of which ``split`` says nothing takes
-        the sizes of the next larger one that it names, or else of the largest.
+        the sizes of the next larger one that it names, or else of the largest. A cohort file's
+        scans say themselves where they belong.
         """
+        if self.scans is not None:
+            return [len(self.scans_of(profile, part)) for part in PARTS]
         if "published" in self.split:
             return list(self.split["published"])
         larger = PROFILES[PROFILES.index(profile) :]
@@ -269,21 +361,39 @@ class Entry(BaseModel):
                 return list(self.split[key])
         raise AssertionError("an entry has a split")
 
+    def labelled_at_most(self, profile: Profile) -> int:
+        """Training scans that may keep their labels: of a cohort file, those that have any."""
+        if self.scans is None:
+            return self.split_sizes(profile)[0]
+        return sum(scan.labels is not None for scan in self.scans_of(profile, "train"))
+
+    def identity(self) -> dict:
+        """What makes it this data set, as JSON: all but where its scans are, which may be moved.
+
+        What is in the files is in ``Cohort.fingerprint``.
+        """
+        said = self.model_dump(mode="json")
+        for scan in said["scans"] or ():
+            del scan["image"]
+            scan["labels"] = scan["labels"] is not None
+        return said
+
     def grid(self, profile: Profile, dims: int) -> tuple[tuple[int, ...], float]:
         """(shape in voxels, spacing in mm) of a profile.
 
         What ``grids`` does not say follows from full-3d. class: twice its spacing. smoke: that
         spacing again, or the one at which the longest side has 24 voxels, if it is larger. Sides
         are rounded up to multiples of 8, and are 16 at least. 2D: the first two sides of the 3D
-        grid.
+        grid; of files that are slices themselves, as full-2d says, without any full-3d.
         """
         said = self.grids.get(f"{profile}-{dims}d")
         if said is not None:
             return said.shape, said.spacing
-        if dims == 2:
+        slices = "full-2d" in self.grids and "full-3d" not in self.grids
+        if dims == 2 and not slices:
             shape, spacing = self.grid(profile, 3)
             return shape[:2], spacing
-        full = self.grids.get("full-3d")
+        full = self.grids.get(f"full-{dims}d")
         if full is None:
             raise UserError(
                 f"{self.name}: there is no grid {profile}-3d, and no full-3d from which it "
@@ -294,6 +404,33 @@ class Entry(BaseModel):
         if profile == "smoke":
             spacing = max(spacing, max(extent) / SMOKE_SIDE)
         return tuple(_rounded_up(length / spacing) for length in extent), spacing
+
+
+def _check_that_each_is_there_once(scans: Sequence[ScanFile]) -> None:
+    ids: set[str] = set()
+    owners: dict[str, ScanFile] = {}  # of each image
+    for scan in scans:
+        if scan.id in ids:
+            raise ValueError(f"the scan {scan.id!r} is there twice: give each an id of its own")
+        ids.add(scan.id)
+        owner = owners.setdefault(scan.image, scan)
+        if owner is not scan:
+            raise ValueError(
+                f"the scans {owner.id!r} and {scan.id!r} have the same image, "
+                f"{brief(scan.image)}: list it once"
+            )
+
+
+def _check_that_no_person_is_in_two_parts(scans: Sequence[ScanFile]) -> None:
+    first: dict[str, ScanFile] = {}  # of each person
+    for scan in scans:
+        other = first.setdefault(scan.subject, scan)
+        if other.part != scan.part:
+            raise ValueError(
+                f"one person, {scan.subject!r}, is in two parts: scan {other.id!r} in "
+                f"{other.part} and scan {scan.id!r} in {scan.part}: put all scans of a person in "
+                "one, or networks are tested on whom they have seen"
+            )
 
 
 def _rounded_up(side: float) -> int:
@@ -364,19 +501,27 @@ def read_entries(path: Path) -> dict[str, Entry]:
 
     An entry that is ``like`` another takes from that one what it does not say itself.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # a number may be too long, a list too deep
-        raise UserError(f"{path}: not valid TOML ({error})") from error
+    tables = _read_toml(path)
     entries = {}
     for name in tables:
         values = _with_what_it_is_like(name, tables, path)
+        unknown = [key for key in values if key not in _KEYS]
+        if unknown:
+            said = "; ".join(_no_key(key, _KEYS) for key in unknown)
+            raise UserError(f"{path}: {_as_written(name)}: {said}")
         try:
             entries[name] = Entry(**(values | {"name": name}))
         except ValidationError as error:
             said = "; ".join(_sentence(item) for item in error.errors())
             raise UserError(f"{path}: {_as_written(name)}: {said}") from None
     return entries
+
+
+def _read_toml(path: Path) -> dict:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # a number may be too long, a list too deep
+        raise UserError(f"{path}: not valid TOML ({error})") from error
 
 
 def _with_what_it_is_like(name: str, tables: Mapping, path: Path) -> dict:
@@ -410,8 +555,7 @@ def _sentence(item: Mapping) -> str:
     """One mistake, as pydantic describes it, in words."""
     parts = [str(part) for part in item["loc"]]
     if item["type"] == "extra_forbidden":
-        whole = ".".join(parts)
-        return f"there is no key {brief(whole)}{meant(whole, _KEYS)}"
+        return _no_key(".".join(parts), _KEYS)
     key = ".".join(map(_as_written, parts))
     if item["type"] == "missing":
         return f"{key} is missing"
@@ -434,12 +578,121 @@ _WANTED = {  # pydantic's types of mistakes, in words of a TOML file
 }
 
 
-_KEYS = (*(key for key in Entry.model_fields if key != "name"), "like")
+_OF_A_COHORT_FILE = ("scans", "home")
+_KEYS = (
+    *(key for key in Entry.model_fields if key not in ("name", *_OF_A_COHORT_FILE)),
+    "like",
+)
+
+
+def _no_key(key: str, known: Sequence[str]) -> str:
+    return f"there is no key {brief(key)}{meant(key, known)}"
+
+
+# --- a cohort file --------------------------------------------------------------------------------
+
+COHORT_KEYS = (
+    "name",
+    "title",
+    "licence",
+    "credit",
+    "dims",
+    "align",
+    "structures",
+    "empty_labels",
+    "labelled_first",
+    "grids",
+    "scans",
+)
+
+
+def read_cohort(path: Path) -> Entry:
+    """The entry in a cohort file: keys of COHORT_KEYS, and a table ``[[scans]]`` for each scan.
+
+    What is left out: ``title`` is the name, ``licence`` "unknown", and a scan's ``subject`` its id.
+    Raises FileNotFoundError, or UserError with a sentence for each mistake, which names the file,
+    and the scan. Whether the scans' files are there is not looked at.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; a cohort file was wanted, as `deepatlas data check FOLDER` "
+            "writes it"
+        )
+    content = _read_toml(path)
+    said = [_no_key(key, COHORT_KEYS) for key in content if key not in COHORT_KEYS]
+    tables = content.get("scans", [])
+    if not isinstance(tables, list) or not tables:
+        said.append(f"a table [[scans]] for each scan was wanted, got {brief(tables)}")
+    else:
+        for number, table in enumerate(tables, 1):
+            said += _scan_mistakes(number, table)
+    if said:
+        raise UserError(f"{path}: {'; '.join(said)}")
+    scans = [{"subject": table["id"], **table} for table in tables]
+    values = {"title": content.get("name"), "licence": "unknown"} | content
+    try:
+        return Entry(**(values | {"scans": scans, "layout": "cohort", "home": path.parent}))
+    except ValidationError as error:
+        said = [_sentence(item) for item in error.errors() if _tells(item, content)]
+        raise UserError(f"{path}: {'; '.join(said)}") from None
+
+
+def _scan_mistakes(number: int, table: object) -> list[str]:
+    """What is wrong with a table ``[[scans]]``, a sentence each."""
+    if not isinstance(table, dict):
+        return [f"a table [[scans]] for each scan was wanted, got {brief(table)}"]
+    id = table.get("id")
+    who = f"scan {brief(id)}" if isinstance(id, str) and id else f"[[scans]] number {number}"
+    known = tuple(ScanFile.model_fields)
+    unknown = [f"{who}: {_no_key(key, known)}" for key in table if key not in known]
+    try:
+        ScanFile.model_validate({"subject": id} | table)
+    except ValidationError as error:
+        found = []
+        for item in error.errors():
+            follows = item["loc"] == ("subject",) and "subject" not in table
+            if item["type"] != "extra_forbidden" and not follows:
+                found.append(f"{who}: {_sentence(item)}")
+        return unknown + found
+    return unknown
+
+
+def _tells(item: Mapping, content: Mapping) -> bool:
+    """Is a mistake one of its own? A title that is left out is as wrong as the name."""
+    return item["loc"] != ("title",) or "title" in content
+
+
+def cohort_file(dataset: str) -> Path | None:
+    """The cohort file that ``dataset`` means, absolute: a path that ends in .toml, or a folder with
+    a cohort.toml in it; None for a name of the kit's own. UserError if it is neither.
+    """
+    if dataset in manifest():
+        return None
+    try:
+        path = Path(dataset).expanduser().absolute()
+        is_folder = path.is_dir()
+    except (RuntimeError, ValueError, OSError) as error:  # no such home; a name too long
+        raise UserError(f"dataset = {brief(dataset)}: no path of a cohort file ({error})") from None
+    if path.suffix == ".toml" and not is_folder:
+        return path
+    if not is_folder:
+        hint = meant(dataset, manifest(), all_of_them=True)
+        raise UserError(
+            f"there is no cohort {brief(dataset)}{hint}; or name a cohort file, a path that ends "
+            "in .toml, or the folder of a cohort.toml"
+        )
+    if not (path / COHORT_FILE).is_file():
+        raise UserError(
+            f"{dataset}: a folder without {COHORT_FILE}: run `deepatlas data check {dataset}` "
+            f"first: it writes the {COHORT_FILE} that is wanted here"
+        )
+    return path / COHORT_FILE
 
 
 def describe(name: str) -> Entry:
-    """What is said of the cohort ``name``; UserError with the names there are if it is unknown."""
-    if name not in manifest():
-        hint = meant(name, manifest(), all_of_them=True)
-        raise UserError(f"there is no cohort {name!r}{hint}")
-    return manifest()[name]
+    """What is said of the cohort ``name``: a name of the kit's own, or a cohort file, see
+    ``cohort_file``.
+    """
+    path = cohort_file(name)
+    return manifest()[name] if path is None else read_cohort(path)
