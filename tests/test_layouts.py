@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 from deepatlas import datasets
-from deepatlas.datasets import Entry, layouts
+from deepatlas.datasets import Entry
 from deepatlas.datasets.layouts import decathlon, label_names, person_of
+from deepatlas.datasets.layouts.persons import united
 from deepatlas.errors import UserError
 
 import nibabel as nib
@@ -543,7 +544,7 @@ def test_an_image_that_is_flat_on_the_grid_is_refused(blobs):
 def test_one_name_for_a_scan_and_for_another_person_is_refused():
     person = {"1": "2", "x_1": "1", "x_2": "2", "y": "y"}
     with pytest.raises(UserError, match="'1' is a scan of '2' and another person's name"):
-        layouts._united(person, [["1", "y"]], Path("dataset.json"))
+        united(person, [["1", "y"]], Path("dataset.json"))
 
 
 @pytest.mark.parametrize("template", ["{subject}*", "scan{subject}*", "*{subject}"])

@@ -1,0 +1,168 @@
+"""Which layout a folder has, and its scans: the table of layouts, and who reads it."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import replace
+from pathlib import Path
+
+from ...errors import UserError, meant
+from ..entries import Entry
+from . import bids, cohort, folders, msd, nnunet, subjects, tables
+from .files import File, Layout, Listing, Options
+
+# by name, the surest first: of two that a folder looks like, the first is taken
+LAYOUTS = {
+    "cohort": Layout("a file that `deepatlas data check` wrote", cohort.recognise, cohort.read, ""),
+    "decathlon": Layout(
+        "Medical Segmentation Decathlon: a dataset.json that lists images and labels",
+        msd.recognise,
+        msd.read,
+        "dataset.json",
+    ),
+    "nnunet": Layout(
+        "nnU-Net v2 raw data: a dataset.json with channel_names, imagesTr/CASE_0000.nii.gz and "
+        "labelsTr/CASE.nii.gz",
+        nnunet.recognise,
+        nnunet.read,
+        "dataset.json",
+    ),
+    "bids": Layout(
+        "BIDS: sub-*/anat/*_T1w.nii.gz, and labels as derivatives/*/sub-*/anat/*_dseg.nii.gz",
+        bids.recognise,
+        bids.read,
+        "sub-*",
+    ),
+    "table": Layout(
+        "a CSV or TSV file with columns image, labels and subject",
+        tables.recognise,
+        tables.read,
+        "*.[ct]sv",
+    ),
+    "folders": Layout(
+        "a folder of images beside a folder of labels, or CASE.nii.gz beside CASE_seg.nii.gz",
+        folders.recognise,
+        folders.read,
+        "*",
+    ),
+    "subjects": Layout(
+        "a folder for each scan, in which the files have the same names",
+        subjects.recognise,
+        subjects.read,
+        "*/*",
+    ),
+}
+
+
+def recognise(path: Path) -> tuple[str, str]:
+    """(layout, why) of a folder, or of a file that lists scans.
+
+    Where it looks like several, the first of ``LAYOUTS`` is taken, and ``why`` names the others.
+    UserError, with all that was looked for, if it looks like none; FileNotFoundError if it is not
+    there.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such folder or file; a folder of scans in NIfTI format was wanted"
+        )
+    looks_like = {}
+    for name, layout in LAYOUTS.items():
+        reason = layout.recognise(path)
+        if reason is not None:
+            looks_like[name] = reason
+    if not looks_like:
+        wanted = "; ".join(f"{name}: {layout.title}" for name, layout in LAYOUTS.items())
+        raise UserError(
+            f"{path}: no layout of scans in NIfTI format was recognised. Looked for: {wanted}. "
+            "Write a table of the files (CSV with columns image, labels, subject), or say the "
+            "layout"
+        )
+    (taken, why), *others = looks_like.items()
+    for name, reason in others:
+        why += f"; it could be {name!r} as well ({reason}), which is less sure"
+    return taken, why
+
+
+def read_folder(
+    path: str | Path,
+    layout: str | None = None,
+    *,
+    subject: str | None = None,
+    image: str | None = None,
+    labels: str | None = None,
+    contrast: str | None = None,
+) -> Listing:
+    """The scans of a folder, or of a file that lists scans, in a ``layout`` or in the one that is
+    recognised; for the options see ``Options``. UserError if it holds no scan.
+    """
+    path = Path(path)
+    options = Options(subject, image, labels, contrast)
+    _check_options(options)
+    if layout is not None:
+        why = "it was said"
+    elif image is not None:
+        layout, why = "subjects", "it was said where the images are"
+    else:
+        layout, why = recognise(path)
+    listing = layout_of(layout).read(path, options)
+    if not listing.files:
+        raise UserError(f"{path}: no scan was found in the layout {layout!r} ({why})")
+    return replace(listing, layout=layout, why=why)
+
+
+def _check_options(options: Options) -> None:
+    for name, template, part in (
+        ("subject", options.subject, "{subject}"),
+        ("image", options.image, "{scan}"),
+        ("labels", options.labels, "{scan}"),
+    ):
+        if template is not None and part not in template:
+            raise UserError(f"{name} = {template!r}: a pattern that holds {part} was wanted")
+
+
+def layout_of(name: str) -> Layout:
+    """The layout of that name; UserError with those that there are."""
+    if name not in LAYOUTS:
+        raise UserError(f"there is no layout {name!r}{meant(name, LAYOUTS, all_of_them=True)}")
+    return LAYOUTS[name]
+
+
+# --- the scans of an entry ------------------------------------------------------------------------
+
+
+def list_files(folder: Path, entry: Entry) -> list[File]:
+    """The scans of an entry whose files are in ``folder``, not read yet, with their persons and
+    the side of a published split.
+    """
+    if entry.scans is not None:
+        return cohort.files_of(entry)
+    options = Options(entry.subject, entry.image, entry.labels)
+    files = layout_of(entry.layout).read(folder, options).files
+    if not files:
+        raise UserError(f"{folder}: {entry.name}: no scan was found in the layout {entry.layout!r}")
+    if entry.groups is None:
+        return files
+    return [replace(file, group=_group(file.id, entry)) for file in files]
+
+
+def _group(id: str, entry: Entry) -> str | None:
+    """The side of the split that the entry's patterns give to a scan."""
+    fitting = [
+        group
+        for group, patterns in entry.groups.items()
+        if any(fnmatch.fnmatchcase(id, pattern) for pattern in patterns)
+    ]
+    if len(fitting) > 1:
+        raise UserError(
+            f"{entry.name}: the scan {id!r} fits the patterns of groups.train and of groups.test: "
+            "mend one of them"
+        )
+    return fitting[0] if fitting else None
+
+
+def marker_of(entry: Entry) -> str:
+    """A pattern of what an entry's folder holds, relative to it: where it is, the data are."""
+    if entry.image is not None:
+        return entry.image.replace("{scan}", "*")
+    return layout_of(entry.layout).marker
