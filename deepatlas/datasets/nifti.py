@@ -45,17 +45,11 @@ def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray, Source]:
     volumes or no plain numbers, or does not say where it lies.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; an image in NIfTI format (.nii or .nii.gz) was wanted"
-        )
-    with _enough_memory(path):
-        header, shape, array = _read(path)
-    volume = shape[:3]
-    affine = _affine(header, volume, path)
-    scaled_integers = header.get_data_dtype().kind in "iu" and array.dtype.kind == "f"
-    step = abs(float(header["scl_slope"])) if scaled_integers else 0.0
-    source = Source(str(path), shape, torch.from_numpy(affine), step=step)
+    header, array = read_stored(path, single=True)
+    volume = array.shape[:3]
+    affine = affine_of(header, volume, path)
+    step = step_of(header)
+    source = Source(str(path), array.shape, torch.from_numpy(affine), step=step)
     array = array.reshape(volume)
     if array.ndim == 3:
         # turns and flips axes: no interpolation
@@ -63,6 +57,45 @@ def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray, Source]:
         array = orientations.apply_orientation(array, turn)
         affine = affine @ orientations.inv_ornt_aff(turn, volume)
     return array, affine, source
+
+
+def read_stored(path: str | Path, *, single: bool = False) -> tuple[nib.Nifti1Header, np.ndarray]:
+    """The header of a NIfTI file, as it stands, and the numbers, scaled, along the file's own axes,
+    however many: a field of vectors has five. ``single``: UserError for more than one volume.
+    """
+    path = Path(path)
+    _check_that_it_is_there(path)
+    with _enough_memory(path):
+        return _read(path, single)
+
+
+def read_header(path: str | Path) -> tuple[nib.Nifti1Header, tuple[int, ...]]:
+    """The header of a NIfTI file of one image, as it stands, and the image's shape."""
+    path = Path(path)
+    _check_that_it_is_there(path)
+    with open(path, "rb") as file:
+        compressed = file.read(2) == GZIP
+        file.seek(0)
+        stream = gzip.GzipFile(fileobj=file) if compressed else file
+        try:
+            header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise _unreadable(path, str(error)) from error
+    return header, _layout(header, path)[0]
+
+
+def step_of(header: nib.Nifti1Header) -> float:
+    """From one number to the next, where a file keeps integers that its header scales; else 0."""
+    slope = abs(float(header["scl_slope"]))
+    integers = header.get_data_dtype().kind in "iu"
+    return slope if integers and _scales(header) else 0.0
+
+
+def _check_that_it_is_there(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; an image in NIfTI format (.nii or .nii.gz) was wanted"
+        )
 
 
 @contextmanager
@@ -80,8 +113,8 @@ def _enough_memory(path: str | Path) -> Iterator[None]:
 # --- voxels ---------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> tuple[nib.Nifti1Header, tuple[int, ...], np.ndarray]:
-    """The header of a file, its shape, and its numbers, scaled as the header says.
+def _read(path: Path, single: bool) -> tuple[nib.Nifti1Header, np.ndarray]:
+    """The header of a file, and its numbers, scaled as the header says.
 
     The file is read to its end: only there are the checksum and the length that gzip keeps, and
     only so is a header found out that tells of fewer voxels than there are.
@@ -92,7 +125,7 @@ def _read(path: Path) -> tuple[nib.Nifti1Header, tuple[int, ...], np.ndarray]:
         stream = gzip.GzipFile(fileobj=file) if compressed else file
         try:
             header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path)
-            shape, dtype, offset = _layout(header, path)
+            shape, dtype, offset = _layout(header, path, single)
             size = math.prod(shape) * dtype.itemsize
             # before any memory is asked for
             most = os.path.getsize(path) * (BEST_RATIO if compressed else 1)
@@ -109,7 +142,7 @@ def _read(path: Path) -> tuple[nib.Nifti1Header, tuple[int, ...], np.ndarray]:
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise _unreadable(path, str(error)) from error
     array = np.frombuffer(content, dtype).reshape(shape, order="F")
-    return header, shape, _scaled(array, header, path)
+    return header, _scaled(array, header, path)
 
 
 def _unreadable(path: Path, reason: str) -> UserError:
@@ -133,13 +166,17 @@ def _header(start: bytes, path: Path) -> nib.Nifti1Header:
     raise _unreadable(path, "it does not begin as a NIfTI file does")
 
 
-def _layout(header: nib.Nifti1Header, path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
-    """(shape, type, offset in bytes) of the voxels in the file."""
+def _layout(
+    header: nib.Nifti1Header, path: Path, single: bool = True
+) -> tuple[tuple[int, ...], np.dtype, int]:
+    """(shape, type, offset in bytes) of the voxels in the file; UserError if it is not one image,
+    where a ``single`` one is wanted.
+    """
     count = int(header["dim"][0])
     shape = tuple(int(side) for side in header["dim"][1 : 1 + count])
     if not 1 <= count <= 7 or min(shape) < 1:
         raise _unreadable(path, f"its header gives the dimensions {header['dim'].tolist()}")
-    if count < 2 or max(shape[3:], default=1) > 1:
+    if single and (count < 2 or max(shape[3:], default=1) > 1):
         raise UserError(
             f"{path}: a 2D or 3D image was wanted, got shape {shape}: store one volume per file"
         )
@@ -167,18 +204,23 @@ def _layout(header: nib.Nifti1Header, path: Path) -> tuple[tuple[int, ...], np.d
 
 def _scaled(array: np.ndarray, header: nib.Nifti1Header, path: Path) -> np.ndarray:
     """slope * array + intercept, float64; the array in its own type where there is no scaling."""
-    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if slope == 0 or math.isnan(slope) or (slope, intercept) == (1, 0):
+    if not _scales(header):
         return array.astype(array.dtype.newbyteorder("="))
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if not math.isfinite(slope) or not math.isfinite(intercept):
         raise _unreadable(path, f"its header scales by {slope:g} and adds {intercept:g}")
     return slope * array.astype(np.float64) + intercept
 
 
+def _scales(header: nib.Nifti1Header) -> bool:
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    return not (slope == 0 or math.isnan(slope) or (slope, intercept) == (1, 0))
+
+
 # --- place ----------------------------------------------------------------------------------------
 
 
-def _affine(header: nib.Nifti1Header, shape: tuple[int, ...], path: Path) -> np.ndarray:
+def affine_of(header: nib.Nifti1Header, shape: tuple[int, ...], path: Path) -> np.ndarray:
     """(4, 4) float64, voxel index of the file -> world millimetres, RAS+; of a plane too.
 
     The sform, as nibabel takes it, or else the qform. A header with neither says nothing of left
@@ -236,12 +278,7 @@ def read_place(path: str | Path) -> Place:
     first; of a file that ``read_nifti`` reads.
     """
     path = Path(path)
-    with open(path, "rb") as file:
-        compressed = file.read(2) == GZIP
-        file.seek(0)
-        stream = gzip.GzipFile(fileobj=file) if compressed else file
-        header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path)
-    shape, _, _ = _layout(header, path)
+    header, shape = read_header(path)
     forms = _forms(header, shape[:3], path)
     with np.errstate(all="ignore"):  # a qform may hold anything
         apart = voxels_apart(forms[0], forms[-1], shape[:3])
@@ -372,11 +409,11 @@ def read_labels(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """
     numbers, affine, source = read_nifti(path)
     if numbers.dtype.kind == "f":
-        numbers = _whole(numbers, source.step, path)
+        numbers = whole_numbers(numbers, source.step, path)
     return numbers, affine
 
 
-def _whole(numbers: np.ndarray, step: float, labels: str | Path) -> np.ndarray:
+def whole_numbers(numbers: np.ndarray, step: float, labels: str | Path) -> np.ndarray:
     """Labels that a file keeps as floating-point numbers, or as integers that its header scales in
     steps of ``step``, as the integers that they mean, int64.
     """
