@@ -83,6 +83,21 @@ class Registration(nn.Module):
             phi = phi @ self._look(phi.warp(moving), fixed)
         return phi
 
+    def both_ways(self, moving: Tensor, fixed: Tensor) -> tuple[Deformation, Deformation]:
+        """(phi, its inverse), where ``net`` predicts a velocity: the inverse of exp(v) is exp(-v).
+
+        Of several passes phi = phi_1 @ phi_2 the inverse is phi_2^-1 @ phi_1^-1.
+        """
+        if not self.velocity:
+            raise ValueError("without a velocity there is no exp(-v): use Deformation.inverse")
+        velocity = self.net(moving, fixed).float()
+        phi, inverse = Deformation.exp(velocity), Deformation.exp(-velocity)
+        for _ in range(self.passes - 1):
+            velocity = self.net(phi.warp(moving), fixed).float()
+            phi = phi @ Deformation.exp(velocity)
+            inverse = Deformation.exp(-velocity) @ inverse
+        return phi, inverse
+
     def _look(self, moving: Tensor, fixed: Tensor) -> Deformation:
         output = self.net(moving, fixed).float()
         return Deformation.exp(output) if self.velocity else Deformation(output)
@@ -125,9 +140,16 @@ def registrar(reg_net: nn.Module) -> Callable[[Scan, Scan], Deformation]:
 # --- in one file ----------------------------------------------------------------------------------
 
 
-def keep(nets: Mapping[str, nn.Module], record: Mapping, path: Path) -> None:
+def keep(
+    nets: Mapping[str, nn.Module],
+    record: Mapping,
+    path: Path,
+    beside: Mapping[str, object] | None = None,
+) -> None:
     """Write trained ``nets`` to ``path`` in half precision, with what the ``record`` of their run
     says of their parameters and structures. UserError if ``path`` is a folder.
+
+    ``beside``: what they need to be used on files, "name", "card" and "preparation".
     """
     halves = {}
     for name, net in nets.items():
@@ -136,6 +158,7 @@ def keep(nets: Mapping[str, nn.Module], record: Mapping, path: Path) -> None:
         "experiment": dict(record["experiment"]),
         "structures": list(record["structures"]),
         "networks": halves,
+        **(beside or {}),
     }
     write_tensors(kept, path)
 
@@ -146,6 +169,14 @@ def load(path: str | Path) -> tuple[dict[str, nn.Module], dict]:
 
     ``path`` is a file, or the name of a cohort whose weights come with the project.
     FileNotFoundError names those there are; UserError if the file is damaged or not of this kit.
+    """
+    nets, kept = load_kept(path)
+    return nets, kept["experiment"]
+
+
+def load_kept(path: str | Path) -> tuple[dict[str, nn.Module], dict]:
+    """As ``load``, with all that stands in the file: "experiment", "structures", and what ``keep``
+    was given beside.
     """
     path = Path(path)
     if not path.is_file() and not path.suffix:
@@ -167,7 +198,8 @@ def load(path: str | Path) -> tuple[dict[str, nn.Module], dict]:
         )
     for name, weights in kept["networks"].items():
         load_weights(nets[name], weights, path)
-    return {name: nets[name].eval() for name in kept["networks"]}, values
+    ready = {name: nets[name].eval() for name in kept["networks"]}
+    return ready, {name: value for name, value in kept.items() if name != "networks"}
 
 
 class _Parameters(BaseModel):
@@ -182,7 +214,7 @@ class _Parameters(BaseModel):
 
 
 class _Kept(BaseModel):
-    """What ``keep`` writes."""
+    """What ``keep`` always writes."""
 
     model_config = ConfigDict(strict=True)
 

@@ -4,7 +4,7 @@ carried over by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -73,12 +73,14 @@ def _smaller(x: Tensor, factor: int) -> Tensor:
     return x if factor == 1 else pool(x, factor)
 
 
-@torch.enable_grad()
+Similarity = Callable[[Tensor, Tensor], Tensor]
+
+
 def optimise_pair(
     moving: Tensor,
     fixed: Tensor,
     *,
-    similarity: Callable[[Tensor, Tensor], Tensor] = losses.ncc,
+    similarity: Similarity = losses.ncc,
     regularity: float = 1.0,
     steps: int = 100,
     rate: float = 0.1,
@@ -94,23 +96,67 @@ def optimise_pair(
             "moving and fixed must share one grid, "
             f"got {tuple(moving.shape)} and {tuple(fixed.shape)}"
         )
-    d, shape = fixed.ndim - 2, fixed.shape[2:]
-    mode = "bilinear" if d == 2 else "trilinear"
+    start = Deformation.identity(tuple(fixed.shape[2:]), len(fixed), fixed.device)
+    loss = _pair_loss(moving, fixed, similarity, regularity)
+    for now, _ in _descent(start, loss, steps, rate):
+        phi = now
+    return phi
+
+
+def refine_pair(
+    start: Deformation,
+    moving: Tensor,
+    fixed: Tensor,
+    *,
+    similarity: Similarity = losses.ncc,
+    regularity: float = 1.0,
+    steps: int = 50,
+) -> Deformation:
+    """What ``optimise_pair`` finds if it begins at ``start``, as at a network's guess: of ``start``
+    and the ``steps`` from there the phi of the smallest loss.
+    """
+    loss = _pair_loss(moving, fixed, similarity, regularity)
+    best, smallest = start.detach(), float("inf")
+    for phi, value in _descent(start, loss, steps, rate=0.1):
+        if value < smallest:
+            best, smallest = phi, value
+    return best
+
+
+def _pair_loss(
+    moving: Tensor, fixed: Tensor, similarity: Similarity, regularity: float
+) -> Callable[[Deformation], Tensor]:
+    """phi -> similarity + ``regularity`` * bending energy."""
+
+    def loss(phi: Deformation) -> Tensor:
+        unlike = similarity(phi.warp(moving), fixed)
+        return unlike + regularity * losses.bending_energy(phi.displacement)
+
+    return loss
+
+
+@torch.enable_grad()
+def _descent(
+    start: Deformation, loss: Callable[[Deformation], Tensor], steps: int, rate: float
+) -> Iterator[tuple[Deformation, float]]:
+    """phi and its loss at ``start``, and after each of ``steps`` of Adam on what is added to u: a
+    displacement at half the resolution, interpolated.
+    """
+    begun = start.displacement.detach()
+    shape = begun.shape[2:]
+    mode = "bilinear" if len(shape) == 2 else "trilinear"
     half_shape = [(n + 1) // 2 for n in shape]
-    coarse = torch.zeros(len(fixed), d, *half_shape, device=fixed.device, requires_grad=True)
+    coarse = begun.new_zeros(*begun.shape[:2], *half_shape).requires_grad_()
     optimiser = torch.optim.Adam([coarse], lr=rate)
-
-    def phi() -> Deformation:
-        return Deformation(F.interpolate(coarse, size=shape, mode=mode))
-
-    for _ in range(steps):
-        now = phi()
-        loss = similarity(now.warp(moving), fixed)
-        loss = loss + regularity * losses.bending_energy(now.displacement)
+    for step in range(steps + 1):
+        phi = Deformation(begun + F.interpolate(coarse, size=shape, mode=mode))
+        value = loss(phi)
+        yield phi.detach(), value.item()
+        if step == steps:
+            return
         optimiser.zero_grad()
-        loss.backward()
+        value.backward()
         optimiser.step()
-    return phi().detach()
 
 
 def propagate_labels(

@@ -4,12 +4,17 @@ import itertools
 import json
 from dataclasses import replace
 
-from deepatlas import datasets
+from deepatlas import datasets, losses, models
 from deepatlas.data import Scan
 from deepatlas.datasets import centred_affine, load_scan, resample
 from deepatlas.datasets.grid import align
 from deepatlas.evaluation import score_labels
-from deepatlas.registration import affine_matrices, optimise_pair, propagate_labels
+from deepatlas.registration import (
+    affine_matrices,
+    optimise_pair,
+    propagate_labels,
+    refine_pair,
+)
 from deepatlas.warp import Deformation, voxel_grid
 
 import numpy as np
@@ -332,6 +337,67 @@ def test_an_optimised_deformation_carries_no_gradient_and_keeps_odd_shapes():
 def test_optimisation_refuses_images_on_two_grids():
     with pytest.raises(ValueError, match=r"one grid.*8, 8\).*8, 16\)"):
         optimise_pair(torch.rand(1, 1, 8, 8), torch.rand(1, 1, 8, 16))
+
+
+@dimensions
+def test_refinement_begins_where_it_is_told_and_only_lowers_its_own_loss(shape):
+    moving, fixed, truth = known_pair(shape)
+
+    def loss(phi):
+        unlike = losses.lncc(phi.warp(moving), fixed)
+        return float(unlike + 0.3 * losses.bending_energy(phi.displacement))
+
+    begun = Deformation(0.5 * truth.displacement)
+    options = {"similarity": losses.lncc, "regularity": 0.3}
+    nothing = refine_pair(begun, moving, fixed, steps=0, **options)
+    assert torch.equal(nothing.displacement, begun.displacement)
+    seen = [loss(begun)]
+    for steps in (1, 10, 20):
+        found = refine_pair(begun, moving, fixed, steps=steps, **options)
+        again = refine_pair(begun, moving, fixed, steps=steps, **options)
+        assert torch.equal(found.displacement, again.displacement)
+        seen.append(loss(found))
+    assert seen == sorted(seen, reverse=True) and seen[-1] < 0.9 * seen[0]
+    assert endpoint_error(found, truth) < endpoint_error(begun, truth)
+
+
+def test_refinement_keeps_its_start_where_every_step_is_worse():
+    """Adam's first step is as long as its rate, wherever it leads."""
+    image = plain((24, 32))
+    best = Deformation.identity((24, 32))
+    found = refine_pair(best, image, image, similarity=losses.mse, regularity=0.0, steps=3)
+    assert torch.equal(found.displacement, best.displacement)
+
+
+# --- the inverse of a network's deformation -------------------------------------------------------
+
+
+class Sloped(torch.nn.Module):
+    """A smooth output that depends on the moving image, so that every pass differs."""
+
+    def forward(self, moving, fixed):
+        grid = voxel_grid(tuple(fixed.shape[2:]), fixed)[None]
+        waves = [torch.sin(grid[:, i] / 6 + i) for i in range(grid.shape[1])]
+        return (1 + moving.mean()) * torch.stack(waves, 1)
+
+
+@dimensions
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_the_inverse_of_a_velocity_undoes_every_pass(shape, passes):
+    moving, fixed = plain(shape), plain(shape).flip(2)
+    net = models.Registration(Sloped(), velocity=True, passes=passes)
+    phi, inverse = net.both_ways(moving, fixed)
+    assert torch.equal(phi.displacement, net(moving, fixed).displacement)
+    inner = (slice(None), slice(None), *[slice(8, -8)] * len(shape))
+    assert float(phi.displacement[inner].abs().max()) > 1
+    assert float((phi @ inverse).displacement[inner].abs().max()) < 0.1
+    assert float((inverse @ phi).displacement[inner].abs().max()) < 0.1
+
+
+def test_a_displacement_has_no_velocity_to_turn_round():
+    net = models.Registration(Sloped(), velocity=False, passes=1)
+    with pytest.raises(ValueError, match=r"use Deformation\.inverse"):
+        net.both_ways(plain((24, 32)), plain((24, 32)))
 
 
 # --- label propagation ----------------------------------------------------------------------------
