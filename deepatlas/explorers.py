@@ -28,7 +28,6 @@ from .viewers import (
     SCRIPT,
     SliceViewer,
     check,
-    colours,
     grey,
     label_bytes,
     pack,
@@ -141,7 +140,7 @@ def view_training(
     meta = {
         "kind": "training",
         "title": "the training so far",
-        "colours": colours(len(structures) or 256),
+        "colours": plots.colour_bytes(len(structures) or 256),
         "spacing": list(plots.spacing_of(fixed)),
     }
     return TrainingWatch(look, meta, display == "live")

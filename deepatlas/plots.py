@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from IPython.display import HTML, display
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from nibabel.affines import voxel_sizes
 from torch import Tensor
@@ -40,6 +40,14 @@ def colours(structures: int) -> list:
         return list(OKABE_ITO[:structures])
     hues = (np.arange(structures) * 0.618034) % 1  # golden-ratio steps: neighbours far apart
     return [plt.get_cmap("hsv")(hue) for hue in hues]
+
+
+def colour_bytes(count: int) -> list[list[int]]:
+    """The colour of each of ``count`` structures, background (black) included, as bytes."""
+    found = [[0, 0, 0]]
+    for colour in colours(count - 1):
+        found.append([round(255 * channel) for channel in to_rgb(colour)])
+    return found
 
 
 def picture(figure: Figure, alt: str) -> HTML:

@@ -14,7 +14,6 @@ bundle.py    the modules of js/ as one script
 from .bundle import SCRIPT
 from .state import (
     check,
-    colours,
     grey,
     label_bytes,
     pack,
@@ -27,7 +26,6 @@ __all__ = [
     "SCRIPT",
     "SliceViewer",
     "check",
-    "colours",
     "grey",
     "label_bytes",
     "pack",

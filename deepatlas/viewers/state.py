@@ -14,7 +14,6 @@ import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from .. import plots
@@ -202,7 +201,7 @@ def _state(
         "affine": scan.affine.tolist(),
         "letters": [ENDS[code] for code in nib.aff2axcodes(scan.affine.numpy())],
         "structures": [printable(name) for name in names],
-        "colours": colours(len(names)),
+        "colours": plots.colour_bytes(len(names)),
         "note": NOTE if kind == "registration" else "",
         "wrong": WRONG,
         "layers": layers,
@@ -266,14 +265,6 @@ def _halved(u: Tensor, axis: int) -> Tensor:
     even, odd = pairs.unbind(axis + 1)
     following = torch.cat([even.narrow(axis, 1, nodes - 1), odd.narrow(axis, nodes - 1, 1)], axis)
     return 1.5 * odd - 0.5 * following
-
-
-def colours(count: int) -> list[list[int]]:
-    """The colour of each of ``count`` structures, background (black) included, as bytes."""
-    found = [[0, 0, 0]]
-    for colour in plots.colours(count - 1):
-        found.append([round(255 * channel) for channel in to_rgb(colour)])
-    return found
 
 
 def pack(volumes: dict[str, Tensor], tables: dict[str, str] = TABLES) -> tuple[dict, bytes]:
