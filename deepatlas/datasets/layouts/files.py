@@ -11,6 +11,8 @@ from pathlib import Path
 from ...errors import UserError
 
 ENDING = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+# of nnU-Net: case, and the number of its channel
+CHANNEL = re.compile(r"(.+)_([0-9]{4})")
 MOST_NAMED = 5  # files that one sentence names
 
 
@@ -29,8 +31,9 @@ class File:
 class Listing:
     """What a folder holds: the scans, and what it says of them.
 
-    ``layout``, and ``why`` it was taken, are filled in by ``read_folder``. ``names``: label number -> name, where the folder names them; ``notes``: sentences for the user
-    about what was left out or chosen.
+    ``layout``, and ``why`` it was taken, are filled in by ``read_folder``. ``names``: label number
+    -> name, where the folder names them; ``notes``: sentences for the user about what was left out
+    or chosen.
     """
 
     layout: str = ""

@@ -98,12 +98,21 @@ def label_names(folder: Path) -> dict[int, str]:
     if not isinstance(labels, dict):
         raise UserError(f"{wanted}{brief(labels)}")
     names = {}
-    for number, text in labels.items():
-        numeric = re.fullmatch("[0-9]{1,19}", number) and int(number) <= LARGEST_NUMBER
-        if not numeric or not isinstance(text, str) or int(number) in names:
-            raise UserError(f"{wanted}{brief(number)}: {brief(text)}")
-        names[int(number)] = text
+    for key, text in labels.items():
+        number = check_number(key)
+        if number is None or not isinstance(text, str) or number in names:
+            raise UserError(f"{wanted}{brief(key)}: {brief(text)}")
+        names[number] = text
     return names
+
+
+def check_number(text: object) -> int | None:
+    """A label number, as a number or as its digits; None if it is none."""
+    if isinstance(text, bool) or not isinstance(text, int | str):
+        return None
+    if not re.fullmatch("[0-9]{1,19}", str(text)) or int(text) > LARGEST_NUMBER:
+        return None
+    return int(text)
 
 
 def read_dataset(folder: Path) -> dict:
