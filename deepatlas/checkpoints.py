@@ -148,7 +148,10 @@ def read_json(path: Path) -> object:
 
 
 def read_csv(
-    path: Path, text: Collection[str] = (), required: Collection[str] = ()
+    path: Path,
+    text: Collection[str] = (),
+    required: Collection[str] = (),
+    separator: str = ",",
 ) -> pd.DataFrame:
     """A table; the columns ``text`` are strings as they stand: a structure may be named "NA".
 
@@ -156,10 +159,11 @@ def read_csv(
     damaged, or if a column of ``required`` is not there, or neither text nor numbers.
     """
     try:
-        names = _columns(path)
+        names = _columns(path, separator)
         missing = {name: [""] for name in names if name not in text}
         table = pd.read_csv(
             path,
+            sep=separator,
             encoding="utf-8-sig",
             dtype={name: str for name in names if name in text},
             keep_default_na=False,
@@ -182,13 +186,13 @@ def read_csv(
     return table
 
 
-def _columns(path: Path) -> list[str]:
+def _columns(path: Path, separator: str) -> list[str]:
     """The names in a table's first line; ValueError unless every line has as many cells.
 
     Where a line was cut, pandas fills it up, and says nothing.
     """
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        lines = csv.reader(stream, strict=True)
+        lines = csv.reader(stream, strict=True, delimiter=separator)
         names = next(lines, [])
         for cells in lines:
             if cells and len(cells) != len(names):  # an empty line, as editors add one, is none
