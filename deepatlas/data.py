@@ -103,6 +103,15 @@ class Cohort:
     licence: str = ""
     # (moving, fixed) -> the true Deformation: known for phantoms only
     truth: Callable | None = None
+    # how a scan that comes later is prepared alike: (shape, mm) of the grid on which scans were
+    # aligned, and the image (1, I, J, K) on it that they were aligned to
+    volume: tuple[tuple[int, ...], float] | None = None
+    reference: Tensor | None = None
+    # how the files say it: of each structure but the background, the label numbers that mean it,
+    # and the integer type of these numbers
+    label_numbers: tuple[tuple[int, ...], ...] = ()
+    label_dtype: str = ""
+    preferred: tuple[str, ...] = ()  # ids of training scans whose labels are kept first
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -173,8 +182,8 @@ class Cohort:
     def hide_labels(self, keep: int, seed: int = 0) -> Cohort:
         """The same cohort in which ``keep`` training scans, drawn by ``seed``, keep their labels.
 
-        Nested: with one seed, the scans of a smaller ``keep`` are among those of a larger one.
-        Validation and test scans are not touched.
+        Those that are ``preferred`` come first. Nested: with one seed, the scans of a smaller
+        ``keep`` are among those of a larger one. Validation and test scans are not touched.
         """
         labelled = self.labelled
         if not 0 <= keep <= len(labelled):
@@ -183,7 +192,9 @@ class Cohort:
                 f"{self.name}, got {keep}"
             )
         order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(seed))
-        kept = {labelled[i].id for i in order[:keep].tolist()}
+        drawn = [labelled[i].id for i in order.tolist()]
+        drawn.sort(key=lambda id: id not in self.preferred)  # else the order stays as it was drawn
+        kept = set(drawn[:keep])
         train = []
         for scan in self.train:
             train.append(scan if scan.id in kept else replace(scan, labels=None))

@@ -11,9 +11,9 @@ from ..data import Cohort, Scan, split_by_subject
 from ..errors import UserError, brief
 from .entries import PROFILES, Entry, Profile, describe, expand
 from .fetch import find
-from .grid import on_common_grid
 from .layouts import File, check_files, decathlon, label_names
 from .nifti import load_scan
+from .preparation import Preparation
 
 
 def load_cohort(
@@ -53,19 +53,25 @@ def _phantoms(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
             for number in numbers
         )
 
+    structures = phantom.anatomy_of(entry.anatomy).structures
     return Cohort(
         entry.name,
-        phantom.anatomy_of(entry.anatomy).structures,
+        structures,
         spacing,
         train=scans(0, train),
         validation=scans(train, validation),
         test=scans(train + validation, test),
         licence=entry.licence,
         truth=phantom.true_deformation,
+        label_numbers=tuple((index,) for index in range(1, len(structures))),
+        label_dtype="uint8",
     )
 
 
 # --- files ----------------------------------------------------------------------------------------
+
+
+CHUNK = 8  # scans that are aligned at once
 
 
 def _from_files(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
@@ -83,7 +89,15 @@ def _from_files(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
         originals = [_read(file, index_of, entry, volume) for file in chosen]
     _say_warnings(entry, [str(warning.message) for warning in told])
     _check_copies(entry, originals)
-    scans = tuple(on_common_grid(originals, volume, wanted, entry.align))
+    reference = None
+    if entry.align:
+        reference = Preparation(volume, volume).prepare(originals[0]).image
+    preparation = Preparation(volume, wanted, reference)
+    scans = []
+    for start in range(0, len(originals), CHUNK):
+        chunk = originals[start : start + CHUNK]
+        scans += preparation.prepare_all(chunk, alone=len(chunk) == 1)
+    scans = tuple(scans)
     for scan, original in zip(scans, originals, strict=True):
         _check_on_grid(entry, scan, original, wanted[1])
     first_validation = len(train)
@@ -96,6 +110,9 @@ def _from_files(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
         validation=scans[first_validation:first_test],
         test=scans[first_test:],
         licence=entry.licence,
+        volume=volume,
+        reference=reference,
+        label_numbers=_numbers_of(index_of, len(names)),
     )
     _say_what_is_missing(entry, cohort, originals)
     return cohort
@@ -292,6 +309,14 @@ def structures_of(entry: Entry, folder: Path) -> tuple[tuple[str, ...], dict[int
         names.append(name)
         index_of |= dict.fromkeys(expand(numbers), index)
     return tuple(names), index_of
+
+
+def _numbers_of(index_of: dict[int, int], count: int) -> tuple[tuple[int, ...], ...]:
+    """The label numbers of each of ``count`` structures but the background."""
+    numbers: list[list[int]] = [[] for _ in range(count)]
+    for number, index in index_of.items():
+        numbers[index].append(number)
+    return tuple(map(tuple, numbers[1:]))
 
 
 def _regions(texts: dict[int, str], low: int, high: int, path: Path) -> list[tuple[str, list[int]]]:

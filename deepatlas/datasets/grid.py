@@ -1,4 +1,4 @@
-"""One grid for all scans: centring, resampling, planes, and the affine alignment of a cohort."""
+"""One grid for all scans: centring, resampling, planes, and affine alignment."""
 
 from __future__ import annotations
 
@@ -38,24 +38,45 @@ def _as_volume(shape: Shape) -> tuple[int, int, int]:
 def centred_affine(scan: Scan, shape: Shape, spacing: float) -> Tensor:
     """(4, 4) of a grid of ``shape`` and ``spacing`` (mm) with RAS axes, centred where ``scan`` is.
 
-    A 2D grid on a 3D scan is the axial plane through that centre. Where source and target have the
-    same spacing the shift is a whole number of voxels, so that nothing is interpolated.
+    A 2D grid on a 3D scan is the axial plane through that centre; on a 2D scan it lies in the plane
+    of the scan, whichever that is. Where source and target have the same spacing the shift is a
+    whole number of voxels, so that nothing is interpolated.
     """
     if not spacing > 0:
         raise UserError(f"spacing must be a positive number of millimetres, got {spacing}")
     own = torch.tensor(_as_volume(scan.shape), dtype=torch.float64)
     wanted = torch.tensor(_as_volume(shape), dtype=torch.float64)
-    affine = torch.eye(4, dtype=torch.float64) * spacing
-    affine[3, 3] = 1
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:3, :3] = spacing * _axes(scan)
+    in_scan = slice(None, len(scan.shape))  # how thick a slice is does not matter
     # the voxel of the scan, not always a whole one, on which the new grid is centred
-    if torch.allclose(scan.affine[:3, :3], affine[:3, :3], atol=1e-4):
+    if torch.allclose(scan.affine[:3, in_scan], affine[:3, in_scan], atol=1e-4):
         whole_shift = torch.div(own - wanted, 2, rounding_mode="floor")
         middle = whole_shift + (wanted - 1) / 2
     else:
         middle = (own - 1) / 2
     centre = scan.affine[:3, :3] @ middle + scan.affine[:3, 3]
-    affine[:3, 3] = centre - spacing * (wanted - 1) / 2
+    affine[:3, 3] = centre - affine[:3, :3] @ ((wanted - 1) / 2)
     return affine
+
+
+def _axes(scan: Scan) -> Tensor:
+    """(3, 3): the directions of a grid for ``scan``, one a column: those of the world, RAS.
+
+    Of a 2D scan: the two of them that are closest to its plane, turned into it, and across.
+    """
+    world = torch.eye(3, dtype=torch.float64)
+    if len(scan.shape) == 3:
+        return world
+    across = torch.linalg.cross(scan.affine[:3, 0], scan.affine[:3, 1])
+    across = across / across.norm()
+    away = int(across.abs().argmax())
+    across = across * across[away].sign()
+    first, second = (world[axis] for axis in range(3) if axis != away)
+    one = first - (first @ across) * across
+    one = one / one.norm()
+    other = second - (second @ across) * across - (second @ one) * one
+    return torch.stack([one, other / other.norm(), across], dim=1)
 
 
 # --- resampling -----------------------------------------------------------------------------------
@@ -134,30 +155,6 @@ def _nearest(labels: np.ndarray, points: np.ndarray) -> np.ndarray:
 # --- a cohort -------------------------------------------------------------------------------------
 
 
-def on_common_grid(
-    originals: Sequence[Scan],
-    volume: tuple[Shape, float],
-    wanted: tuple[Shape, float],
-    aligned: bool,
-) -> list[Scan]:
-    """Every scan on the grid ``wanted``: ``volume`` (shape, spacing in mm), or its middle plane.
-
-    If ``aligned``, all are aligned to the first, by their images on ``volume``.
-    """
-    shape, spacing = volume
-    scans = [resample(scan, centred_affine(scan, shape, spacing), shape) for scan in originals]
-    if aligned:
-        scans = align(scans, originals, reference=scans[0])
-    if wanted == volume:
-        return scans
-    flat_shape, flat_spacing = wanted
-    plane = middle_plane(shape, spacing, flat_shape, flat_spacing)
-    flat = []
-    for scan, original in zip(scans, originals, strict=True):
-        flat.append(resample(original, scan.affine @ plane, flat_shape))
-    return flat
-
-
 def middle_plane(shape: Shape, spacing: float, flat: Shape, flat_spacing: float) -> Tensor:
     """(4, 4) voxels of a 2D grid -> voxels of the 3D grid whose middle axial plane it is."""
     matrix = torch.eye(4, dtype=torch.float64) * (flat_spacing / spacing)
@@ -169,25 +166,29 @@ def middle_plane(shape: Shape, spacing: float, flat: Shape, flat_spacing: float)
 
 
 def align(
-    scans: Sequence[Scan], originals: Sequence[Scan], reference: Scan, chunk: int = 8
+    scans: Sequence[Scan], originals: Sequence[Scan], reference: Tensor, alone: bool = False
 ) -> list[Scan]:
-    """``scans`` aligned to the ``reference`` scan by affine maps of their images.
+    """``scans`` aligned to the ``reference`` image (1, I, J, K) by affine maps of their images.
 
     ``originals`` are the same scans as they were read: the result is resampled from these, once.
-    The affine of each aligned scan still leads from its voxels to the world of its own file.
+    The affine of each aligned scan still leads from its voxels to the world of its own file. A scan
+    that has the image of the reference stays as it is.
+
+    PyTorch rounds a batch of one image otherwise than larger ones, whatever is in these. So that a
+    scan gets the same map by itself as among others, one scan is aligned together with the
+    reference, unless it is said to be ``alone``.
     """
+    images = torch.stack([scan.image for scan in scans])
+    if len(scans) == 1 and not alone:
+        images = torch.cat([images, reference[None]])
+    matrices = affine_matrices(images, reference[None]).double()[: len(scans)]
     aligned = []
-    for start in range(0, len(scans), chunk):
-        some = scans[start : start + chunk]
-        images = torch.stack([scan.image for scan in some])
-        matrices = affine_matrices(images, reference.image[None]).double()
-        some_originals = originals[start : start + chunk]
-        for scan, original, matrix in zip(some, some_originals, matrices, strict=True):
-            if scan is reference:
-                aligned.append(scan)
-                continue
-            affine = scan.affine @ _in_space(matrix)
-            aligned.append(resample(original, affine, scan.shape))
+    for scan, original, matrix in zip(scans, originals, matrices, strict=True):
+        if torch.equal(scan.image, reference):
+            aligned.append(scan)
+            continue
+        affine = scan.affine @ _in_space(matrix)
+        aligned.append(resample(original, affine, scan.shape))
     return aligned
 
 
