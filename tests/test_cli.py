@@ -62,19 +62,24 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path):
 
 def test_the_commands_are_these():
     assert COMMANDS == [
-        "doctor",
         "data",
         "run",
+        "segment",
+        "register",
+        "apply",
+        "evaluate",
+        "export",
         "table",
-        "weights",
         "sweep",
         "gains",
+        "weights",
         "lab",
         "site",
         "measure",
         "warm",
         "handout",
         "collect",
+        "doctor",
     ]
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from .. import places
-from . import data, errors, run, sweep, teach
+from . import apply, data, errors, run, sweep, teach
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,19 +31,59 @@ def options(
     places.settle()
 
 
-app.command()(run.doctor)
-app.command()(data.data)
-app.command()(run.run)
-app.command()(run.table)
-app.command("weights")(run.keep_weights)
-app.command()(sweep.sweep)
-app.command()(sweep.gains)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(teach.lab)
-app.command("site")(teach.build_site)
-app.command()(teach.measure)
-app.command()(teach.warm)
-app.command()(teach.handout)
-app.command()(teach.collect)
+# What a newcomer wants first stands first; `deepatlas --help` shows them in this order.
+COMMANDS: dict[str, dict[str, Callable | typer.Typer]] = {
+    "From scans to results": {
+        "data": data.app,
+        "run": run.run,
+        "segment": apply.segment,
+        "register": apply.register,
+        "apply": apply.apply,
+        "evaluate": apply.evaluate,
+        "export": apply.export,
+    },
+    "Many runs, and what they show": {
+        "table": run.table,
+        "sweep": sweep.sweep,
+        "gains": sweep.gains,
+        "weights": run.keep_weights,
+    },
+    "Lessons and teaching": {
+        "lab": teach.lab,
+        "site": teach.build_site,
+        "measure": teach.measure,
+        "warm": teach.warm,
+        "handout": teach.handout,
+        "collect": teach.collect,
+    },
+    "This machine": {
+        "doctor": run.doctor,
+    },
+}
+HANDS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # to another program
+
+
+def _help(command: Callable) -> str:
+    """The docstring of a command, each paragraph one line, which the terminal breaks."""
+    text = inspect.cleandoc(command.__doc__)
+    paragraphs = []
+    for paragraph in text.split("\n\n"):
+        example = paragraph.startswith(" ")
+        paragraphs.append(paragraph if example else " ".join(paragraph.split()))
+    return "\n\n".join(paragraphs)
+
+
+for panel, commands in COMMANDS.items():
+    for name, command in commands.items():
+        if isinstance(command, typer.Typer):  # several commands below one name
+            app.add_typer(command, name=name, rich_help_panel=panel)
+            continue
+        app.command(
+            name,
+            help=_help(command),
+            context_settings=HANDS_ON if command is teach.lab else None,
+            rich_help_panel=panel,
+        )(command)
 
 
 def main() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import tempfile
+from collections.abc import Callable
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_type_hints
 
 import typer
 
@@ -17,6 +21,37 @@ Parameters = Annotated[list[str] | None, typer.Argument(help="NAME=VALUE, as in 
 Root = Annotated[Path | None, typer.Option(help="where run folders are kept")]
 
 LONGEST_NAME = 200  # bytes; systems allow 255, and a file that is being written has a longer name
+
+
+def spread(command: Callable) -> Callable:
+    """``command`` as typer can read it where some of its parameters are dataclasses of options:
+    each field is an option of its own, under its own name.
+    """
+    groups: dict[str, type] = {}
+    names: dict[str, list[str]] = {}
+    parameters = []
+    hints = get_type_hints(command, include_extras=True)
+    for name, parameter in inspect.signature(command).parameters.items():
+        if not is_dataclass(hints[name]):
+            parameters.append(parameter.replace(annotation=hints[name]))
+            continue
+        groups[name] = hints[name]
+        fields = inspect.signature(hints[name]).parameters
+        of_fields = get_type_hints(hints[name], include_extras=True)
+        names[name] = list(fields)
+        parameters += [fields[key].replace(annotation=of_fields[key]) for key in fields]
+
+    @functools.wraps(command)
+    def gathered(**values: object) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{key: values.pop(key) for key in names[name]})
+        command(**values)
+
+    # typer looks at both; what has no default must not stand behind what has one
+    given = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    gathered.__signature__ = inspect.Signature(given)
+    gathered.__annotations__ = {parameter.name: parameter.annotation for parameter in given}
+    return gathered
 
 
 def assignments(texts: list[str] | None) -> dict[str, object]:

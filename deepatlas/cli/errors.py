@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import torch
 import typer
+from tqdm import tqdm
 
 from ..checkpoints import DISK_FULL, Interrupted
 from ..errors import UserError, shortened
@@ -48,18 +49,28 @@ def as_one_line() -> Iterator[None]:
         sentence = f"{error.format_message().rstrip('.')}: see {command} --help"
         print(f"deepatlas: {shortened(sentence, LONGEST)}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except OF_THE_USER as error:
-        if shown.tracebacks:
+    except Exception as error:
+        sentence = told(error)
+        if sentence is None:
             raise
-        sys.exit(f"deepatlas: {shortened(_sentence(error), LONGEST)}")
-    except RuntimeError as error:
-        if shown.tracebacks or not _memory_is_short(error):
-            raise
-        sys.exit(f"deepatlas: {shortened(_sentence(MemoryError()), LONGEST)}")
+        sys.exit(f"deepatlas: {sentence}")
+
+
+def told(error: Exception) -> str | None:
+    """The one line that a mistake of the user is; None of a bug, and of all with ``--debug``."""
+    if shown.tracebacks:
+        return None
+    if isinstance(error, RuntimeError) and _memory_is_short(error):
+        error = MemoryError()
+    if not isinstance(error, OF_THE_USER):
+        return None
+    return shortened(_sentence(error), LONGEST)
 
 
 def _warn(message: Warning | str, *_: object) -> None:
-    print(f"deepatlas: warning: {shortened(str(message), LONGEST)}", file=sys.stderr)
+    # between the bars of progress, if there are any
+    line = f"deepatlas: warning: {shortened(str(message), LONGEST)}"
+    tqdm.write(line, file=sys.stderr)
 
 
 def _flush() -> None:

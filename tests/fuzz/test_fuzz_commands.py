@@ -2,21 +2,27 @@
 folder stays.
 """
 
+import functools
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
-from deepatlas import cli, exercises, experiments, notebooks, site
+from deepatlas import apply, cli, exercises, experiments, notebooks, site
 from deepatlas.cli import app
 from deepatlas.errors import UserError
 from deepatlas.parameters import Experiment, parse, plain
 
 import fuzzing
+import nibabel as nib
+import numpy as np
 import pytest
+from folders import write_nifti
 
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
 # A long work, or another program: what it is called with is all that is looked at.
 QUICK = [name for name in COMMANDS if name not in ("lab", "measure", "gains", "doctor")]
+ON_FILES = ["segment", "register", "apply", "evaluate", "export"]
 NAMES = list(Experiment.model_fields)
 
 WORDS = """
@@ -45,6 +51,7 @@ VALUES += [
     "${HOME}",
 ]
 OPTIONS = ["--root", "--results", "--to", "--profile", "--dims", "--folder", "--zebra", "--", "-x"]
+OPTIONS += ["--model", "-o", "--labels", "--names"]
 PLACES = """
     file folder link ada.json list.json deep.json plan.toml broken.toml other.toml many.toml
     gone file/x gone/x link/x folder/../ada.json . /proc/x /dev/null/x {x}
@@ -210,3 +217,95 @@ def test_values_are_read_alike_from_every_side():
                     assert "\n" not in str(error) and len(str(error)) < 1000
                     outcomes.append("refused")
             assert outcomes[0] == outcomes[1]
+
+
+# --- the commands on files ------------------------------------------------------------------------
+
+INPUTS = """
+    plane.nii.gz labels.nii.gz volume.nii.gz warp.nii.gz damaged.nii.gz vectors.nii.gz points.csv
+    list.json names.json file folder link scans gone.nii.gz *.nii.gz plane.nii.gz/x phantom-brain
+    plan.toml
+"""
+INPUTS = [*INPUTS.split(), "", "x" * 300, "a\x1b[2J", "b\udcff"]
+PLACES_OUT = ["out", "out/deep", "folder", "scans", ".", "file", "link", "/proc/x", "plane.nii.gz"]
+PLACES_OUT += ["out/a.pt", "list.json"]
+MODELS = ["phantom-brain"] * 4 + ["hippocampus", "plan.toml", "folder", "scans", "file", "gone"]
+FLAGS = ["--force", "--quiet", "--inverse", "--labels", "--points", "--format=learn2reg"]
+FLAGS += ["--format=itk", "--refine=1", "--refine=x", "--names=names.json", "--names=list.json"]
+FLAGS += ["--device=cpu", "--device=quantum", "--regime=deepatlas", "--zebra"]
+
+
+@pytest.fixture
+def scans(place):
+    """Beside what every command meets: planes, which the kit's networks take, and what looks so."""
+    rng = np.random.default_rng(0)
+    plane = rng.random((20, 24)).astype(np.float32)
+    write_nifti(place / "plane.nii.gz", plane)
+    write_nifti(place / "labels.nii.gz", (plane > 0.5).astype(np.uint8))
+    write_nifti(place / "volume.nii.gz", rng.random((6, 7, 8)).astype(np.float32))
+    warp = nib.Nifti1Image(rng.normal(size=(20, 24, 1, 1, 3)).astype(np.float32), np.eye(4))
+    nib.save(warp, place / "vectors.nii.gz")
+    warp.header.set_intent(1007)
+    nib.save(warp, place / "warp.nii.gz")
+    write_nifti(place / "scans" / "plane.nii.gz", plane)
+    write_nifti(place / "scans" / "labels.nii.gz", (plane > 0.5).astype(np.uint8))
+    whole = (place / "plane.nii.gz").read_bytes()
+    (place / "damaged.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (place / "points.csv").write_text("x,y,z\n1,2,3\n")
+    (place / "names.json").write_text('{"structures": {"one": [1]}}')
+    return place
+
+
+def file_words(rng):
+    command = rng.choice(ON_FILES)
+    inputs = INPUTS[:4] if rng.random() < 0.5 else INPUTS
+    words = [command]
+    if command == "apply":
+        words.append(rng.choice(["warp.nii.gz", rng.choice(inputs)]))
+    words += [rng.choice(inputs) for _ in range(rng.choice([1, 2, 2, 2, 3]))]
+    if rng.random() < 0.9 and command in ("segment", "register"):
+        words += ["--model", rng.choice(MODELS)]
+    if rng.random() < 0.9:
+        words += ["-o", rng.choice(["out", rng.choice(PLACES_OUT)])]
+    for _ in range(rng.choice([0, 0, 1, 2])):
+        words.append(rng.choice(FLAGS))
+    return words
+
+
+def test_words_about_files_end_in_lines_and_touch_no_input(scans, monkeypatch, capsys):
+    """What is new lies where -o says, whole; nothing that was there is another."""
+    loaded = functools.cache(apply.load)  # the kit's own networks, read once
+    monkeypatch.setattr(apply, "load", lambda path, regime=None: loaded(path, regime))
+    before = everything(scans)
+    codes = Counter()
+    for number, rng in fuzzing.cases(300):
+        words = file_words(rng)
+        with fuzzing.told(number, [word[:200] for word in words]):
+            code = 0
+            try:
+                monkeypatch.setattr(sys, "argv", ["deepatlas", *words])
+                cli.main()
+            except SystemExit as end:
+                code = end.code
+            said = capsys.readouterr()
+            complaints = said.err.splitlines()
+            if isinstance(code, str):
+                complaints.append(code)
+                code = 1
+            codes[code or 0] += 1
+            assert code in (None, 0, 1, 2) and bool(code) <= bool(complaints)
+            for line in complaints:
+                assert line.startswith("deepatlas: ") and len(line) < 2200, line[:3000]
+            assert "\x1b" not in said.out + said.err
+            if "--quiet" in words:
+                assert said.out == ""
+            after = everything(scans)
+            for file in sorted(set(after) - set(before), reverse=True):
+                where = words[words.index("-o") + 1]
+                assert file.is_relative_to(where) or Path(where).is_relative_to(file), file
+                assert file.suffix != ".part"
+                path = scans / file
+                path.rmdir() if path.is_dir() else path.unlink()
+                del after[file]
+            assert after == before, set(before) - set(after)
+    assert codes[0] > 5 and codes[1] > 5 and codes[2] > 5, codes

@@ -1,0 +1,206 @@
+"""Files of labels compared with an expert's: each structure, in millimetres, on the expert's grid.
+
+The metrics are those of ``evaluation.overlap``. The two files must lie on one grid, which need not
+be isotropic; their own label numbers count, and a sidecar says which belong to one structure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..datasets.layouts.files import scans_below, without_ending
+from ..datasets.nifti import ELSEWHERE, label_indices, read_labels, voxels_apart
+from ..errors import UserError, brief
+from ..evaluation.overlap import STRUCTURE_METRICS, score_labels
+from .formats import read_sidecar
+
+COLUMNS = ("case", "structure", *STRUCTURE_METRICS)
+Structures = Mapping[str, Sequence[int]]  # name -> the numbers that mean it in the files
+DEPTH = 6  # folders of labels are searched so far down; BIDS has sub-01/ses-01/anat
+
+LABELS_ENDING = re.compile(r"_(labels?|dseg|seg|mask)$")
+FIRST_CHANNEL = re.compile(r"_0000$")  # of nnU-Net's images, not of its labels
+# of a BIDS name, what two files of one acquisition need not share
+NOT_OF_THE_CASE = re.compile(r"_(desc|space|label|res)-[^_]+|_[^_-]+$")
+
+
+def evaluate(
+    predicted: str | Path,
+    reference: str | Path,
+    structures: Structures | None = None,
+) -> pd.DataFrame:
+    """One row with ``STRUCTURE_METRICS`` for each case and structure; files, or folders whose files
+    are matched by their names.
+
+    ``structures``, as {"hippocampus": [17, 53]}, says which numbers are scored, and which count as
+    one; by default the sidecar beside a predicted file does, and where there is none, each number
+    is a structure. UserError, or an error of the file, for the first pair that cannot be compared.
+    """
+    rows = []
+    for pair in match(predicted, reference).pairs:
+        rows += score_files(pair, structures)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def score_files(pair: Pair, structures: Structures | None = None) -> list[dict[str, float | str]]:
+    """The rows of one ``pair``; see ``evaluate``.
+
+    Numbers that ``structures`` do not list are background, like 0. UserError unless both files hold
+    labels of one grid, and if the reference has none of the structures.
+    """
+    guess, guess_affine = read_labels(pair.predicted)
+    truth, affine = read_labels(pair.reference)
+    _check_grids(pair, (guess.shape, guess_affine), (truth.shape, affine))
+    if structures is None:
+        beside = _sidecar(pair.predicted)
+        if beside.is_file():
+            structures = read_sidecar(beside)
+        else:
+            found = np.union1d(guess, truth)
+            structures = {str(number): (number,) for number in found.tolist() if number != 0}
+    index_of = {}
+    for index, numbers in enumerate(structures.values(), 1):
+        index_of |= dict.fromkeys(numbers, index)
+    names = ("background", *structures)
+    wanted = label_indices(truth, index_of, pair.reference, empty_labels=True)
+    if not wanted.any():
+        there = [number for number in np.unique(truth).tolist() if number != 0]
+        raise UserError(
+            f"{pair.reference}: holds none of the structures that are compared, "
+            f"{brief(dict(structures))}, only the numbers {brief(there)}: are these labels of "
+            "another kind? --names takes a file that says which numbers mean what"
+        )
+    labels = label_indices(guess, index_of, pair.predicted, empty_labels=True)
+    # sides of one length, but for the rounding of an oblique affine, are equal
+    sides = np.linalg.norm(affine[:3, : truth.ndim], axis=0).round(6)
+    rows = score_labels(labels, wanted, names, sides.tolist())
+    return [{"case": pair.case, **row} for row in rows]
+
+
+def _check_grids(
+    pair: Pair,
+    guess: tuple[tuple[int, ...], np.ndarray],
+    truth: tuple[tuple[int, ...], np.ndarray],
+) -> None:
+    """UserError unless two grids, each a shape and an affine, are one."""
+    advice = "compare labels that lie on the reference's grid, as the file that was segmented must"
+    if guess[0] != truth[0]:
+        raise UserError(
+            f"{pair.predicted}: has {_sides(guess[0])} voxels, and the reference {pair.reference} "
+            f"has {_sides(truth[0])}: {advice}"
+        )
+    apart = voxels_apart(truth[1], guess[1], truth[0])
+    if apart > ELSEWHERE:
+        raise UserError(
+            f"{pair.predicted}: lies elsewhere in the world than the reference {pair.reference}, "
+            f"their corners are up to {apart:.2g} voxels apart: {advice}"
+        )
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+# --- which file belongs to which ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A predicted and a reference file of labels of one case."""
+
+    case: str
+    predicted: Path
+    reference: Path
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Two folders of labels, matched by names."""
+
+    pairs: list[Pair]
+    without_reference: list[Path]
+    without_prediction: list[Path]
+
+
+def match(predicted: str | Path, reference: str | Path) -> Matches:
+    """Which files are compared: two files whatever their names, two folders by names.
+
+    CASE_labels.nii.gz belongs to CASE.nii.gz, CASE_seg.nii.gz and the like; nnU-Net's _0000 and
+    what BIDS says of contrast and derivation count for nothing. UserError if nothing matches, or if
+    two files of one folder could be meant.
+    """
+    predicted, reference = Path(predicted), Path(reference)
+    for path in (predicted, reference):
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path}: no such file or folder; labels in NIfTI format (.nii or .nii.gz) were "
+                "wanted"
+            )
+    if predicted.is_file() and reference.is_file():
+        return Matches([Pair(names_of(predicted)[-1], predicted, reference)], [], [])
+    guesses = _label_files(predicted)
+    truths = _label_files(reference)
+    by_name: dict[str, list[Path]] = {}
+    for truth in truths:
+        for name in names_of(truth):
+            by_name.setdefault(name, []).append(truth)
+
+    owner: dict[Path, Path] = {}
+    pairs, alone = [], []
+    for guess in guesses:
+        name = next((name for name in names_of(guess) if name in by_name), None)
+        if name is None:
+            alone.append(guess)
+            continue
+        found = by_name[name]
+        if len(found) > 1:
+            raise UserError(
+                f"{guess}: {found[0]} and {found[1]} could both be its reference: name the folder "
+                "that holds one file of labels for each case"
+            )
+        other = owner.setdefault(found[0], guess)
+        if other != guess:
+            raise UserError(
+                f"{found[0]}: {other} and {guess} could both be meant: name the folder that holds "
+                "one file of labels for each case"
+            )
+        pairs.append(Pair(name, guess, found[0]))
+    if not pairs:
+        raise UserError(
+            f"{predicted}: no name fits one of {reference}: {guesses[0].name} would go with "
+            f"{names_of(guesses[0])[-1]}.nii.gz, and there is {truths[0].name}; compare single "
+            "files, whose names do not matter, or rename them"
+        )
+    return Matches(pairs, alone, [truth for truth in truths if truth not in owner])
+
+
+def names_of(path: Path) -> list[str]:
+    """The names that a file may be matched by, its own first, that of its case last."""
+    name = without_ending(path.name)
+    names = [name]
+    for ending in (LABELS_ENDING, FIRST_CHANNEL):
+        names.append(ending.sub("", names[-1]))
+    if name.startswith("sub-"):
+        names.append(NOT_OF_THE_CASE.sub("", names[-1]))
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _label_files(path: Path) -> list[Path]:
+    """The files of labels in a folder and below it: those whose names say so, where any does;
+    ``path`` itself, if it is a file. UserError if there is none.
+    """
+    files = [path] if path.is_file() else list(scans_below(path, DEPTH))
+    if not files:
+        raise UserError(f"{path}: there is no file in NIfTI format (.nii or .nii.gz) in it")
+    named = [file for file in files if LABELS_ENDING.search(without_ending(file.name))]
+    return named or files
+
+
+def _sidecar(labels: Path) -> Path:
+    return labels.with_name(f"{without_ending(labels.name)}.json")

@@ -1,0 +1,492 @@
+"""Commands that take trained networks to files, and their results on from there."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import pandas as pd
+import typer
+from tqdm import tqdm
+
+from .. import apply as applied
+from .. import datasets, machine
+from ..apply import formats, scoring, transform
+from ..checkpoints import write_csv
+from ..datasets.layouts.files import scans_in
+from ..errors import UserError, printable, shortened
+from ..evaluation.overlap import STRUCTURE_METRICS
+from ..regimes import JOINT
+from .arguments import check_file, spread
+from .errors import told
+
+Item = TypeVar("Item")
+
+# --- options that several commands share ----------------------------------------------------------
+
+Force = Annotated[bool, typer.Option("--force", help="replace files that are there already")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors")]
+MODEL = (
+    "trained networks: the run folder that `deepatlas run` prints, a file that `deepatlas export` "
+    "wrote, or the name of networks that come with the kit, phantom-brain"
+)
+
+
+class Precision(StrEnum):
+    """In which numbers the networks compute."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Which networks are used, and where."""
+
+    model: Annotated[str, typer.Option("--model", "-m", metavar="RUN|FILE|NAME", help=MODEL)]
+    regime: Annotated[
+        str | None,
+        typer.Option(help="of a run folder: whose networks are taken; those of joint training"),
+    ] = None
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto"
+    precision: Annotated[
+        Precision,
+        typer.Option(help="bfloat16 takes half the memory, and on some machines half the time"),
+    ] = Precision.float32
+
+    def load(self, folder: Path) -> applied.Model:
+        """The model; UserError if its words name none, or if results would go into it."""
+        path = Path(self.model)
+        within = path.is_dir() and folder.resolve().is_relative_to(path.resolve())
+        if within and (path / "run.json").is_file():
+            raise UserError(
+                f"{folder}: lies in the run folder {path}, whose files are its own: name another "
+                "folder with -o"
+            )
+        self._refuse_cohorts(path)
+        device = machine.pick_device(self.device)
+        mixed = self.precision is Precision.bfloat16
+        return applied.load(self.model, self.regime).to(device, mixed_precision=mixed)
+
+    def _refuse_cohorts(self, path: Path) -> None:
+        """Scans to learn from are no trained networks, which a newcomer may not know."""
+        holds_cohort = (path / "cohort.toml").is_file() and not (path / "run.json").is_file()
+        is_name = not path.exists() and self.model in datasets.manifest()
+        if path.suffix != ".toml" and not holds_cohort and not is_name:
+            return
+        if is_name and (applied.WEIGHTS / f"{self.model}.pt").is_file():
+            return
+        raise UserError(
+            f"{self.model}: is a data set, not trained networks: train some by `deepatlas run "
+            f"dataset={self.model}`, and name the run folder that it prints"
+        )
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go, and what is said of them."""
+
+    folder: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="where the results go; made if missing"),
+    ]
+    force: Force = False
+    quiet: Quiet = False
+
+    def check(self, written: Mapping[Path, Sequence[Path]]) -> None:
+        """UserError now, not after the work, unless each input can be ``written`` to its files."""
+        source: dict[Path, Path] = {}
+        for file, targets in written.items():
+            for target in targets:
+                other = source.setdefault(target, file)
+                if other != file:
+                    raise UserError(
+                        f"{other} and {file} would both be written to {target}: give each a folder "
+                        "of its own, by two commands with another -o, or rename one"
+                    )
+        inputs = {file.resolve() for file in written}
+        for target in source:
+            check_file(target)
+            if target.resolve() in inputs:
+                raise UserError(f"{target}: is an input, and would be replaced: name another -o")
+        check_new(list(source), self.force)
+
+
+def check_new(targets: Sequence[Path], force: bool) -> None:
+    """UserError if a file is there already, unless the user said ``--force``."""
+    there = [target for target in targets if target.exists()]
+    if there and not force:
+        more = f", and {len(there) - 1} more" if len(there) > 1 else ""
+        raise UserError(
+            f"{there[0]}{more}: there already, and nothing was done: name another place with -o, "
+            "or replace with --force"
+        )
+
+
+# --- how they work through their inputs -----------------------------------------------------------
+
+
+@contextmanager
+def saying(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A function that prints a line, between the bars of progress; if ``quiet``, nothing is printed
+    by whom ever, and nobody is warned.
+    """
+
+    def say(line: str) -> None:
+        tqdm.write(printable(line))
+
+    if not quiet:
+        yield say
+        return
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield say
+
+
+def work_through(
+    items: Sequence[Item], work: Callable[[Item], None], quiet: bool, unit: str
+) -> int:
+    """Call ``work`` with each item, with a bar of progress; how many failed, each with its line."""
+    failed = 0
+    for item in tqdm(items, unit=unit, disable=True if quiet else None, leave=False):
+        try:
+            work(item)
+        except Exception as error:
+            sentence = told(error)
+            if sentence is None:
+                raise
+            complain(sentence)
+            failed += 1
+    return failed
+
+
+def complain(sentence: str) -> None:
+    """Print one line about an input that failed; the others go on."""
+    tqdm.write(f"deepatlas: {shortened(sentence, 2000)}", file=typer.get_text_stream("stderr"))
+
+
+def existing(paths: Sequence[Path], wanted: str, folders: bool = False) -> tuple[list[Path], int]:
+    """The files among ``paths``, each once, and how many of these are none, which are named.
+
+    With ``folders``, one stands for the scans in it.
+    """
+    found: list[Path] = []
+    missing = 0
+    for path in paths:
+        inside = scans_in(path) if folders and path.is_dir() else []
+        if path.is_file():
+            found.append(path)
+        elif inside:
+            found += inside
+        else:
+            complain(_why_missing(path, wanted, folders))
+            missing += 1
+    return list({file.resolve(): file for file in found}.values()), missing
+
+
+def _why_missing(path: Path, wanted: str, folders: bool) -> str:
+    if path.is_dir() and folders:
+        return (
+            f"{path}: there is no image in NIfTI format (.nii or .nii.gz) in it, and folders below "
+            "it are not searched: name the images, or the folder that holds them"
+        )
+    if path.is_dir():
+        return f"{path}: is a folder, and {wanted} was wanted: name a file in it"
+    if any(character in str(path) for character in "*?["):
+        return f"{path}: no file fits this pattern: look at the folder and the ending"
+    return f"{path}: no such file; {wanted} was wanted"
+
+
+def end(failed: int) -> None:
+    """Leave with code 1 if inputs failed."""
+    if failed:
+        raise typer.Exit(1)
+
+
+def _quoted(*words: object) -> str:
+    return shlex.join(str(word) for word in words)
+
+
+# --- the commands ---------------------------------------------------------------------------------
+
+
+@spread
+def segment(
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE",
+            help="images in NIfTI format (.nii, .nii.gz); a folder stands for all images in it",
+        ),
+    ],
+    trained: Trained,
+    output: Output,
+) -> None:
+    """Segment images by a trained network.
+
+    For each IMAGE it writes IMAGE_labels.nii.gz, on the image's own grid and in the label numbers
+    of the training data, and IMAGE_labels.json, the structures' names; and for the folder
+    labels.label.txt and labels.ctbl, their colours for ITK-SNAP and 3D Slicer.
+
+        deepatlas segment scans/*.nii.gz --model runs/MY_RUN -o segmented
+
+    An image that cannot be read is named, and the others go on; the exit code is then 1.
+    """
+    wanted = "an image in NIfTI format (.nii or .nii.gz)"
+    files, missing = existing(images, wanted, folders=True)
+    output.check({file: applied.segmentation_files(file, output.folder) for file in files})
+    if not files:
+        end(missing)
+    with saying(output.quiet) as say:
+        model = trained.load(output.folder)
+
+        def work(file: Path) -> None:
+            result = applied.segment(file, model)
+            labels = result.save(output.folder, force=output.force)[0]
+            share = f"{100 * result.outside:.0f} % of it outside the networks' grid: background"
+            say(f"{file} -> {labels} ({share})")
+
+        failed = missing + work_through(files, work, output.quiet, "image")
+        if failed < len(files) + missing:
+            say(f"\n{len(files) + missing - failed} segmented, {failed} failed: {output.folder}")
+            compare = _quoted("deepatlas", "evaluate", output.folder)
+            say(f"compare them with an expert's labels: {compare} FOLDER_OF_THESE")
+    end(failed)
+
+
+class Format(StrEnum):
+    """Who reads a warp."""
+
+    itk = "itk"
+    learn2reg = "learn2reg"
+
+
+@dataclass(frozen=True)
+class Warps:
+    """Which warps are made of a pair."""
+
+    refine: Annotated[
+        int,
+        typer.Option(min=0, help="steps by which the network's answer is improved for this pair"),
+    ] = 0
+    inverse: Annotated[
+        bool, typer.Option("--inverse", help="write the warp from fixed to moving, too")
+    ] = False
+    format: Annotated[
+        Format,
+        typer.Option(help="itk: for ITK, ANTs and 3D Slicer; learn2reg: as in the challenge"),
+    ] = Format.itk
+
+
+@spread
+def register(
+    moving: Annotated[
+        Path, typer.Argument(metavar="MOVING", help="the image that is warped (NIfTI)")
+    ],
+    fixed: Annotated[
+        Path, typer.Argument(metavar="FIXED", help="the image that it is warped onto (NIfTI)")
+    ],
+    trained: Trained,
+    output: Output,
+    warps: Warps,
+) -> None:
+    """Register one image to another by a trained network: find the warp that carries MOVING onto
+    FIXED.
+
+    It writes MOVING_to_FIXED_warp.nii.gz, the warp on the grid of FIXED, and
+    MOVING_to_FIXED.nii.gz, the warped image. `deepatlas apply`, ANTs and 3D Slicer apply the warp
+    to whatever lies where MOVING lies: other contrasts, labels.
+
+        deepatlas register a.nii.gz b.nii.gz --model runs/MY_RUN -o registered
+    """
+    for path in (moving, fixed):
+        if not path.is_file():
+            raise FileNotFoundError(_why_missing(path, "an image in NIfTI format", folders=False))
+    how = {"inverse": warps.inverse, "format": warps.format.value}
+    targets = applied.registration_files(moving, fixed, output.folder, **how)
+    output.check({moving: targets, fixed: []})
+    with saying(output.quiet) as say:
+        model = trained.load(output.folder)
+        result = applied.register(moving, fixed, model, refine=warps.refine, inverse=warps.inverse)
+        written = result.save(output.folder, format=warps.format.value, force=output.force)
+        for file in written:
+            say(str(file))
+        if warps.format is Format.itk:
+            warp = written[0]
+            say(f"\napply it to labels that lie where {moving} does:")
+            say(f"  {_quoted('deepatlas', 'apply', warp)} LABELS --labels -o {output.folder}")
+            ants = _quoted("antsApplyTransforms", "-d", 3, "-r", fixed, "-t", warp)
+            say(f"  {ants} -i LABELS -n GenericLabel -o WARPED")
+
+
+@spread
+def apply(
+    warp: Annotated[
+        Path, typer.Argument(metavar="WARP", help="a warp that `deepatlas register` or ANTs wrote")
+    ],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE",
+            help="what is warped: images or labels (NIfTI) that lie where the moving image does, "
+            "or with --points tables (CSV)",
+        ),
+    ],
+    output: Output,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="they are labels: to the nearest voxel, never mixed")
+    ] = False,
+    points: Annotated[
+        bool,
+        typer.Option(
+            "--points",
+            help="they are tables of points, columns x, y, z in mm, in the fixed image; each is "
+            "carried to the moving one",
+        ),
+    ] = False,
+    lps: Annotated[
+        bool,
+        typer.Option(
+            "--lps", help="the points are LPS, as in ITK, ANTs and 3D Slicer; by default RAS+"
+        ),
+    ] = False,
+) -> None:
+    """Apply a warp to images, labels or points.
+
+    Images and labels are resampled on the warp's grid, that of the fixed image. Points go the other
+    way, from the fixed image to the moving one; to carry points of the moving image, give the
+    inverse warp (`deepatlas register --inverse`).
+
+        deepatlas apply registered/a_to_b_warp.nii.gz a_labels.nii.gz --labels -o registered
+    """
+    if labels and points:
+        raise typer.BadParameter("--labels or --points, not both: one command for each kind")
+    if lps and not points:
+        raise typer.BadParameter("--lps says how points are written: it goes with --points")
+    if not warp.is_file():
+        raise FileNotFoundError(_why_missing(warp, "a warp (NIfTI)", folders=False))
+    kind = "labels" if labels else "points" if points else "image"
+    wanted = (
+        "a table of points (.csv, .tsv)" if points else "an image in NIfTI format (.nii or .nii.gz)"
+    )
+    found, missing = existing(files, wanted)
+    written = {file: [transform.warped_file(file, output.folder, kind)] for file in found}
+    output.check(written | {warp: []})
+    if not found:
+        end(missing)
+    with saying(output.quiet) as say:
+        field = formats.read_warp(warp)
+
+        def work(file: Path) -> None:
+            warped = transform.apply_warp(field, file, kind, output.folder, lps=lps)
+            say(f"{file} -> {warped}")
+
+        failed = missing + work_through(found, work, output.quiet, "file")
+    end(failed)
+
+
+def evaluate(
+    predicted: Annotated[
+        Path, typer.Argument(metavar="PREDICTED", help="labels (NIfTI), or a folder of them")
+    ],
+    reference: Annotated[
+        Path, typer.Argument(metavar="REFERENCE", help="an expert's labels of the same scans")
+    ],
+    to: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="CSV", help="the table to write")
+    ] = None,
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON",
+            help="which numbers mean which structure, as beside a segmentation; by default the "
+            "file beside each predicted one, and without that each number is a structure",
+        ),
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare labels with an expert's: Dice, surface distances, volumes.
+
+    Two files, or two folders, matched by names: CASE_labels.nii.gz is compared with CASE.nii.gz or
+    CASE_seg.nii.gz. Each pair must lie on one grid. It prints the means over all cases; the CSV has
+    a row for each case and structure: Dice; nsd, the share of the boundary within a voxel; hd95_mm
+    and surface_mm, distances between boundaries; volume_error, -0.1 where a tenth is missing.
+
+        deepatlas evaluate segmented labelsTs -o scores.csv
+    """
+    if to is not None:
+        check_file(to)
+        check_new([to], force)
+    structures = None if names is None else formats.read_sidecar(names)
+    found = scoring.match(predicted, reference)
+    for path in found.without_reference:
+        complain(f"{path}: no reference in {reference} fits its name")
+    rows: list[dict] = []
+
+    def work(pair: scoring.Pair) -> None:
+        rows.extend(scoring.score_files(pair, structures))
+
+    with saying(quiet) as say:
+        failed = work_through(found.pairs, work, quiet, "case")
+        if found.without_prediction:
+            listed = ", ".join(path.name for path in found.without_prediction)
+            say(shortened(f"no prediction for {len(found.without_prediction)}: {listed}"))
+        if rows:
+            table = pd.DataFrame(rows, columns=list(scoring.COLUMNS))
+            say(f"means over {table['case'].nunique()} cases\n{_means(table)}")
+            if to is not None:
+                write_csv(table, to)
+                say(f"\nscores of each case: {to}")
+    end(failed + len(found.without_reference))
+
+
+def _means(table: pd.DataFrame) -> str:
+    """The mean of each structure over the cases, and the mean of these, as text."""
+    metrics = list(STRUCTURE_METRICS)
+    means = table.groupby("structure", sort=False)[metrics].mean()
+    if len(means) > 1:
+        means.loc["mean of all"] = means.mean()
+    means.index = [printable(name) for name in means.index]
+    return means.to_string(float_format="{:.3f}".format)
+
+
+def export(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="a run folder, as `deepatlas run` prints it")
+    ],
+    to: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="the file to write")],
+    regime: Annotated[
+        str, typer.Option(help="whose networks: deepatlas are those of joint training")
+    ] = JOINT,
+    with_reference: Annotated[
+        bool,
+        typer.Option(
+            "--with-reference",
+            help="put in the scan that others are aligned to, even if the data's licence does not "
+            "clearly allow it",
+        ),
+    ] = False,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Put trained networks into one file that a colleague can use.
+
+    The file holds the networks, how a scan is prepared for them, the structures' names and numbers,
+    and a model card, which is written beside it as text, too. It takes the place of the run folder
+    in `deepatlas segment --model FILE` and `deepatlas register --model FILE`.
+
+        deepatlas export runs/MY_RUN -o hippocampus.pt
+    """
+    check_file(to)
+    with saying(quiet) as say:
+        applied.export(run, to, regime, with_reference=with_reference, force=force)
+        say(f"{to}, with its model card: {to.with_suffix('.md')}")
+        say(f"use it: deepatlas segment IMAGE --model {_quoted(to)} -o DIR")

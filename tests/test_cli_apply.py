@@ -1,0 +1,235 @@
+"""The commands that take trained networks to files, as a user meets them."""
+
+import sys
+import warnings
+from pathlib import Path
+
+from deepatlas import cli
+from deepatlas.cli import apply as commands
+from deepatlas.errors import UserError
+
+import nibabel as nib
+import numpy as np
+import pytest
+from folders import write_nifti
+
+IMAGE = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+
+
+@pytest.fixture
+def ask(monkeypatch, capsys):
+    """What ``deepatlas WORDS`` leaves: its code, what it says, and what it complains of."""
+
+    def asked(*words):
+        monkeypatch.setattr(sys, "argv", ["deepatlas", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        code = caught.value.code or 0
+        said = capsys.readouterr()
+        if isinstance(code, str):  # as Python ends, it is printed
+            return 1, said.out, f"{said.err}{code}\n"
+        return code, said.out, said.err
+
+    return asked
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A current folder with three images, one of which is damaged."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "c"):
+        write_nifti(Path(f"scans/{name}.nii.gz"), IMAGE)
+    Path("scans/b.nii.gz").write_bytes(b"no image")
+    return tmp_path
+
+
+def everything(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# --- without networks: what is asked before, and how the work goes on -----------------------------
+
+
+class Labels:
+    """What ``segment`` gives, so far as the command looks."""
+
+    outside = 0.25
+
+    def __init__(self, image):
+        self.image = Path(image)
+
+    def save(self, folder, *, force):
+        target = commands.applied.segmentation_files(self.image, folder)[0]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text("labels")
+        return [target]
+
+
+@pytest.fixture
+def networks(monkeypatch):
+    """Networks that segment what can be read, and remember what they were given."""
+    seen = []
+
+    class Networks:
+        def to(self, device, mixed_precision):
+            return self
+
+    def segment(image, model):
+        seen.append(Path(image).name)
+        nib.load(image)
+        warnings.warn("its header tells of two places", stacklevel=2)
+        return Labels(image)
+
+    def damaged(image, model):
+        try:
+            return segment(image, model)
+        except nib.filebasedimages.ImageFileError as error:
+            raise UserError(f"{image}: cannot be read as NIfTI") from error
+
+    monkeypatch.setattr(commands.applied, "load", lambda path, regime: Networks())
+    monkeypatch.setattr(commands.applied, "segment", damaged)
+    return seen
+
+
+def test_one_image_that_cannot_be_read_is_named_and_the_others_go_on(ask, place, networks):
+    files = sorted(Path("scans").iterdir())
+    code, said, complaint = ask("segment", *files, "--model", "m", "-o", "out")
+    assert code == 1 and networks == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    assert "deepatlas: scans/b.nii.gz: cannot be read as NIfTI\n" in complaint
+    assert "scans/a.nii.gz -> out/a_labels.nii.gz (25 % of it outside" in said
+    assert "2 segmented, 1 failed: out" in said and "deepatlas evaluate out" in said
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "a_labels.nii.gz",
+        "c_labels.nii.gz",
+    ]
+
+
+def test_a_folder_stands_for_the_images_in_it(ask, place, networks):
+    Path("scans/b.nii.gz").unlink()
+    Path("scans/._a.nii.gz").write_text("what macOS adds")
+    Path("scans/note.txt").write_text("mine")
+    code, said, _ = ask("segment", "scans", "scans/a.nii.gz", "--model", "m", "-o", "out")
+    assert code == 0 and networks == ["a.nii.gz", "c.nii.gz"]
+    assert "2 segmented, 0 failed" in said
+
+
+def test_quiet_prints_errors_alone(ask, place, networks):
+    code, said, complaint = ask("segment", "scans", "--model", "m", "-o", "out", "--quiet")
+    assert code == 1 and said == ""
+    assert complaint == "deepatlas: scans/b.nii.gz: cannot be read as NIfTI\n"
+    Path("scans/b.nii.gz").unlink()
+    assert ask("segment", "scans", "--model", "m", "-o", "new", "-q") == (0, "", "")
+
+
+def test_without_a_terminal_there_is_no_bar(ask, place, networks):
+    complaint = ask("segment", "scans", "--model", "m", "-o", "out")[2]
+    assert "image/s" not in complaint and "it/s" not in complaint
+    assert "deepatlas: warning: its header tells of two places" in complaint
+
+
+def test_a_bug_keeps_its_traceback_among_many_images(ask, place, networks, monkeypatch):
+    monkeypatch.setattr(commands.applied, "segment", lambda *_: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["deepatlas", "segment", "scans", "--model", "m", "-o", "out"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_nothing_is_replaced_unless_asked(ask, place, networks):
+    Path("out").mkdir()
+    Path("out/c_labels.nii.gz").write_text("my work")
+    words = ["segment", "scans/a.nii.gz", "scans/c.nii.gz", "--model", "m", "-o", "out"]
+    code, _, complaint = ask(*words)
+    assert code == 1 and networks == []  # not even the first was worked on
+    assert "out/c_labels.nii.gz: there already, and nothing was done" in complaint
+    assert Path("out/c_labels.nii.gz").read_text() == "my work"
+    assert ask(*words, "--force")[0] == 0
+    assert Path("out/c_labels.nii.gz").read_text() == "labels"
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        ("scans/a.nii.gz other/a.nii.gz -o out", "would both be written to out/a_labels.nii.gz"),
+        ("scans/a.nii.gz -o scans/b.nii.gz", "b.nii.gz: is not a folder"),
+        ("scans/a.nii.gz -o /proc", "/proc: nothing can be written there"),
+        ("scans/*.nii -o out", "scans/*.nii: no file fits this pattern"),
+        ("gone.nii.gz -o out", "gone.nii.gz: no such file; an image in NIfTI format"),
+        (". -o out", ".: there is no image in NIfTI format (.nii or .nii.gz) in it, and folders"),
+    ],
+)
+def test_what_cannot_work_is_told_before_the_networks_are_loaded(
+    words, sentence, ask, place, networks, monkeypatch
+):
+    write_nifti(Path("other/a.nii.gz"), IMAGE)
+    monkeypatch.setattr(commands.applied, "load", lambda *_: pytest.fail("networks were loaded"))
+    before = everything(place)
+    code, said, complaint = ask("segment", *words.split(), "--model", "m")
+    assert code == 1 and said == "" and sentence in complaint and complaint.count("\n") == 1
+    assert everything(place) == before and not Path("out").exists()
+
+
+def test_what_is_missing_is_named_and_the_others_go_on(ask, place, networks):
+    words = ["scans/a.nii.gz", "gone.nii.gz", "scans/c.nii.gz"]
+    code, said, complaint = ask("segment", *words, "--model", "m", "-o", "out")
+    assert code == 1 and networks == ["a.nii.gz", "c.nii.gz"]
+    assert "gone.nii.gz: no such file" in complaint and "2 segmented, 1 failed" in said
+
+
+@pytest.mark.parametrize("command", ["segment", "register"])
+@pytest.mark.parametrize(
+    "model, sentence",
+    [
+        ("cohort.toml", "is a data set, not trained networks: train some by `deepatlas run"),
+        ("own", "is a data set, not trained networks"),
+        ("hippocampus", "deepatlas run dataset=hippocampus"),
+        ("gone.pt", "gone.pt: no such file"),
+        ("scans", "scans: "),
+        ("scans/b.nii.gz", "scans/b.nii.gz: "),
+    ],
+)
+def test_what_is_no_model_is_a_sentence(command, model, sentence, ask, place):
+    Path("cohort.toml").write_text("name = 'mice'")
+    Path("own").mkdir()
+    Path("own/cohort.toml").write_text("name = 'mice'")
+    images = ["scans/a.nii.gz", "scans/c.nii.gz"]
+    code, said, complaint = ask(command, *images, "--model", model, "-o", "out")
+    assert code == 1 and sentence in complaint and complaint.count("\n") == 1
+    assert said == "" and not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        ("segment scans -o out", "Missing option '--model'"),
+        ("segment scans --model m", "Missing option '--output'"),
+        ("segment --model m -o out", "Missing argument 'IMAGE"),
+        ("register scans/a.nii.gz --model m -o out", "Missing argument 'FIXED'"),
+        ("register a b --model m -o out --refine -1", "Invalid value for '--refine'"),
+        ("register a b --model m -o out --format fsl", "'fsl' is not one of"),
+        ("apply warp a --labels --points -o out", "--labels or --points, not both"),
+        ("evaluate a", "Missing argument 'REFERENCE'"),
+    ],
+)
+def test_words_that_are_not_understood_end_with_2(words, sentence, ask, place):
+    code, said, complaint = ask(*words.split())
+    assert code == 2 and said == "" and sentence in complaint and complaint.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        ("register gone.nii.gz scans/a.nii.gz --model m -o out", "gone.nii.gz: no such file"),
+        ("register scans scans/a.nii.gz --model m -o out", "scans: is a folder, and an image"),
+        ("apply gone.nii.gz scans/a.nii.gz -o out", "gone.nii.gz: no such file; a warp"),
+        ("apply scans/a.nii.gz scans/c.nii.gz -o out", "scans/a.nii.gz: "),
+        ("apply scans/a.nii.gz scans -o out", "scans: is a folder, and an image"),
+        ("evaluate gone scans", "gone: no such file or folder"),
+        ("export scans -o out.pt", "scans: not a run folder"),
+        ("export scans -o scans", "scans: is a folder, and the file to write was wanted"),
+    ],
+)
+def test_files_that_are_none_are_a_sentence(words, sentence, ask, place):
+    before = everything(place)
+    code, _, complaint = ask(*words.split())
+    assert code == 1 and sentence in complaint and complaint.count("\n") == 1
+    assert everything(place) == before
