@@ -52,7 +52,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise UserError(f"{path}: is a folder, and the file to write was wanted: name one in it")
     remove_left_parts(path.parent, path.name)
     # others may write the same file, on this machine or on another that shares the disk
-    temporary = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
+    temporary = part_of(path)
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -78,13 +78,26 @@ def remove_left_parts(folder: Path, name: str | None = None) -> None:
         if found is None or name not in (None, found["name"]):
             continue
         try:
-            begun = path.stat().st_mtime
-            here = found["host"] == _host()
-            alive = here and _runs_since(int(found["process"]), begun)
-            if not alive and (here or time.time() - begun > DAY):
+            if is_left(path):
                 path.unlink()
         except OSError:  # another process was quicker, or the folder cannot be written
             continue
+
+
+def part_of(path: Path) -> Path:
+    """The file beside ``path`` that this process fills before it takes that name."""
+    return path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
+
+
+def is_left(part: Path) -> bool:
+    """Has the process ended whose ``part_of`` a file is? One of another machine, after a day."""
+    found = PART.fullmatch(part.name)
+    if found is None:
+        return False
+    begun = part.stat().st_mtime
+    here = found["host"] == _host()
+    alive = here and _runs_since(int(found["process"]), begun)
+    return not alive and (here or time.time() - begun > DAY)
 
 
 def _runs_since(process: int, seconds: float) -> bool:

@@ -1,37 +1,89 @@
 """Downloads: fetched once, checked, unpacked safely, and nothing left half-written."""
 
+import contextlib
 import errno
 import hashlib
 import http.server
 import io
+import os
 import random
+import re
 import shutil
+import socket
 import sys
 import tarfile
 import threading
 from pathlib import Path
 
 from deepatlas import datasets
-from deepatlas.datasets import fetch
+from deepatlas.datasets import fetch, layouts
 from deepatlas.errors import UserError
 
 import pytest
+from folders import write_folders
 
 
 class Server:
-    """An HTTP server on this machine that answers every request with ``body``, and counts them."""
+    """An HTTP server on this machine that answers every request with ``body``, and keeps what the
+    requests said.
+
+    ``etag`` and ``changed`` are told if they are set; ``cut``: bytes after which it hangs up;
+    ``stalls``: after these bytes it is silent; ``ranges``: does it know of them, "wrong" if it
+    gives them of any version, without a look at If-Range; ``moved``: where it sends on.
+    """
 
     def __init__(self):
         self.body, self.status, self.claimed, self.requests = b"", 200, None, 0
+        self.etag = self.changed = self.cut = self.stalls = self.moved = None
+        self.ranges, self.asked = True, []
+        self.over = threading.Event()
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 outer.requests += 1
-                self.send_response(outer.status)
-                self.send_header("Content-Length", str(outer.claimed or len(outer.body)))
+                outer.asked.append(self.headers.get("Range"))
+                if outer.moved is not None and self.path != outer.moved:
+                    self.send_response(302)
+                    self.send_header("Location", outer.moved)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                body, status = outer.body, outer.status
+                first = self.first_byte()
+                if first is not None:
+                    status, body = 206, body[first:]
+                    if not body:
+                        status = 416
+                self.send_response(status)
+                if status == 206:
+                    self.send_header("Content-Range", f"bytes {first}-/{len(outer.body)}")
+                for name, value in (("ETag", outer.etag), ("Last-Modified", outer.changed)):
+                    if value is not None:
+                        self.send_header(name, value)
+                if outer.claimed != "nothing":
+                    self.send_header("Content-Length", str(outer.claimed or len(body)))
                 self.end_headers()
-                self.wfile.write(outer.body)
+                with contextlib.suppress(OSError):  # nobody listens any more
+                    self.send(body)
+
+            def first_byte(self):
+                asked = re.fullmatch("bytes=([0-9]+)-", self.headers.get("Range", ""))
+                version = self.headers.get("If-Range")
+                if not outer.ranges or asked is None:
+                    return None
+                if outer.ranges != "wrong" and version not in (outer.etag, outer.changed):
+                    return None
+                return int(asked[1])
+
+            def send(self, body):
+                if outer.stalls is not None:
+                    self.wfile.write(body[: outer.stalls])
+                    self.wfile.flush()
+                    outer.over.wait(20)
+                self.wfile.write(body[: outer.cut])
+                if outer.cut is not None:
+                    self.close_connection = True
 
             def log_message(self, *_):
                 pass
@@ -43,6 +95,7 @@ class Server:
         ).start()
 
     def stop(self):
+        self.over.set()
         self.http.shutdown()
         self.http.server_close()
 
@@ -50,6 +103,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(fetch, "CHUNK", 1000)
     running = Server()
     yield running
     running.stop()
@@ -359,18 +413,267 @@ def test_a_wrong_proxy_or_address_is_no_damaged_download(cache, monkeypatch, url
     assert nothing_left(cache)
 
 
-def test_an_answer_that_makes_no_sense_is_no_damaged_download(server, cache):
-    with pytest.raises(ConnectionError, match=r"cannot be downloaded \(invalid literal.*try again"):
-        serve_and_fetch(server, cache, b"x", claimed="many")
-    assert nothing_left(cache)
+def test_a_length_that_makes_no_sense_is_not_believed(server, cache):
+    assert serve_and_fetch(server, cache, task04(1), claimed="many").is_dir()
 
 
-def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_network(cache, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_network(server, cache, monkeypatch):
     def full_disk(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(fetch.pooch.HTTPDownloader, "__call__", full_disk)
+    monkeypatch.setattr(fetch._Transfer, "_receive", full_disk)
     with pytest.raises(OSError, match="No space left on device") as caught:
-        datasets.download("http://127.0.0.1/a.tar", "0" * 64, cache / "hippocampus")
+        serve_and_fetch(server, cache, task04(1))
     assert not isinstance(caught.value, ConnectionError)
     assert nothing_left(cache)
+
+
+# --- transfers that break off ---------------------------------------------------------------------
+
+NOISE = random.Random(1).randbytes(50_000)
+LARGE = tar_of(("Task04_Hippocampus/dataset.json", b"{}"), ("Task04_Hippocampus/a", NOISE))
+
+
+def broken(server, cache, said="broke off after 20000", **more):
+    """A transfer that ends early; the file that is left of it, if there is one."""
+    with pytest.raises(ConnectionError, match=rf"cannot be downloaded \(.*{said}") as caught:
+        serve_and_fetch(server, cache, LARGE, **({"cut": 20_000} | more))
+    left = list(cache.glob("hippocampus-*.part"))
+    assert ("goes on from where it was" in str(caught.value)) == bool(left)
+    return left[0] if left else None
+
+
+@pytest.mark.parametrize(
+    "version", [{"etag": '"1"'}, {"changed": "Wed, 01 Jan 2025 00:00:00 GMT"}], ids=["tag", "time"]
+)
+def test_a_transfer_that_broke_off_goes_on_where_it_was(server, cache, version, capfd):
+    part = broken(server, cache, **version)
+    assert part.read_bytes() == LARGE[:20_000]
+    folder = serve_and_fetch(server, cache, LARGE, cut=None)
+    assert server.asked == [None, None, "bytes=20000-"]
+    assert (folder / "a").read_bytes() == NOISE
+    assert [path.name for path in cache.iterdir()] == ["hippocampus"]
+    assert "100%" in capfd.readouterr().err
+
+
+def test_what_a_killed_process_left_is_taken_over(server, cache):
+    part = broken(server, cache, etag='"1"')
+    number = 2**22 + 1  # no process has it
+    left = part.with_name(re.sub(r"[0-9]+\.part$", f"{number}.part", part.name))
+    part.rename(left)
+    serve_and_fetch(server, cache, LARGE, cut=None)
+    assert server.asked[-1] == "bytes=20000-" and not left.exists()
+
+
+def test_what_another_process_is_filling_is_left_to_it(server, cache):
+    part = broken(server, cache, etag='"1"')
+    other = part.with_name(re.sub(r"[0-9]+\.part$", f"{os.getppid()}.part", part.name))
+    part.rename(other)
+    serve_and_fetch(server, cache, LARGE, cut=None)
+    assert server.asked[-1] is None and other.read_bytes() == LARGE[:20_000]
+
+
+def test_a_server_that_ignores_ranges_sends_all_again(server, cache):
+    broken(server, cache, etag='"1"')
+    folder = serve_and_fetch(server, cache, LARGE, cut=None, ranges=False)
+    assert server.asked[-1] == "bytes=20000-"
+    assert (folder / "a").read_bytes() == NOISE
+
+
+def test_a_server_that_tells_no_version_is_asked_for_all_again(server, cache):
+    assert broken(server, cache) is None
+    assert nothing_left(cache)
+    assert serve_and_fetch(server, cache, LARGE, cut=None).is_dir()
+    assert server.asked == [None, None]
+
+
+def test_a_weak_tag_is_no_version(server, cache):
+    assert broken(server, cache, etag='W/"1"') is None
+    assert nothing_left(cache)
+
+
+@pytest.mark.parametrize("ranges", [True, "wrong"])
+def test_a_file_that_changed_meanwhile_is_not_glued_to_what_came(server, cache, ranges):
+    part = broken(server, cache, etag='"1"')
+    noise = random.Random(2).randbytes(50_000)
+    other = tar_of(("Task04_Hippocampus/dataset.json", b"{}"), ("Task04_Hippocampus/a", noise))
+    left = part.with_name(re.sub(r"[0-9]+\.part$", f"{2**22 + 1}.part", part.name))
+    part.rename(left)
+    folder = serve_and_fetch(server, cache, other, cut=None, etag='"2"', ranges=ranges)
+    assert (folder / "a").read_bytes() == noise
+    assert server.asked[-1] is None  # nothing of that version has come yet
+    assert [path.name for path in cache.iterdir()] == ["hippocampus"]
+
+
+def test_a_file_that_changes_between_two_requests_is_not_glued_either(server, cache, monkeypatch):
+    broken(server, cache, etag='"1"')
+    ask = fetch._Transfer._ask
+
+    def changing(transfer, session, headers=None):
+        if headers is not None:
+            server.etag = '"2"'
+        return ask(transfer, session, headers)
+
+    monkeypatch.setattr(fetch._Transfer, "_ask", changing)
+    folder = serve_and_fetch(server, cache, LARGE, cut=None, ranges="wrong")
+    assert server.asked[2:] == ["bytes=20000-", None]
+    assert (folder / "a").read_bytes() == NOISE
+
+
+def test_what_came_whole_but_could_not_be_unpacked_is_not_fetched_again(server, cache, monkeypatch):
+    with monkeypatch.context() as patch:
+        few = shutil._ntuple_diskusage(1000, 900, 100)
+        patch.setattr(shutil, "disk_usage", lambda path: few)
+        with pytest.raises(OSError, match="bytes are to be unpacked"):
+            serve_and_fetch(server, cache, LARGE, etag='"1"')
+    assert serve_and_fetch(server, cache, LARGE).is_dir()
+    assert server.asked == [None, None] and nothing_beside(cache, "hippocampus")
+
+
+def nothing_beside(cache, name):
+    return [path.name for path in cache.iterdir()] == [name]
+
+
+def test_a_damaged_download_is_not_gone_on_with(server, cache):
+    server.body, server.etag = LARGE, '"1"'
+    with pytest.raises(UserError, match="the download is damaged, its checksum is not 000"):
+        datasets.download(server.url, "0" * 64, cache / "hippocampus")
+    assert nothing_left(cache)
+
+
+def test_a_part_that_was_damaged_is_found_out_and_fetched_again(server, cache):
+    part = broken(server, cache, etag='"1"')
+    part.write_bytes(bytes(20_000))
+    with pytest.raises(UserError, match="the download is damaged"):
+        serve_and_fetch(server, cache, LARGE, cut=None)
+    assert serve_and_fetch(server, cache, LARGE).is_dir()
+
+
+def test_a_truncated_file_whose_length_nobody_tells_is_found_by_its_checksum(server, cache):
+    with pytest.raises(UserError, match="the download is damaged"):
+        serve_and_fetch(server, cache, LARGE, claimed="nothing", cut=20_000)
+    assert nothing_left(cache)
+
+
+def test_a_server_that_falls_silent_is_not_waited_for(server, cache, monkeypatch):
+    monkeypatch.setattr(fetch, "PATIENCE", 0.3)
+    part = broken(server, cache, "no byte came for 0.3 seconds", etag='"1"', cut=None, stalls=9000)
+    assert part.stat().st_size == 9000
+    server.stalls = None
+    serve_and_fetch(server, cache, LARGE, cut=None)
+    assert server.asked[-1] == "bytes=9000-"
+
+
+def test_a_server_that_never_answers_is_not_waited_for(cache, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(fetch, "PATIENCE", 0.3)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.tar"
+        with pytest.raises(ConnectionError, match=r"no byte came for 0.3 seconds\): check the"):
+            datasets.download(url, "0" * 64, cache / "hippocampus")
+    assert nothing_left(cache)
+
+
+def test_a_redirect_is_followed_when_it_goes_on_too(server, cache):
+    broken(server, cache, etag='"1"', moved="/elsewhere.tar")
+    assert serve_and_fetch(server, cache, LARGE, cut=None).is_dir()
+    assert server.asked == [None, None, None, None, "bytes=20000-", "bytes=20000-"]
+
+
+def test_a_redirect_that_leads_in_a_circle_ends(server, cache):
+    with pytest.raises(ConnectionError, match=r"TooManyRedirects: Exceeded 30 redirects"):
+        serve_and_fetch(server, cache, LARGE, moved="round?about")
+    assert nothing_left(cache)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_refuses_is_named(server, cache, monkeypatch, scheme):
+    """Asked for a page, it answers itself; asked for a way, it gives none."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv(f"{scheme}_proxy", server.url.rpartition("/")[0])
+    server.status = 403
+    said = {
+        "http": "the server answers 403 Forbidden",
+        "https": "the proxy refuses, or is not there: .*check the settings of the proxy",
+    }
+    with pytest.raises(ConnectionError, match=said[scheme]):
+        datasets.download(f"{scheme}://example.invalid/a.tar", "0" * 64, cache / "hippocampus")
+    assert nothing_left(cache)
+
+
+def test_an_md5_is_as_good_where_no_other_checksum_is_published(server, cache):
+    server.body = LARGE
+    with pytest.raises(UserError, match=f"its checksum is not {'0' * 32}"):
+        datasets.download(server.url, "0" * 32, cache / "hippocampus")
+    digest = hashlib.md5(LARGE).hexdigest()
+    assert datasets.download(server.url, digest, cache / "hippocampus").is_dir()
+
+
+# --- other layouts --------------------------------------------------------------------------------
+
+
+def entry_of(server, **more):
+    values = {
+        "name": "brains",
+        "title": "Brains",
+        "licence": "CC0",
+        "url": server.url,
+        "md5": hashlib.md5(server.body).hexdigest(),
+        "split": [1, 1, 1],
+        "structures": [["all", [1]]],
+        "grids": {"full-3d": {"shape": [16, 16, 16], "spacing": 1.0}},
+    }
+    return datasets.Entry(**(values | more))
+
+
+@pytest.mark.parametrize("top", ["", "./", "neurite/", "a/b/"])
+def test_an_archive_without_dataset_json_is_known_by_its_images(
+    server, cache, tmp_path, monkeypatch, top
+):
+    monkeypatch.setenv("DEEPATLAS_CACHE", str(cache))
+    monkeypatch.delenv("DEEPATLAS_DATA", raising=False)
+    members = [(f"{top}OAS{i}/{name}.nii.gz", b"x") for i in range(3) for name in ("norm", "seg35")]
+    server.body = tar_of(("__MACOSX/OAS0/norm.nii.gz", b""), (f"{top}subjects.txt", b""), *members)
+    entry = entry_of(
+        server, layout="subjects", image="{scan}/norm.nii.gz", labels="{scan}/seg35.nii.gz"
+    )
+    assert datasets.local(entry) is None
+    folder = datasets.find(entry)
+    assert folder.name == "brains" and datasets.local(entry) == folder.resolve()
+    files = layouts.list_files(folder, entry)
+    assert [(file.id, file.labels.name) for file in files] == [
+        (f"OAS{i}", "seg35.nii.gz") for i in range(3)
+    ]
+
+
+def test_an_archive_of_another_layout_is_said(server, cache, monkeypatch):
+    monkeypatch.setenv("DEEPATLAS_CACHE", str(cache))
+    monkeypatch.delenv("DEEPATLAS_DATA", raising=False)
+    server.body = LARGE
+    with pytest.raises(UserError, match=r"holds no \*/norm.nii.gz; is it the right one"):
+        datasets.find(entry_of(server, layout="subjects", image="{scan}/norm.nii.gz"))
+    assert nothing_left(cache)
+
+
+def test_a_cohort_file_is_its_own_address(tmp_path):
+    write_folders(tmp_path, count=3)
+    path = tmp_path / "cohort.toml"
+    path.write_text(
+        'name = "mice"\nstructures = [["low", [1]]]\n'
+        "grids.full-3d = { shape = [16, 16, 16], spacing = 1.0 }\n"
+        '[[scans]]\nid = "a"\nsubject = "p"\nimage = "images/mouse00.nii.gz"\n'
+        'labels = "labels/mouse00_seg.nii.gz"\npart = "train"\n'
+    )
+    entry = datasets.describe(str(path))
+    assert datasets.local(entry) == datasets.find(entry) == tmp_path
+
+
+@pytest.mark.parametrize("key, digits", [("sha256", 64), ("md5", 32)])
+def test_a_url_wants_a_checksum(server, key, digits):
+    assert getattr(entry_of(server, **{key: "a" * digits}), key) == "a" * digits
+    with pytest.raises(ValueError, match="wants the sha256 of what is fetched there, or its md5"):
+        entry_of(server, md5=None)

@@ -9,6 +9,7 @@ file, which lists them one by one.
 from __future__ import annotations
 
 import math
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -145,6 +146,7 @@ class Entry(BaseModel):
     folder: Words | None = None  # by default ``name``
     url: str | None = Field(None, pattern=r"^https?://\S+$")  # of a tar archive
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    md5: str | None = Field(None, pattern="^[0-9a-f]{32}$")  # where no sha256 is published
 
     # a cohort file's own: its scans, and the folder that it is in, which may be moved
     scans: tuple[ScanFile, ...] | None = None
@@ -295,8 +297,8 @@ class Entry(BaseModel):
                 "one of anatomy (phantoms), structures or regions (files) says what is in it, "
                 f"got {' and '.join(told) or 'none of them'}"
             )
-        if self.url is not None and self.sha256 is None:
-            raise ValueError("a url wants the sha256 of what is fetched there")
+        if self.url is not None and self.checksum is None:
+            raise ValueError("a url wants the sha256 of what is fetched there, or its md5")
         if self.labels is not None and self.image is None:
             raise ValueError("labels = ... wants image = ..., by which a scan is found")
         if self.scans is None and self.split is None:
@@ -327,6 +329,11 @@ class Entry(BaseModel):
                 f"none of its {len(train)} training scans has labels: one at least was wanted"
             )
         return self
+
+    @property
+    def checksum(self) -> str | None:
+        """Of what is fetched at its url: the hexadecimal digits of SHA-256, or those of MD5."""
+        return self.sha256 or self.md5
 
     # --- what it says of a profile ---
 
@@ -663,14 +670,16 @@ def _tells(item: Mapping, content: Mapping) -> bool:
     return item["loc"] != ("title",) or "title" in content
 
 
-def cohort_file(dataset: str) -> Path | None:
+def cohort_file(dataset: str, folder: Path = Path()) -> Path | None:
     """The cohort file that ``dataset`` means, absolute: a path that ends in .toml, or a folder with
     a cohort.toml in it; None for a name of the kit's own. UserError if it is neither.
+
+    A relative path begins in ``folder``, by default the current one.
     """
     if dataset in manifest():
         return None
     try:
-        path = Path(dataset).expanduser().absolute()
+        path = Path(os.path.abspath(folder / Path(dataset).expanduser()))
         is_folder = path.is_dir()
     except (RuntimeError, ValueError, OSError) as error:  # no such home; a name too long
         raise UserError(f"dataset = {brief(dataset)}: no path of a cohort file ({error})") from None
@@ -688,6 +697,14 @@ def cohort_file(dataset: str) -> Path | None:
             f"first: it writes the {COHORT_FILE} that is wanted here"
         )
     return path / COHORT_FILE
+
+
+def settled(dataset: str, folder: Path = Path()) -> str:
+    """``dataset`` as it means the same in every folder: a name of the kit's own, or the absolute
+    path of the cohort file, see ``cohort_file``.
+    """
+    path = cohort_file(dataset, folder)
+    return dataset if path is None else str(path)
 
 
 def describe(name: str) -> Entry:

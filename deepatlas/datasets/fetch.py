@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import lzma
+import re
 import shutil
 import tarfile
 import tempfile
+import threading
 import zlib
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 
-import pooch
+import requests
+from tqdm import tqdm
 
-from ..errors import UserError
+from ..checkpoints import is_left, part_of
+from ..errors import UserError, shortened
 from ..places import cache_folder, data_folder
 from .entries import Entry, describe
+from .layouts import marker_of
 
 # what an archive may unpack to: so many times its own size (label maps shrink as much), or bytes
 MOST_TIMES, SMALL = 200, 10**8
+PATIENCE = 60  # seconds without a byte, after which a transfer counts as broken
+CHUNK = 2**16  # bytes that are written at once; fewer are lost when a transfer breaks off
+_ALONE = threading.Lock()  # a process downloads one archive at a time
 
 
 def local(entry: Entry | str) -> Path | None:
-    """The folder of a data set, under ``DEEPATLAS_DATA`` or in the cache, if it is there."""
+    """The folder of a data set, under ``DEEPATLAS_DATA`` or in the cache, if it is there; that of
+    its file, for a cohort file.
+    """
     if isinstance(entry, str):
         entry = describe(entry)
+    if entry.home is not None:
+        return entry.home
     for home in (data_folder(), cache_folder()):
-        if home is not None and (home / entry.folder_name / "dataset.json").is_file():
+        if home is not None and _holds(home / entry.folder_name, marker_of(entry)):
             return (home / entry.folder_name).resolve()
     return None
+
+
+def _holds(folder: Path, marker: str) -> bool:
+    return any(True for _ in folder.glob(marker))
 
 
 def find(entry: Entry | str) -> Path:
@@ -37,6 +56,7 @@ def find(entry: Entry | str) -> Path:
     found = local(entry)
     if found is not None:
         return found
+    marker = marker_of(entry)
     if entry.url is None:
         home = data_folder()
         if home is None:
@@ -44,73 +64,215 @@ def find(entry: Entry | str) -> Path:
         else:
             looked = f"{home} (DEEPATLAS_DATA)"
         raise FileNotFoundError(
-            f"{entry.name}: no folder {entry.folder_name} with a dataset.json in {looked}, and it "
+            f"{entry.name}: no folder {entry.folder_name} with a {marker} in {looked}, and it "
             "has no public address: set DEEPATLAS_DATA to the folder that holds it"
         )
-    return download(entry.url, entry.sha256, cache_folder() / entry.folder_name)
+    return download(entry.url, entry.checksum, cache_folder() / entry.folder_name, marker)
 
 
-def download(url: str, sha256: str, folder: Path) -> Path:
-    """Fetch the tar archive at ``url``, check it, and unpack the folder of its ``dataset.json`` as
-    ``folder``, once.
+def download(url: str, checksum: str, folder: Path, marker: str = "dataset.json") -> Path:
+    """Fetch the tar archive at ``url``, check it, and unpack the folder in it that holds ``marker``
+    (a pattern of paths) as ``folder``, once.
 
-    Nothing is left half-written: the archive must have the checksum ``sha256``, and hold nothing
-    but files and folders that stay inside and are not too large (UserError), and the folder appears
-    when it is complete. Without network, ConnectionError says what to do.
+    A transfer that breaks off leaves what came beside ``folder``, and the next one goes on from
+    there, if the server can and the file is still the same. The archive must have the ``checksum``,
+    SHA-256 or MD5 by its length, and hold nothing but files and folders that stay inside and are
+    not too large (UserError), and the folder appears when it is complete. Without network,
+    ConnectionError says what to do.
     """
-    if (folder / "dataset.json").is_file():
+    if _holds(folder, marker):
         return folder
     if folder.exists():
         raise UserError(
-            f"{folder}: is there, but holds no dataset.json: remove it, and the data are fetched "
-            "again"
+            f"{folder}: is there, but holds no {marker}: remove it, and the data are fetched again"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # private: several runs may start at once
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        archive = Path(temporary) / "archive"
-        _fetch(url, archive, folder.name)
-        if pooch.file_hash(archive) != sha256:
+    with _ALONE, _Transfer(url, folder) as transfer:
+        archive = transfer.run()
+        algorithm = "md5" if len(checksum) == 32 else "sha256"
+        with archive.open("rb") as stream:
+            digest = hashlib.file_digest(stream, algorithm).hexdigest()
+        if digest != checksum:
             raise UserError(
-                f"{url}: the download is damaged, its checksum is not {sha256}: try again"
+                f"{url}: the download is damaged, its checksum is not {checksum}: try again"
             )
-        unpacked = Path(temporary) / "unpacked"
-        _unpack(archive, unpacked, url)
-        found = [path for path in sorted(unpacked.glob("**/dataset.json")) if path.is_file()]
-        if not found:
-            raise UserError(f"{url}: the archive holds no dataset.json; is it the right one?")
-        if not (folder / "dataset.json").is_file():  # another run was not faster
-            found[0].parent.rename(folder)
+        # private: several runs may start at once
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            unpacked = Path(temporary) / "unpacked"
+            _unpack(archive, unpacked, url)
+            home = _home_of(unpacked, marker)
+            if home is None:
+                raise UserError(f"{url}: the archive holds no {marker}; is it the right one?")
+            if not _holds(folder, marker):  # another run was not faster
+                home.rename(folder)
+        transfer.remove()
     return folder
 
 
-def _fetch(url: str, archive: Path, name: str) -> None:
-    """Download ``url`` as the file ``archive``; ``name`` is for the error, a ConnectionError."""
-    transfer = pooch.HTTPDownloader(progressbar=True)
-    advice = "check the connection and try again"
-    try:
-        transfer(url, archive, None)
-        return
-    except OSError as error:
-        # a full disk or a forbidden folder; requests' own errors have no number
-        if error.errno is not None:
-            raise
-        cause = error
-        answer = getattr(error, "response", None)
-        if answer is not None:
-            reason = f"the server answers {answer.status_code} {answer.reason}"
-        elif isinstance(error, ValueError):
-            # an address that is none, or a proxy of a kind that requests cannot use
-            reason = str(error)
-            advice = "check the address and the settings of the proxy"
-        else:
-            reason = type(error).__name__
-    except ValueError as error:  # the server's answer makes no sense
-        cause, reason = error, str(error)
-    raise ConnectionError(
-        f"{url} cannot be downloaded ({reason}): {advice}, or fetch it elsewhere and set "
-        f"DEEPATLAS_DATA to the folder that holds {name}/"
-    ) from cause
+def _home_of(unpacked: Path, marker: str) -> Path | None:
+    """The folder from which a path fits ``marker``, the outermost."""
+    found = [path for path in unpacked.glob(f"**/{marker}") if "__MACOSX" not in path.parts]
+    if not found:
+        return None
+    first = min(found, key=lambda path: (len(path.parts), path))
+    return first.parents[len(PurePosixPath(marker).parts) - 1]
+
+
+# --- transfers ------------------------------------------------------------------------------------
+
+
+class _Transfer:
+    """One download into a file of this process, which begins with what an earlier one has left.
+
+    The name of the file has the address and the version, as the server tells it, so a file that
+    changed meanwhile is not glued to what came before.
+    """
+
+    def __init__(self, url: str, folder: Path):
+        self.url = url
+        self.folder = folder
+        address = hashlib.sha256(url.encode()).hexdigest()[:8]
+        self.prefix = f"{folder.name}-{address}"
+        self.part: Path | None = None
+        self.version: str | None = None
+
+    def __enter__(self) -> _Transfer:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        # what is damaged is of no use, nor what cannot be gone on with
+        of_no_use = isinstance(error, UserError) or self.version is None
+        if of_no_use or (self.part is not None and not self._came()):
+            self.remove()
+
+    def remove(self) -> None:
+        """Forget what came."""
+        if self.part is not None:
+            self.part.unlink(missing_ok=True)
+
+    def run(self) -> Path:
+        """The file, complete; ConnectionError, a sentence, if it does not come."""
+        with self._told(), requests.Session() as session:
+            session.headers["Accept-Encoding"] = "identity"  # the bytes of the archive itself
+            answer = self._ask(session)
+            total = _length(answer)
+            self.version = _version(answer)
+            self.part = self._begun()
+            have = self._came()
+            if self.version is not None and total is not None and 0 < have <= total:
+                answer.close()
+                if have == total:
+                    return self.part
+                answer = self._ask(session, {"Range": f"bytes={have}-", "If-Range": self.version})
+                if not self._goes_on(answer, have):
+                    have = 0
+                    if answer.status_code != 200:
+                        answer.close()
+                        answer = self._ask(session)
+            else:
+                have = 0
+            self._receive(answer, have, total)
+        if total is not None and self._came() < total:
+            raise self._error(f"it broke off after {self._came()} of {total} bytes")
+        return self.part
+
+    def _ask(self, session: requests.Session, headers: dict | None = None) -> requests.Response:
+        answer = session.get(self.url, headers=headers, stream=True, timeout=PATIENCE)
+        if headers is None or answer.status_code != 416:  # nothing is there from that byte on
+            answer.raise_for_status()
+        return answer
+
+    def _begun(self) -> Path:
+        """The file to fill: what this process left, or takes over from one that has ended; what is
+        left of other versions is removed.
+        """
+        name = hashlib.sha256(repr(self.version).encode()).hexdigest()[:8]
+        own = part_of(self.folder.with_name(f"{self.prefix}-{name}"))
+        for left in self.folder.parent.glob(f"{self.prefix}-*.part"):
+            try:
+                if left == own or not is_left(left):
+                    continue
+                if left.name.startswith(f"{self.prefix}-{name}.") and not own.exists():
+                    left.rename(own)
+                else:
+                    left.unlink()
+            except FileNotFoundError:  # another process was quicker
+                continue
+        return own
+
+    def _came(self) -> int:
+        return self.part.stat().st_size if self.part.is_file() else 0
+
+    def _goes_on(self, answer: requests.Response, have: int) -> bool:
+        """Does an answer go on at byte ``have`` of the same version?"""
+        begins = answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        return answer.status_code == 206 and begins and _version(answer) == self.version
+
+    def _receive(self, answer: requests.Response, have: int, total: int | None) -> None:
+        bar = tqdm(total=total, initial=have, desc=self.folder.name, unit="B", unit_scale=True)
+        with answer, bar, self.part.open("ab" if have else "wb") as file:
+            for chunk in answer.iter_content(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+
+    # --- what went wrong ---
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """The errors of the network as sentences."""
+        advice = "check the connection and try again"
+        try:
+            yield
+            return
+        except requests.RequestException as error:
+            cause = error
+            answer = error.response
+            text = str(error)
+            if answer is not None and not answer.ok:
+                reason = f"the server answers {answer.status_code} {answer.reason}"
+            elif isinstance(error, requests.exceptions.ProxyError):
+                reason = f"the proxy refuses, or is not there: {shortened(text)}"
+                advice = "check the settings of the proxy"
+            elif isinstance(error, requests.Timeout) or "timed out" in text:
+                reason = f"no byte came for {PATIENCE:g} seconds"
+            elif isinstance(error, ValueError):
+                # an address that is none, or a proxy of a kind that requests cannot use
+                reason = text
+                advice = "check the address and the settings of the proxy"
+            elif self.part is not None and self._came():
+                reason = f"it broke off after {self._came()} bytes"
+            else:
+                reason = f"{type(error).__name__}: {shortened(text)}"
+        except ValueError as error:  # the server's answer makes no sense
+            cause, reason = error, str(error)
+        raise self._error(reason, advice) from cause
+
+    def _error(
+        self, reason: str, advice: str = "check the connection and try again"
+    ) -> ConnectionError:
+        kept = ""
+        if self.part is not None and self.version is not None and self._came():
+            kept = ", which goes on from where it was"
+        return ConnectionError(
+            f"{self.url} cannot be downloaded ({reason}): {advice}{kept}, or fetch it elsewhere "
+            f"and set DEEPATLAS_DATA to the folder that holds {self.folder.name}/"
+        )
+
+
+def _length(answer: requests.Response) -> int | None:
+    """Bytes of the whole file, if the server says so."""
+    said = answer.headers.get("Content-Length", "")
+    return int(said) if re.fullmatch("[0-9]{1,18}", said) else None
+
+
+def _version(answer: requests.Response) -> str | None:
+    """What changes with the file: its strong ETag, or the time of its last change; None if the
+    server tells neither.
+    """
+    tag = answer.headers.get("ETag", "")
+    if tag.startswith('"'):
+        return tag
+    return answer.headers.get("Last-Modified")
 
 
 # --- archives -------------------------------------------------------------------------------------
