@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import checkpoints, plots
+from .. import checkpoints
 from ..data import Scan
 from ..datasets.nifti import ELSEWHERE, affine_of, read_header, read_stored
 from ..errors import UserError, brief, shortened
@@ -145,6 +145,8 @@ def write_colours(structures: Structures, folder: str | Path, *, force: bool = F
     (Add data). All segmentations in a folder share them. UserError if others are there already,
     unless ``force``.
     """
+    from .. import plots  # a machine that only trains has no matplotlib
+
     colours = plots.colour_bytes(len(structures) + 1)[1:]
     snap = ["# IDX -R- -G- -B- -A- VIS MESH LABEL"]
     snap.append('    0    0    0    0    0    0    0    "Clear Label"')
