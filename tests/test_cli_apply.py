@@ -1,17 +1,21 @@
 """The commands that take trained networks to files, as a user meets them."""
 
+import shutil
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
-from deepatlas import cli
+from deepatlas import apply, cli, experiments
 from deepatlas.cli import apply as commands
 from deepatlas.errors import UserError
+from deepatlas.parameters import parse
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
-from folders import write_nifti
+from folders import write_nifti, write_scan
 
 IMAGE = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
 
@@ -233,3 +237,151 @@ def test_files_that_are_none_are_a_sentence(words, sentence, ask, place):
     code, _, complaint = ask(*words.split())
     assert code == 1 and sentence in complaint and complaint.count("\n") == 1
     assert everything(place) == before
+
+
+# --- with networks: a folder of scans, a run, and files for others --------------------------------
+
+COHORT = """
+name = "blobs"
+title = "Blobs"
+licence = "CC0"
+structures = [["low", [1]], ["high", [2]]]
+grids.full-3d = { shape = [16, 16, 16], spacing = 1.0 }
+"""
+PARTS = {"a": "train", "b": "train", "c": "validation", "d": "test", "e": "test"}
+
+
+@dataclass(frozen=True)
+class Own:
+    """A folder of scans of a user, and the run of networks that they trained."""
+
+    folder: Path
+    run: Path
+
+    def image(self, name):
+        return self.folder / "images" / f"{name}.nii.gz"
+
+    def labels(self, name):
+        return self.folder / "labels" / f"{name}.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    tables = [COHORT]
+    for seed, (name, part) in enumerate(PARTS.items()):
+        image, labels = f"images/{name}.nii.gz", f"labels/{name}.nii.gz"
+        write_scan(folder / image, folder / labels, seed)
+        keys = {"id": name, "subject": name, "image": image, "labels": labels, "part": part}
+        tables.append("\n".join(["[[scans]]", *(f'{key} = "{keys[key]}"' for key in keys)]))
+    (folder / "cohort.toml").write_text("\n\n".join(tables))
+    experiment = parse({"dataset": str(folder / "cohort.toml"), "profile": "smoke"})
+    return Own(folder, experiments.run(experiment, folder / "runs"))
+
+
+def test_from_a_run_to_labels_and_their_scores(own, tmp_path, ask):
+    out = tmp_path / "out"
+    code, said, _ = ask("segment", own.image("d"), own.image("e"), "--model", own.run, "-o", out)
+    assert code == 0 and "2 segmented, 0 failed" in said
+    assert sorted(path.name for path in out.iterdir()) == [
+        "d_labels.json",
+        "d_labels.nii.gz",
+        "e_labels.json",
+        "e_labels.nii.gz",
+        "labels.ctbl",
+        "labels.label.txt",
+    ]
+    labels = nib.load(out / "d_labels.nii.gz")
+    assert labels.shape == nib.load(own.image("d")).shape
+    assert labels.get_data_dtype() == np.uint8 and set(np.unique(labels.dataobj)) <= {0, 1, 2}
+
+    table = tmp_path / "scores.csv"
+    code, said, _ = ask("evaluate", out, own.folder / "labels", "-o", table)
+    assert code == 0 and "means over 2 cases" in said and "mean of all" in said
+    assert "no prediction for 3: a.nii.gz, b.nii.gz, c.nii.gz" in said
+    rows = pd.read_csv(table)
+    assert rows["case"].tolist() == ["d", "d", "e", "e"]
+    assert rows["structure"].tolist() == ["low", "high"] * 2
+    again = apply.evaluate(out, own.folder / "labels")
+    np.testing.assert_allclose(rows["dice"], again["dice"], rtol=1e-5)
+
+
+def test_from_a_run_to_a_warp_that_is_applied(own, tmp_path, ask):
+    out = tmp_path / "out"
+    pair = [own.image("d"), own.image("e")]
+    code, said, complaint = ask("register", *pair, "--model", own.run, "-o", out, "--inverse")
+    assert code == 0, complaint
+    assert f"deepatlas apply {out}/d_to_e_warp.nii.gz LABELS --labels" in said
+    assert "antsApplyTransforms" in said
+    assert {path.name for path in out.iterdir()} == {
+        "d_to_e.json",
+        "d_to_e.nii.gz",
+        "d_to_e_inverse_warp.nii.gz",
+        "d_to_e_warp.nii.gz",
+    }
+    warp = out / "d_to_e_warp.nii.gz"
+    assert ask("apply", warp, own.labels("d"), "--labels", "-o", out)[0] == 0
+    warped = nib.load(out / "d_warped.nii.gz")
+    assert set(np.unique(warped.dataobj)) <= {0, 1, 2}
+    assert ask("evaluate", out / "d_warped.nii.gz", own.labels("e"))[0] == 0
+
+    points = tmp_path / "points.csv"
+    points.write_text("name,x,y,z\nnose,5,6,7\n")
+    assert ask("apply", warp, points, "--points", "-o", out)[0] == 0
+    assert (out / "points_warped.csv").read_text().startswith("name,x,y,z\nnose,")
+    code, _, complaint = ask("apply", warp, own.labels("d"), "--labels", "-o", out)
+    assert code == 1 and "d_warped.nii.gz: there already" in complaint
+
+
+def test_a_warp_for_learn2reg_and_one_that_was_refined(own, tmp_path, ask):
+    pair = [own.image("d"), own.image("e")]
+    words = ["register", *pair, "--model", own.run, "-o", tmp_path, "--refine", "2"]
+    code, said, complaint = ask(*words, "--format", "learn2reg")
+    assert code == 0, complaint
+    assert len(list(tmp_path.glob("disp_*.npz"))) == 1 and "antsApply" not in said
+
+
+def test_one_file_does_what_the_run_does(own, tmp_path, ask):
+    file = tmp_path / "blobs.pt"
+    code, said, _ = ask("export", own.run, "-o", file)
+    assert code == 0 and f"--model {file}" in said and f"{file.with_suffix('.md')}" in said
+    written = []
+    for model in (own.run, file):
+        out = tmp_path / f"by_{model.name}"
+        assert ask("segment", own.image("d"), "--model", model, "-o", out)[0] == 0
+        written.append(np.asarray(nib.load(out / "d_labels.nii.gz").dataobj))
+    assert (written[0] != written[1]).mean() < 0.02  # half precision
+    code, _, complaint = ask("export", own.run, "-o", file)
+    assert code == 1 and "blobs.pt: is there already" in complaint
+    assert ask("export", own.run, "-o", file, "--force", "--quiet") == (0, "", "")
+
+
+def test_a_run_keeps_its_folder_to_itself(own, ask):
+    before = everything(own.run)
+    words = ["segment", own.image("d"), "--model", own.run, "-o", own.run / "segmented"]
+    code, _, complaint = ask(*words)
+    assert code == 1 and "lies in the run folder" in complaint
+    assert everything(own.run) == before
+
+
+def test_a_regime_that_is_none_is_a_sentence(own, tmp_path, ask):
+    words = ["segment", own.image("d"), "--model", own.run, "-o", tmp_path / "out"]
+    code, _, complaint = ask(*words, "--regime", "zebra")
+    assert code == 1 and "zebra" in complaint and "choose from" in complaint
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_that_do_not_fit_are_named_and_the_others_are_scored(own, tmp_path, ask):
+    out = tmp_path / "out"
+    shutil.copytree(own.folder / "labels", out)
+    write_nifti(out / "b.nii.gz", np.zeros((5, 5, 5), np.uint8))
+    shutil.copy(out / "a.nii.gz", out / "zebra.nii.gz")
+    code, said, complaint = ask("evaluate", out, own.folder / "labels", "-o", tmp_path / "t.csv")
+    assert code == 1 and "means over 4 cases" in said
+    assert "b.nii.gz: has 5 x 5 x 5 voxels, and the reference" in complaint
+    assert "zebra.nii.gz: no reference in" in complaint
+    assert pd.read_csv(tmp_path / "t.csv")["dice"].eq(1).all()
+    names = tmp_path / "names.json"
+    names.write_text('{"structures": {"both": [1, 2]}}')
+    words = ["evaluate", out / "a.nii.gz", own.labels("a"), "--names", names]
+    assert "both" in ask(*words)[1]
