@@ -104,6 +104,7 @@ def write_bids(folder, count=6, unlabelled=1, sessions=(), suffixes=("T1w",), pi
                 image = folder / place / f"{name}_{suffix}.nii.gz"
                 write_scan(image, labels if labelled else None, seed, scale=i + 1.0)
     lines = ["index\tname", "0\tbackground", *(f"{n}\t{name}" for n, name in NAMES.items())]
+    (folder / "derivatives" / pipeline).mkdir(parents=True, exist_ok=True)
     (folder / "derivatives" / pipeline / "dseg.tsv").write_text("\n".join(lines) + "\n")
     description = {"Name": "Blobs", "BIDSVersion": "1.9.0", "License": "CC0"}
     (folder / "dataset_description.json").write_text(json.dumps(description))

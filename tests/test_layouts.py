@@ -3,19 +3,40 @@
 import json
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 
 from deepatlas import datasets
 from deepatlas.datasets import Entry
-from deepatlas.datasets.layouts import decathlon, label_names, person_of
+from deepatlas.datasets.layouts import (
+    LAYOUTS,
+    check_files,
+    decathlon,
+    label_names,
+    list_files,
+    person_of,
+    read_folder,
+    recognise,
+)
 from deepatlas.datasets.layouts.persons import united
 from deepatlas.errors import UserError
 
 import nibabel as nib
 import numpy as np
 import pytest
-from folders import SHAPE, write_case, write_nifti
+from folders import (
+    SHAPE,
+    write_bids,
+    write_case,
+    write_dataset,
+    write_folders,
+    write_nifti,
+    write_nnunet,
+    write_scan,
+    write_subjects,
+    write_table,
+)
 
 ADNI = [
     f"ADNI_{site}_S_{person}_MR_MP-RAGE__br_raw_S{10 + image}_I{4000 + image}"
@@ -264,7 +285,9 @@ REGIONS = {"0": "background", "1": "Left A  area one", "2": "Right A  area one",
 
 def regions(folder, labels, low, high):
     listed(folder, ["a"], labels=labels)
-    entry = datasets.describe("oasis35-cortex").model_copy(update={"regions": (low, high)})
+    entry = datasets.describe("oasis35-cortex").model_copy(
+        update={"regions": (low, high), "subject": None}
+    )
     return datasets.structures_of(entry, folder)
 
 
@@ -397,7 +420,7 @@ def test_a_person_on_both_sides_of_a_published_split_is_named_before_anything_is
     with pytest.raises(UserError, match="'blob_2': blob_2 is of 'group' train, blob_7 of test"):
         load(split={"published": [4, 2, 3]})
     change(folder, lambda dataset: dataset.pop("same_person_twice"))
-    with pytest.raises(UserError, match=r"split.published says 4 scans for test, and 3 in its"):
+    with pytest.raises(UserError, match=r"split.published says 4 scans for test, and 3 with"):
         load(split={"published": [4, 2, 4]})
 
 
@@ -558,3 +581,778 @@ def test_names_that_look_alike_in_a_table_are_one():
         structures = tuple((name, (number,)) for number, name in enumerate(names, 1))
         with pytest.raises(ValueError, match="is there twice"):
             Entry._check_structures(structures)
+
+
+# --- folders in each layout -----------------------------------------------------------------------
+
+WRITERS = {
+    "decathlon": write_dataset,
+    "nnunet": write_nnunet,
+    "bids": write_bids,
+    "folders": write_folders,
+    "table": write_table,
+    "subjects": write_subjects,
+}
+
+
+def names_of(listing):
+    """(id, name of the labels or None) of each scan."""
+    return [(file.id, file.labels and file.labels.name) for file in listing.files]
+
+
+def test_the_table_is_what_is_tested():
+    assert set(WRITERS) | {"cohort"} == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_a_layout_is_recognised_and_no_other(tmp_path, layout):
+    folder = WRITERS[layout](tmp_path / "x y")
+    found, why = recognise(folder)
+    assert found == layout
+    assert "could be" not in why
+    listing = read_folder(folder)
+    assert (listing.layout, listing.why) == (found, why)
+    assert listing.notes == []
+    assert len(listing.files) == (9 if layout == "decathlon" else 6)
+    unlabelled = [file for file in listing.files if file.labels is None]
+    assert len(unlabelled) == (0 if layout == "decathlon" else 1)
+    paths = [file.image for file in listing.files]
+    paths += [file.labels for file in listing.files if file.labels is not None]
+    assert len(set(paths)) == len(paths) and all(path.is_file() for path in paths)
+    assert {str(path).count("x y") for path in paths} == {1}
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_litter_is_not_read(tmp_path, layout):
+    """Resource forks of macOS, hidden files and folders, a readme."""
+    folder = WRITERS[layout](tmp_path)
+    before = names_of(read_folder(folder))
+    for path in list(folder.rglob("*")):
+        if path.is_file():
+            path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7")
+        else:
+            (path / ".DS_Store").write_bytes(b"\0")
+            (path / ".trash" / "a_seg.nii.gz").parent.mkdir()
+            (path / ".trash" / "a_seg.nii.gz").write_bytes(b"")
+            (path / "README.txt").write_text("hello")
+    assert names_of(read_folder(folder)) == before
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "bids", "folders", "subjects"])
+def test_endings_may_be_in_capitals(tmp_path, layout):
+    folder = WRITERS[layout](tmp_path)
+    before = names_of(read_folder(folder))
+    for path in list(folder.rglob("*.nii.gz")):
+        path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
+    after = names_of(read_folder(folder))
+    assert [id for id, _ in after] == [id for id, _ in before]
+    assert [labels is None for _, labels in after] == [labels is None for _, labels in before]
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_files_and_folders_may_be_links_in_each_layout(tmp_path, layout):
+    """As git-annex and clusters have them."""
+    folder = WRITERS[layout](tmp_path / "x")
+    before = names_of(read_folder(folder))
+    for number, path in enumerate(sorted(folder.rglob("*.nii.gz"))):
+        path.rename(tmp_path / f"{number}.bin")
+        path.symlink_to(tmp_path / f"{number}.bin")
+    for number, path in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
+        path.rename(tmp_path / f"folder {number}")
+        path.symlink_to(tmp_path / f"folder {number}")
+    (tmp_path / "y").symlink_to(folder)
+    assert names_of(read_folder(tmp_path / "y")) == before
+
+
+PERSONS = {  # names of persons, and of the scans of either side
+    "decathlon": ("hippocampus_{subject}", "*_00[0-5]", "*[6-8]"),
+    "nnunet": ("case_{subject}", "*_00[0-5]", "*[6-8]"),
+    "bids": ("sub-{subject}_T1w", "*0[1-6]_*", "*0[7-9]_*"),
+    "folders": ("mouse{subject}", "mouse0[0-5]", "mouse0[6-8]"),
+    "table": ("t1 {subject}", "t1 [0-5]", "t1 [6-8]"),
+    "subjects": ("brain_{subject}", "brain_[0-5]", "brain_[6-8]"),
+}
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_an_entry_names_persons_and_sides_in_each_layout(tmp_path, monkeypatch, layout):
+    monkeypatch.setenv("DEEPATLAS_DATA", str(tmp_path))
+    more = {"test": 0} if layout == "nnunet" else {}
+    folder = WRITERS[layout](tmp_path / "blobs", count=9, **more)
+    ids = [file.id for file in read_folder(folder).files]
+    pattern, train, test = PERSONS[layout]
+    entry = plain_entry(
+        layout=layout,
+        subject=pattern,
+        groups={"train": [train], "test": [test]},
+        split={"published": [3, 1, 2]},
+    )
+    files = list_files(folder, entry)
+    assert [file.id for file in files] == ids
+    assert [file.group for file in files] == ["train"] * 6 + ["test"] * 3
+    assert files[3].subject == {"bids": "04", "nnunet": "003", "decathlon": "003"}.get(
+        layout, "03" if layout == "folders" else "3"
+    )
+    cohort = datasets.load_cohort(entry, profile="full")
+    assert len(cohort.train) >= 3 and len(cohort.test) >= 2
+
+
+def test_a_scan_is_on_one_side(tmp_path):
+    folder = write_folders(tmp_path)
+    entry = plain_entry(layout="folders", groups={"train": ["mouse*"], "test": ["mouse03"]})
+    with pytest.raises(UserError, match=r"'mouse03' fits the patterns of groups.train and of"):
+        list_files(folder, entry)
+
+
+def test_an_entry_of_no_known_layout_is_told_which_there_are(tmp_path):
+    with pytest.raises(UserError, match="there is no layout 'bidz', did you mean 'bids'"):
+        list_files(tmp_path, plain_entry(layout="bidz"))
+
+
+def test_an_entry_without_any_scan_is_said(tmp_path):
+    with pytest.raises(UserError, match="blobs: no scan was found in the layout 'folders'"):
+        list_files(tmp_path, plain_entry(layout="folders"))
+
+
+def plain_entry(**more):
+    values = {
+        "name": "blobs",
+        "title": "Blobs",
+        "licence": "CC0",
+        "split": [3, 1, 1],
+        "structures": [["low", [1]], ["high", [2]]],
+        "grids": {"full-3d": {"shape": [16, 16, 16], "spacing": 1.0}},
+    }
+    return datasets.Entry(**(values | more))
+
+
+def test_a_folder_that_is_none_of_them_is_told_all_that_was_looked_for(tmp_path):
+    write_nifti(tmp_path / "a" / "b.nii.gz", np.zeros(SHAPE, np.uint8))
+    with pytest.raises(UserError, match=r"no layout of scans .*was recognised. Looked for") as said:
+        read_folder(tmp_path)
+    assert all(name in str(said.value) for name in LAYOUTS)
+    with pytest.raises(FileNotFoundError, match="no such folder or file; a folder of scans"):
+        read_folder(tmp_path / "c")
+
+
+def test_of_two_layouts_the_surer_is_taken_and_the_other_named(tmp_path):
+    write_table(write_folders(tmp_path))
+    listing = read_folder(tmp_path)
+    assert listing.layout == "table"
+    assert "it could be 'folders' as well (it has a folder images/" in listing.why
+    assert "which is less sure" in listing.why
+    assert read_folder(tmp_path, "folders").files[0].id == "mouse00"
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"subject": "mouse"}, r"subject = 'mouse': a pattern that holds \{subject\} was wanted"),
+        ({"image": "a.nii"}, r"image = 'a.nii': a pattern that holds \{scan\} was wanted"),
+        ({"labels": "a.nii"}, r"labels = 'a.nii': a pattern that holds \{scan\} was wanted"),
+        ({"layout": "zip"}, "there is no layout 'zip': choose from cohort, decathlon"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(tmp_path, options, said):
+    write_folders(tmp_path)
+    with pytest.raises(UserError, match=said):
+        read_folder(tmp_path, **options)
+
+
+# --- the Decathlon --------------------------------------------------------------------------------
+
+
+def test_images_of_test_and_items_without_labels_are_unlabelled(tmp_path):
+    folder = write_dataset(tmp_path, count=3)
+    write_nifti(folder / "imagesTs" / "h_7.nii.gz", np.zeros(SHAPE, np.uint8))
+
+    def more(dataset):
+        del dataset["training"][1]["label"]
+        dataset["test"] = [
+            "./imagesTs/h_7.nii.gz",
+            "./imagesTs/h_8.nii.gz",
+            "imagesTs/._h_7.nii.gz",
+        ]
+        dataset["licence"] = "CC-BY-SA 4.0"
+
+    change(folder, more)
+    listing = read_folder(folder)
+    assert names_of(listing) == [
+        ("hippocampus_000", "hippocampus_000.nii.gz"),
+        ("hippocampus_001", None),
+        ("hippocampus_002", "hippocampus_002.nii.gz"),
+        ("h_7", None),
+    ]
+    assert listing.names == {1: "Anterior", 2: "Posterior"}
+    assert (listing.licence, listing.title) == ("CC-BY-SA 4.0", "Hippocampus")
+    (note,) = listing.notes
+    assert "1 images of the list 'test' of dataset.json are not there" in note and "h_8" in note
+
+
+@pytest.mark.parametrize("item", [3, None, ["a"], {"label": "a.nii.gz"}])
+def test_an_item_of_test_is_a_path(tmp_path, item):
+    folder = listed(tmp_path, ["a"], test=[item])
+    with pytest.raises(UserError, match=r"each entry of 'test' must name its 'image'"):
+        decathlon(folder)
+
+
+def test_a_name_in_training_and_in_test_is_refused(tmp_path):
+    folder = write_dataset(tmp_path, count=2, test=["imagesTs/hippocampus_001.nii.gz"])
+    write_nifti(folder / "imagesTs" / "hippocampus_001.nii.gz", np.zeros(SHAPE, np.uint8))
+    with pytest.raises(UserError, match="'hippocampus_001' is there more than once"):
+        decathlon(folder)
+
+
+# --- nnU-Net --------------------------------------------------------------------------------------
+
+
+def test_one_channel_of_nnu_net_is_taken_and_the_others_named(tmp_path):
+    folder = write_nnunet(tmp_path, channels=("T1", "FLAIR"))
+    listing = read_folder(folder)
+    assert {file.image.name[-12:] for file in listing.files} == {"_0000.nii.gz"}
+    assert "0 (T1) is taken, left out are 1 (FLAIR)" in listing.notes[0]
+    for wanted in ("flair", "1"):
+        listing = read_folder(folder, contrast=wanted)
+        assert [file.image.name for file in listing.files][:2] == [
+            "case_000_0001.nii.gz",
+            "case_001_0001.nii.gz",
+        ]
+    with pytest.raises(UserError, match=r"no channel 'T2': choose from 0 \(T1\), 1 \(FLAIR\)"):
+        read_folder(folder, contrast="T2")
+
+
+def test_what_does_not_fit_in_nnu_net_is_said(tmp_path):
+    folder = write_nnunet(tmp_path, channels=("T1", "T2"), numTraining=7)
+    (folder / "imagesTr" / "case_001_0000.nii.gz").unlink()
+    (folder / "imagesTr" / "case_002_0000.nii.gz").rename(folder / "imagesTr" / "odd.nii.gz")
+    (folder / "imagesTr" / "case_002_0001.nii.gz").unlink()
+    listing = read_folder(folder)
+    said = "\n".join(listing.notes)
+    assert "1 cases have no image of channel 0, and are left out: case_001" in said
+    assert "1 files of imagesTr have no number of a channel, _0000, and are left out: odd" in said
+    assert "1 files of labelsTr have no image of their name, and are left out: case_002" in said
+    assert "dataset.json says numTraining 7, and 3 cases with labels were found" in said
+    assert [file.id for file in listing.files] == ["case_000", "case_003", "case_004", "case_005"]
+
+
+def test_regions_that_overlap_become_structures(tmp_path):
+    labels = {"background": 0, "whole tumour": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+    listing = read_folder(write_nnunet(tmp_path, labels=labels, regions_class_order=[1, 2, 3]))
+    assert listing.names == {1: "whole tumour", 2: "core", 3: "enhancing"}
+    assert "regions that overlap (whole tumour, core)" in listing.notes[0]
+    both = {"background": 0, "left": [1, 2], "right": 3}
+    listing = read_folder(write_nnunet(tmp_path, labels=both))
+    assert listing.names == {1: "left 1", 2: "left 2", 3: "right"}
+
+
+def test_voxels_that_nobody_labelled_are_said(tmp_path):
+    labels = {"background": 0, "low": 1, "ignore": 2}
+    listing = read_folder(write_nnunet(tmp_path, labels=labels))
+    assert listing.names == {1: "low"}
+    assert "the label 2, 'ignore', marks voxels that nobody has labelled" in listing.notes[0]
+
+
+@pytest.mark.parametrize("labels", [3, ["a"], {"a": "b"}, {"a": -1}, {"a": 1.5}, {"a": []}])
+def test_labels_of_nnu_net_are_numbers(tmp_path, labels):
+    with pytest.raises(UserError, match="'labels' must give each name its number"):
+        read_folder(write_nnunet(tmp_path, labels=labels))
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif", ".nrrd", 3])
+def test_other_formats_are_refused_with_what_to_do(tmp_path, ending):
+    folder = write_nnunet(tmp_path, file_ending=ending)
+    with pytest.raises(UserError, match=r"its file_ending is .*convert the images and labels to"):
+        read_folder(folder)
+
+
+def test_the_first_version_of_nnu_net_is_read(tmp_path):
+    """Its dataset.json lists images without the number of the channel that their files have."""
+    folder = write_nnunet(tmp_path, test=0, labels={"0": "background", "1": "low", "2": "high"})
+
+    def first(dataset):
+        del dataset["channel_names"], dataset["file_ending"]
+        dataset["modality"] = {"0": "T1"}
+        dataset["training"] = [
+            {"image": f"./imagesTr/case_{i:03d}.nii.gz", "label": f"./labelsTr/case_{i:03d}.nii.gz"}
+            for i in range(5)
+        ]
+
+    change(folder, first)
+    listing = read_folder(folder)
+    assert listing.layout == "nnunet"
+    assert listing.names == {1: "low", 2: "high"}
+    assert [file.id for file in listing.files] == [f"case_{i:03d}" for i in range(6)]
+
+
+def test_cases_that_dataset_json_lists_are_taken_as_listed(tmp_path):
+    folder = write_folders(tmp_path, images="a", labels="b")
+    dataset = {
+        "channel_names": {"0": "T1"},
+        "labels": {"background": 0, "low": 1},
+        "numTraining": 1,
+        "file_ending": ".nii.gz",
+        "dataset": {
+            "m0": {"images": ["a/mouse00.nii.gz"], "label": "b/mouse00_seg.nii.gz"},
+            "m1": {"images": ["a/mouse01.nii.gz"]},
+        },
+    }
+    (folder / "dataset.json").write_text(json.dumps(dataset))
+    listing = read_folder(folder)
+    assert names_of(listing) == [("m0", "mouse00_seg.nii.gz"), ("m1", None)]
+    dataset["dataset"]["m1"] = {"image": "a/mouse01.nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(dataset))
+    with pytest.raises(UserError, match="each case of 'dataset' must list its 'images'"):
+        read_folder(folder)
+
+
+def test_labels_of_images_ts_make_these_the_published_test_group(tmp_path):
+    folder = write_nnunet(tmp_path, count=4, test=1)
+    assert {file.group for file in read_folder(folder).files} == {None}
+    labels = folder / "labelsTr" / "case_000.nii.gz"
+    (folder / "labelsTs").mkdir()
+    (folder / "labelsTs" / "case_003.nii.gz").write_bytes(labels.read_bytes())
+    listing = read_folder(folder)
+    assert [file.group for file in listing.files] == ["train", "train", "train", "test"]
+    assert listing.files[3].labels.parent.name == "labelsTs"
+
+
+def test_a_case_is_in_one_folder_of_nnu_net(tmp_path):
+    folder = write_nnunet(tmp_path)
+    image = folder / "imagesTr" / "case_000_0000.nii.gz"
+    (folder / "imagesTs" / image.name).write_bytes(image.read_bytes())
+    with pytest.raises(UserError, match="case_000 is in imagesTr and in imagesTs"):
+        read_folder(folder)
+
+
+def test_a_channel_of_a_case_is_there_once(tmp_path):
+    folder = write_nnunet(tmp_path)
+    (folder / "imagesTr" / "case_000_0000.nii").write_bytes(b"")
+    with pytest.raises(UserError, match="is the same channel of the same case: remove one"):
+        read_folder(folder)
+
+
+# --- BIDS -----------------------------------------------------------------------------------------
+
+
+def test_a_person_of_bids_has_all_his_sessions(tmp_path):
+    listing = read_folder(write_bids(tmp_path, count=4, sessions=("pre", "post")))
+    assert [file.subject for file in listing.files] == ["01", "01", "02", "02", "03", "03"] + 2 * [
+        "04"
+    ]
+    assert listing.files[1].id == "sub-01_ses-pre_T1w"
+    assert listing.files[1].labels.name == "sub-01_ses-pre_dseg.nii.gz"
+    assert listing.names == {1: "low", 2: "high"}
+    assert (listing.title, listing.licence) == ("Blobs", "CC0")
+
+
+def test_one_person_with_most_scans_is_no_mistake_in_bids(tmp_path):
+    folder = write_bids(tmp_path, count=2, sessions="abcd", unlabelled=0)
+    for path in (folder / "sub-02").glob("ses-[bcd]"):
+        shutil.rmtree(path)
+    assert [file.subject for file in read_folder(folder).files] == ["01"] * 4 + ["02"]
+
+
+def test_one_suffix_of_bids_is_taken_and_the_others_named(tmp_path):
+    folder = write_bids(tmp_path, suffixes=("T1w", "T2w"))
+    listing = read_folder(folder)
+    assert all(file.id.endswith("_T1w") for file in listing.files)
+    assert "T1w (6) is taken, left out are T2w (6)" in listing.notes[0]
+    listing = read_folder(folder, contrast="T2w")
+    assert all(file.id.endswith("_T2w") for file in listing.files) and listing.files[0].labels
+    with pytest.raises(UserError, match="no image with suffix 'FLAIR': there are T1w, T2w"):
+        read_folder(folder, contrast="FLAIR")
+
+
+def test_without_t1w_the_most_frequent_suffix_is_taken(tmp_path):
+    folder = write_bids(tmp_path, suffixes=("PDw", "T2w"))
+    (folder / "sub-03" / "anat" / "sub-03_PDw.nii.gz").unlink()
+    assert all(file.id.endswith("_T2w") for file in read_folder(folder).files)
+
+
+def rename(folder, old, new):
+    for path in sorted(folder.rglob(f"*{old}*")):
+        if path.is_file():
+            path.rename(path.with_name(path.name.replace(old, new)))
+
+
+def test_runs_have_labels_of_their_own(tmp_path):
+    folder = write_bids(tmp_path, count=3, unlabelled=0)
+    anat, drawn = folder / "sub-01" / "anat", folder / "derivatives" / "experts" / "sub-01" / "anat"
+    rename(anat, "sub-01_T1w", "sub-01_run-1_T1w")
+    rename(drawn, "sub-01_dseg", "sub-01_run-1_desc-manual_dseg")
+    write_scan(anat / "sub-01_run-2_T1w.nii.gz", seed=77)
+    rename(folder / "derivatives" / "experts" / "sub-02", "_dseg", "_desc-manual_dseg")
+    rename(folder / "derivatives" / "experts" / "sub-03", "_dseg", "_desc-manual_dseg")
+    assert names_of(read_folder(folder))[:2] == [
+        ("sub-01_run-1_T1w", "sub-01_run-1_desc-manual_dseg.nii.gz"),
+        ("sub-01_run-2_T1w", None),
+    ]
+
+
+def test_labels_that_fit_two_runs_are_taken_of_none(tmp_path):
+    folder = write_bids(tmp_path, count=3, unlabelled=0)
+    anat = folder / "sub-01" / "anat"
+    rename(anat, "sub-01_T1w", "sub-01_run-1_T1w")
+    write_scan(anat / "sub-01_run-2_T1w.nii.gz", seed=77)
+    listing = read_folder(folder)
+    assert [labels is None for _, labels in names_of(listing)] == [True, True, False, False]
+    assert "1 label maps fit no image, or not one alone" in listing.notes[0]
+
+
+def test_labels_of_one_kind_are_taken_for_all_scans(tmp_path):
+    """Two raters, of whom one has drawn fewer; and labels in the space of a template."""
+    folder = write_bids(tmp_path, count=4, unlabelled=0)
+    other = write_bids(tmp_path / "other", count=2, unlabelled=0, pipeline="students")
+    (other / "derivatives" / "students").rename(folder / "derivatives" / "students")
+    shutil.rmtree(other)
+    home = folder / "derivatives" / "experts" / "sub-01" / "anat"
+    write_scan(home / "sub-01_space-MNI152NLin2009cAsym_dseg.nii.gz")
+    write_scan(home / "sub-01_space-orig_atlas-dk_dseg.nii.gz")
+    listing = read_folder(folder)
+    assert {file.labels.parent.parent.parent.name for file in listing.files} == {"experts"}
+    said = "\n".join(listing.notes)
+    assert "1 label maps lie in another space than the images, by their names" in said
+    assert "derivatives/experts dseg (4) is taken, left out are" in said
+    assert "derivatives/students dseg (2)" in said and "atlas-dk dseg (1)" in said
+
+
+def test_labels_beside_the_images_and_masks_are_found(tmp_path):
+    folder = write_bids(tmp_path, count=3, unlabelled=3)
+    shutil.rmtree(folder / "derivatives")
+    for i in (1, 2):
+        anat = folder / f"sub-0{i}" / "anat"
+        write_scan(anat / f"sub-0{i}_label-L_desc-T1lesion_mask.nii.gz")
+        write_scan(anat / f"sub-0{i}_desc-brain_mask.nii.gz")
+    lesions = [f"sub-0{i}_label-L_desc-T1lesion_mask.nii.gz" for i in (1, 2)]
+    assert [labels for _, labels in names_of(read_folder(folder))] == [*lesions, None]
+    write_scan(folder / "sub-03" / "anat" / "sub-03_dseg.nii.gz")
+    labels = [labels for _, labels in names_of(read_folder(folder))]
+    assert labels == [None, None, "sub-03_dseg.nii.gz"]
+
+
+def test_names_of_labels_are_inherited_from_the_nearest_table(tmp_path):
+    folder = write_bids(tmp_path, count=3)
+    table = folder / "derivatives" / "experts" / "dseg.tsv"
+    near = table.with_name("sub-01") / "anat" / "sub-01_dseg.tsv"
+    near.write_text("index\tname\n1\tlow\n2\tupper\n")
+    listing = read_folder(folder)
+    assert listing.names == {1: "low", 2: "high"}
+    assert "give different names to 2: the first is taken" in listing.notes[0]
+    near.unlink()
+    table.rename(folder / "derivatives" / "dseg.tsv")
+    assert read_folder(folder).names == {1: "low", 2: "high"}
+    (folder / "derivatives" / "dseg.tsv").rename(folder / "desc-other_dseg.tsv")
+    assert read_folder(folder).names == {}  # another kind's
+
+
+@pytest.mark.parametrize("text", ["name\tindex\nlow\tx\n", "a\tb\n1\t2\n", b"\xff\xfe\x00"])
+def test_a_table_of_names_has_index_and_name(tmp_path, text):
+    folder = write_bids(tmp_path)
+    data = text if isinstance(text, bytes) else text.encode()
+    (folder / "derivatives" / "experts" / "dseg.tsv").write_bytes(data)
+    with pytest.raises(UserError, match=r"dseg.tsv: .*(index .*and name were wanted|not a table)"):
+        read_folder(folder)
+
+
+def test_persons_without_images_and_odd_names_are_said(tmp_path):
+    folder = write_bids(tmp_path)
+    rename(folder / "sub-02" / "anat", "sub-02_T1w", "sub-03_T1w")
+    rename(folder / "sub-04" / "anat", "sub-04_T1w", "brain")
+    said = "\n".join(read_folder(folder).notes)
+    assert "sub-02 has no image in a folder anat" in said
+    assert "2 files have no name of BIDS that begins with that of their folder" in said
+
+
+# --- images beside labels -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "images, labels",
+    [("images", "labels"), ("IMGS", "gt"), ("Images", "Segmentations"), ("imagesTr", "labelsTr")],
+)
+def test_folders_have_many_names(tmp_path, images, labels):
+    listing = read_folder(write_folders(tmp_path, images=images, labels=labels))
+    assert listing.layout == "folders"
+    assert names_of(listing)[0] == ("mouse00", "mouse00_seg.nii.gz")
+    assert f"a folder {images}/ of images and a folder {labels}/ of labels" in listing.why
+
+
+def test_labels_may_lie_beside_their_images(tmp_path):
+    listing = read_folder(write_folders(tmp_path, images=".", labels=".", suffix="_mask"))
+    assert "mouse00_mask.nii.gz lies beside mouse00.nii.gz" in listing.why
+    assert names_of(listing)[4:] == [("mouse04", "mouse04_mask.nii.gz"), ("mouse05", None)]
+
+
+PAIRS = [
+    # image, labels, do they fit?
+    ("a.nii.gz", "a.nii.gz", True),
+    ("a.nii.gz", "a.nii", True),
+    ("a.nii.gz", "a_seg.nii.gz", True),
+    ("a.nii.gz", "a-label.nii.gz", True),
+    ("a.nii.gz", "seg_a.nii.gz", True),
+    ("a_img.nii.gz", "a_mask.nii.gz", True),
+    ("a_0000.nii.gz", "a.nii.gz", True),
+    ("a b.nii.gz", "a b_Seg.nii.gz", True),
+    ("a.1.nii.gz", "a.1_gt.nii.gz", True),
+    ("a_t1.nii.gz", "a_t1_by_hand.nii.gz", True),  # one begins with the other
+    ("a_t1.nii.gz", "a.nii.gz", True),
+    ("a1.nii.gz", "a.nii.gz", False),
+    ("a_t1.nii.gz", "a_t2_seg.nii.gz", False),
+    ("1.nii.gz", "11.nii.gz", False),
+]
+
+
+@pytest.mark.parametrize("image, label, fit", PAIRS, ids=[f"{a} {b}" for a, b, _ in PAIRS])
+def test_labels_are_matched_by_name(tmp_path, image, label, fit):
+    write_scan(tmp_path / "images" / "zz.nii.gz", tmp_path / "labels" / "zz.nii.gz")
+    write_scan(tmp_path / "images" / image, tmp_path / "labels" / label)
+    listing = read_folder(tmp_path)
+    assert (listing.files[0].labels is not None) == fit
+    assert bool(listing.notes) != fit
+    assert listing.files[1].labels is not None
+    if not fit:
+        assert "1 files of labels fit no image" in listing.notes[0] and label in listing.notes[0]
+
+
+def test_a_match_that_is_not_the_only_one_is_none(tmp_path):
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    write_scan(images / "a.nii.gz", labels / "a_seg.nii.gz")
+    write_scan(labels / "a_mask.nii.gz")  # two raters
+    write_scan(images / "b_1.nii.gz", labels / "b.nii.gz")
+    write_scan(images / "b_2.nii.gz")
+    write_scan(images / "c.nii.gz", labels / "c_x.nii.gz")
+    write_scan(images / "c_d.nii.gz", labels / "c_d_x.nii.gz")
+    listing = read_folder(tmp_path)
+    fitting = {id: labels for id, labels in names_of(listing) if labels}
+    assert fitting == {}
+    assert "5 files of labels fit no image, or not one alone" in listing.notes[0]
+    write_scan(labels / "c_d.nii.gz")  # the same name is surer, and then c has one
+    assert dict(names_of(read_folder(tmp_path)))["c_d"] == "c_d.nii.gz"
+
+
+def test_other_folders_and_channels_are_said(tmp_path):
+    folder = write_folders(tmp_path, count=3)
+    rename(folder / "images", ".nii.gz", "_0000.nii.gz")
+    write_scan(folder / "images" / "mouse00_0001.nii.gz")
+    write_scan(folder / "masks" / "mouse00.nii.gz")
+    listing = read_folder(folder)
+    assert (
+        names_of(listing)[0] == ("mouse00_0000", "mouse00_seg.nii.gz") and len(listing.files) == 3
+    )
+    said = "\n".join(listing.notes)
+    assert "images/ and labels/ are taken, left out are the folders masks/" in said
+    assert "of each case the channel _0000 is taken, left out are mouse00_0001.nii.gz" in said
+
+
+def test_a_thousand_files_are_matched_in_seconds(tmp_path):
+    for part, ending in (("images", ""), ("labels", "_x_seg")):
+        (tmp_path / part).mkdir()
+        for i in range(3000):
+            (tmp_path / part / f"scan_{i}{ending}.nii.gz").touch()
+    start = time.process_time()
+    listing = read_folder(tmp_path)
+    assert all(file.labels.name == f"{file.id}_x_seg.nii.gz" for file in listing.files)
+    assert time.process_time() - start < 10
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+COLUMNS = ("image", "labels", "subject", "group", "id")
+
+
+@pytest.mark.parametrize("name", ["scans.csv", "Scans.TSV", "scans.tsv"])
+def test_a_table_says_it_all(tmp_path, name):
+    folder = write_table(tmp_path, name=name.lower(), header=COLUMNS)
+    (folder / name.lower()).rename(folder / name)
+    for path in (folder, folder / name):
+        listing = read_folder(path)
+        assert listing.layout == "table"
+        assert [file.id for file in listing.files] == [f"scan{i}" for i in range(6)]
+        assert [file.subject for file in listing.files] == ["p0", "p0", "p1", "p1", "p2", "p2"]
+        assert [file.group for file in listing.files] == ["test"] * 2 + ["train"] * 4
+        assert listing.files[5].labels is None
+        assert listing.files[0].labels == folder / "files" / "drawn 0.nii.gz"
+
+
+def test_columns_have_many_names_and_other_separators(tmp_path):
+    folder = write_table(tmp_path, header=COLUMNS)
+    path = folder / "scans.csv"
+    text = path.read_text().replace(",", ";").split("\n", 1)[1]
+    path.write_text("\ufeffScan;Mask;Patient ID;Split;Name\n\n" + text, encoding="utf-8")
+    listing = read_folder(folder)
+    assert [file.subject for file in listing.files][:3] == ["p0", "p0", "p1"]
+    assert [file.id for file in listing.files][:2] == ["scan0", "scan1"]
+
+
+def test_without_a_column_of_persons_names_are_persons(tmp_path):
+    folder = write_table(tmp_path)
+    assert [file.subject for file in read_folder(folder).files][:2] == ["t1 0", "t1 1"]
+    listing = read_folder(folder, subject="t1 {subject}")
+    assert [file.subject for file in listing.files][:2] == ["0", "1"]
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for person in "ab":
+        write_scan(tmp_path / person / "t1.nii.gz", tmp_path / person / "seg.nii.gz")
+    lines = ["image,labels", "a/t1.nii.gz,a/seg.nii.gz", "b/t1.nii.gz,b/seg.nii.gz"]
+    (tmp_path / "scans.csv").write_text("\n".join(lines))
+    assert [file.id for file in read_folder(tmp_path, "table").files] == ["a_t1", "b_t1"]
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("picture,labels\na,b\n", r"a column 'image' was wanted .*got 'picture', 'labels'"),
+        ("image,labels\n", "got no scan"),
+        ("", "got no scan"),
+        ("image,labels\na.nii,b.nii,c\n", "line 2 has 3 cells, and the first line 2"),
+        ("image,labels\n\n,b.nii\n", "line 3 names no image"),
+        ("image,part\na.nii,left\n", "line 2: the group must be train, validation or test, or"),
+        ("image,scan\na.nii,b.nii\n", "columns 'image' and 'scan' are both of image"),
+        ("image,image\na.nii,b.nii\n", "two columns have one name"),
+        ("image,id\na.nii,x\nb.nii,x\n", "2 images have only 1 different names, 'x' is there"),
+        ("image\na.nii\na.nii\n", "2 images have only 1 different names"),
+        (b"image\n\xff\xfe.nii\n", "not a table of text in UTF-8"),
+        ("image,labels\na.nii,c.nii\nb.nii,c.nii\n", "have the same labels, c.nii"),
+    ],
+)
+def test_a_table_that_cannot_be_understood_is_said(tmp_path, text, said):
+    path = tmp_path / "scans.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=f"scans.csv: .*{said}"):
+        read_folder(path)
+
+
+def test_two_tables_in_a_folder_are_none(tmp_path):
+    write_table(tmp_path)
+    write_table(tmp_path, name="more.csv")
+    with pytest.raises(UserError, match=r"got more.csv, scans.csv: name the file itself"):
+        read_folder(tmp_path, "table")
+    assert len(read_folder(tmp_path / "more.csv").files) == 6
+
+
+# --- a folder for each scan -----------------------------------------------------------------------
+
+
+def test_templates_say_where_the_files_of_a_scan_are(tmp_path):
+    image, labels = "*/{scan}/t1weighted.nii.gz", "*/{scan}/labels.DKT31.manual.nii.gz"
+    folder = write_subjects(tmp_path, image=image, labels=labels)
+    write_scan(folder / "site" / "brain_0" / "labels.other.nii.gz")
+    entry = plain_entry(layout="subjects", image=image, labels=labels, subject="brain_{subject}")
+    files = list_files(folder, entry)
+    assert [(file.id, file.subject) for file in files] == [(f"brain_{i}", str(i)) for i in range(6)]
+    assert [file.labels is None for file in files] == [False] * 5 + [True]
+    assert read_folder(folder, image=image, labels=labels).layout == "subjects"
+    assert all(file.labels is None for file in read_folder(folder, image=image).files)
+
+
+def test_a_scan_may_be_in_the_name_of_its_files_and_in_brackets(tmp_path):
+    folder = write_subjects(
+        tmp_path, image="{scan}/{scan}_t1.nii.gz", labels="{scan}/{scan}_gt.nii"
+    )
+    for path in (folder / "brain_1").iterdir():
+        path.rename(path.with_name(path.name.replace("brain_1", "b[1]")))
+    (folder / "brain_1").rename(folder / "b[1]")
+    listing = read_folder(folder)
+    assert names_of(listing)[0] == ("b[1]", "b[1]_gt.nii")
+    assert "holds SCAN_t1.nii.gz, and SCAN_gt.nii looks like labels" in listing.why
+
+
+def test_of_several_files_the_t1_and_the_first_labels_are_taken(tmp_path):
+    folder = write_subjects(tmp_path, labels="{scan}/aligned_seg35.nii.gz", unlabelled=2)
+    for scan in folder.iterdir():
+        for name in ("flair", "orig", "t1ce"):
+            write_scan(scan / f"{name}.nii.gz")
+        if (scan / "aligned_seg35.nii.gz").exists():
+            write_scan(scan / "seg4.nii.gz")
+    listing = read_folder(folder)
+    assert {file.image.name for file in listing.files} == {"t1.nii.gz"}
+    assert listing.files[0].labels.name == "aligned_seg35.nii.gz"
+    assert listing.files[5].labels is None
+    said = "\n".join(listing.notes)
+    assert "several files of image: {scan}/t1.nii.gz is taken, left out are t1ce.nii.gz, fl" in said
+    assert "several files of labels" in said and "seg4.nii.gz" in said
+
+
+def test_folders_that_differ_are_not_recognised(tmp_path):
+    folder = write_subjects(tmp_path)
+    write_scan(folder / "brain_0" / "extra.nii.gz")
+    with pytest.raises(UserError, match="no layout of scans"):
+        read_folder(folder)
+    with pytest.raises(UserError, match="its folders do not hold files of the same names"):
+        read_folder(folder, "subjects")
+
+
+@pytest.mark.parametrize(
+    "template, said",
+    [
+        ("{scan}/*.nii.gz", r"labels = .* fits several files of the scan 'brain_0': brain_0/seg"),
+        ("{scan}/../{scan}/seg.nii.gz", None),
+    ],
+)
+def test_labels_of_a_scan_are_one_file(tmp_path, template, said):
+    folder = write_subjects(tmp_path)
+    if said is None:
+        listing = read_folder(folder, image="{scan}/t1.nii.gz", labels=template)
+        assert listing.files[0].labels is not None
+        return
+    with pytest.raises(UserError, match=said):
+        read_folder(folder, image="{scan}/t1.nii.gz", labels=template)
+
+
+def test_scans_of_one_name_in_two_places_are_refused(tmp_path):
+    folder = write_subjects(tmp_path, count=3, image="*/{scan}/t1.nii.gz", labels="*/{scan}/s.nii")
+    write_scan(folder / "elsewhere" / "brain_0" / "t1.nii.gz")
+    with pytest.raises(UserError, match="'brain_0' is there more than once"):
+        read_folder(folder, image="*/{scan}/t1.nii.gz")
+
+
+# --- a cohort file --------------------------------------------------------------------------------
+
+COHORT = """
+name = "mice"
+title = "Mice"
+licence = "mine"
+structures = [["both", [1, "3-4"]], ["high", [2]]]
+grids.full-3d = { shape = [16, 16, 16], spacing = 1.0 }
+
+[[scans]]
+id = "a"
+subject = "p"
+image = "images/mouse00.nii.gz"
+labels = "labels/mouse00_seg.nii.gz"
+part = "test"
+
+[[scans]]
+id = "b"
+subject = "q"
+image = "images/mouse01.nii.gz"
+part = "train"
+
+[[scans]]
+id = "c"
+image = "images/mouse02.nii.gz"
+labels = "labels/mouse02_seg.nii.gz"
+part = "train"
+"""
+
+
+def test_a_cohort_file_lists_its_scans(tmp_path):
+    folder = write_folders(tmp_path)
+    (folder / "cohort.toml").write_text(COHORT)
+    listing = read_folder(folder / "cohort.toml")
+    assert (listing.layout, listing.title, listing.licence) == ("cohort", "Mice", "mine")
+    drawn = {file.id: file.labels and file.labels.name for file in listing.files}
+    assert drawn == {"a": "mouse00_seg.nii.gz", "b": None, "c": "mouse02_seg.nii.gz"}
+    told = {(file.id, file.subject, file.group) for file in listing.files}
+    assert told == {("a", "p", "test"), ("b", "q", "train"), ("c", "c", "train")}
+    assert listing.names == {1: "both", 3: "both", 4: "both", 2: "high"}
+    entry = datasets.describe(str(folder))
+    assert list_files(folder, entry) == listing.files
+    check_files(listing.files)
+    (folder / "images" / "mouse01.nii.gz").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"mouse01.nii.gz: no such file: the data set lists"
+    ):
+        check_files(listing.files)
+    assert recognise(folder)[0] == "folders"  # the file itself, if that is what is meant
