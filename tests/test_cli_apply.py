@@ -228,6 +228,7 @@ def test_words_that_are_not_understood_end_with_2(words, sentence, ask, place):
         ("apply scans/a.nii.gz scans/c.nii.gz -o out", "scans/a.nii.gz: "),
         ("apply scans/a.nii.gz scans -o out", "scans: is a folder, and an image"),
         ("evaluate gone scans", "gone: no such file or folder"),
+        ("evaluate scans scans -o scans/a.nii.gz --force", "a name that ends in .csv was wanted"),
         ("export scans -o out.pt", "scans: not a run folder"),
         ("export scans -o scans", "scans: is a folder, and the file to write was wanted"),
     ],
@@ -360,6 +361,8 @@ def test_a_run_keeps_its_folder_to_itself(own, ask):
     before = everything(own.run)
     words = ["segment", own.image("d"), "--model", own.run, "-o", own.run / "segmented"]
     code, _, complaint = ask(*words)
+    assert code == 1 and "lies in the run folder" in complaint
+    code, _, complaint = ask("export", own.run, "-o", own.run / "run.json", "--force")
     assert code == 1 and "lies in the run folder" in complaint
     assert everything(own.run) == before
 

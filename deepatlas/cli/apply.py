@@ -64,12 +64,7 @@ class Trained:
     def load(self, folder: Path) -> applied.Model:
         """The model; UserError if its words name none, or if results would go into it."""
         path = Path(self.model)
-        within = path.is_dir() and folder.resolve().is_relative_to(path.resolve())
-        if within and (path / "run.json").is_file():
-            raise UserError(
-                f"{folder}: lies in the run folder {path}, whose files are its own: name another "
-                "folder with -o"
-            )
+        refuse_within_run(folder, path)
         self._refuse_cohorts(path)
         device = machine.pick_device(self.device)
         mixed = self.precision is Precision.bfloat16
@@ -117,6 +112,16 @@ class Output:
             if target.resolve() in inputs:
                 raise UserError(f"{target}: is an input, and would be replaced: name another -o")
         check_new(list(source), self.force)
+
+
+def refuse_within_run(target: Path, run: Path) -> None:
+    """UserError if ``target`` lies in the run folder ``run``, if it is one."""
+    within = target.resolve().is_relative_to(run.resolve())
+    if within and (run / "run.json").is_file():
+        raise UserError(
+            f"{target}: lies in the run folder {run}, whose files are its own: name another place "
+            "with -o"
+        )
 
 
 def check_new(targets: Sequence[Path], force: bool) -> None:
@@ -424,6 +429,8 @@ def evaluate(
     """
     if to is not None:
         check_file(to)
+        if to.suffix != ".csv":
+            raise UserError(f"{to}: a name that ends in .csv was wanted for the table of scores")
         check_new([to], force)
     structures = None if names is None else formats.read_sidecar(names)
     found = scoring.match(predicted, reference)
@@ -486,6 +493,7 @@ def export(
         deepatlas export runs/MY_RUN -o hippocampus.pt
     """
     check_file(to)
+    refuse_within_run(to, run)
     with saying(quiet) as say:
         applied.export(run, to, regime, with_reference=with_reference, force=force)
         say(f"{to}, with its model card: {to.with_suffix('.md')}")

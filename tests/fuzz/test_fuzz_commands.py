@@ -230,9 +230,14 @@ INPUTS = [*INPUTS.split(), "", "x" * 300, "a\x1b[2J", "b\udcff"]
 PLACES_OUT = ["out", "out/deep", "folder", "scans", ".", "file", "link", "/proc/x", "plane.nii.gz"]
 PLACES_OUT += ["out/a.pt", "list.json"]
 MODELS = ["phantom-brain"] * 4 + ["hippocampus", "plan.toml", "folder", "scans", "file", "gone"]
-FLAGS = ["--force", "--quiet", "--inverse", "--labels", "--points", "--format=learn2reg"]
-FLAGS += ["--format=itk", "--refine=1", "--refine=x", "--names=names.json", "--names=list.json"]
-FLAGS += ["--device=cpu", "--device=quantum", "--regime=deepatlas", "--zebra"]
+FLAGS = {
+    "segment": ["--device=cpu", "--device=quantum", "--regime=deepatlas"],
+    "register": ["--inverse", "--refine=1", "--refine=x", "--format=learn2reg"],
+    "apply": ["--labels", "--points", "--lps"],
+    "evaluate": ["--names=names.json", "--names=list.json"],
+    "export": ["--with-reference", "--regime=deepatlas"],
+}
+EVERYWHERE = ["--force", "--quiet"]
 
 
 @pytest.fixture
@@ -257,18 +262,23 @@ def scans(place):
 
 
 def file_words(rng):
+    """Mostly words that might do; one in three has something wrong."""
     command = rng.choice(ON_FILES)
-    inputs = INPUTS[:4] if rng.random() < 0.5 else INPUTS
+    inputs = INPUTS if rng.random() < 0.4 else INPUTS[:3]
     words = [command]
     if command == "apply":
-        words.append(rng.choice(["warp.nii.gz", rng.choice(inputs)]))
-    words += [rng.choice(inputs) for _ in range(rng.choice([1, 2, 2, 2, 3]))]
-    if rng.random() < 0.9 and command in ("segment", "register"):
+        words.append(rng.choice(["warp.nii.gz", "warp.nii.gz", rng.choice(inputs)]))
+    count = {"register": 2, "evaluate": 2, "export": 1}.get(command, rng.choice([1, 2]))
+    count += rng.choice([0] * 10 + [-1, 1])
+    words += [rng.choice(inputs) for _ in range(count)]
+    if rng.random() < 0.95 and command in ("segment", "register"):
         words += ["--model", rng.choice(MODELS)]
-    if rng.random() < 0.9:
+    if rng.random() < 0.95:
         words += ["-o", rng.choice(["out", rng.choice(PLACES_OUT)])]
     for _ in range(rng.choice([0, 0, 1, 2])):
-        words.append(rng.choice(FLAGS))
+        words.append(rng.choice(EVERYWHERE + FLAGS[command]))
+    if rng.random() < 0.05:
+        words.insert(rng.randrange(len(words)), rng.choice(["--zebra", "--", "-x", *VALUES]))
     return words
 
 
@@ -301,11 +311,11 @@ def test_words_about_files_end_in_lines_and_touch_no_input(scans, monkeypatch, c
                 assert said.out == ""
             after = everything(scans)
             for file in sorted(set(after) - set(before), reverse=True):
-                where = words[words.index("-o") + 1]
-                assert file.is_relative_to(where) or Path(where).is_relative_to(file), file
+                where = Path(words[words.index("-o") + 1])
+                assert file.is_relative_to(where) or where.is_relative_to(file), file
                 assert file.suffix != ".part"
                 path = scans / file
                 path.rmdir() if path.is_dir() else path.unlink()
                 del after[file]
             assert after == before, set(before) - set(after)
-    assert codes[0] > 5 and codes[1] > 5 and codes[2] > 5, codes
+    assert min(codes[code] for code in (0, 1, 2)) > 10, codes
