@@ -1,13 +1,18 @@
 """Experiments: a run folder that can be interrupted and is never repeated.
 
 ``run`` trains and scores in plain Python; what it wrote is read by ``reporting.py``.
+
+Validation scans with labels decide which weights of a network are kept, by one rule for all
+regimes. Without any, the last weights are; of a registration network, too, where all of them are of
+one person, of whom no pair can be made. Test scans without labels are not scored, and registration
+is not where they are of one person: the run trains to its end, and says so.
 """
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -38,8 +43,10 @@ from .records import (
     ALONE,
     check_checkpoint,
     file_problem,
+    is_of,
     keep_checkpoint,
     keep_hash,
+    notes,
     read_record,
     recorded_experiment,
     write_record,
@@ -48,6 +55,12 @@ from .regimes import BASELINES, IDENTITY, JOINT, PROPAGATION, Regime, needed, sp
 from .terms import TERMS, Weights
 from .training import Settings
 from .warp import Deformation
+
+REFERENCE = "reference.pt"  # the scan that all were aligned to, and a new one will be
+
+# Columns of scores.csv: texts, and numbers that are there even where no registration was scored.
+SCORE_TEXTS = ("task", "regime", "case", "subject", "structure")
+SCORE_NUMBERS = ("dice", "nsd", "hd95_mm", "folds_percent", "endpoint_voxels")
 
 # --- a run ----------------------------------------------------------------------------------------
 
@@ -65,11 +78,11 @@ def run(experiment: Experiment, root: Path | None = None) -> Path:
         print(f"finished before, its scans were not read again: {folder}")
         return folder
     record, cohort = _begin(experiment, folder, experiment.table)
-    # raises now, not after the training, if there are none to score
-    registration_pairs(cohort.test)
+    for note in notes(record):
+        print(f"{cohort.name}: {note}")
     nets = _train(experiment, experiment.table, cohort, folder, record)
     if "scores.csv" in lost:
-        write_csv(pd.concat(_score_all(nets, cohort, experiment)), folder / "scores.csv")
+        write_csv(_score_all(nets, cohort, experiment), folder / "scores.csv")
         keep_hash(record, folder, "scores.csv")
     if "examples.pt" in lost:
         write_tensors(_examples(nets, cohort), folder / "examples.pt")
@@ -145,6 +158,10 @@ def _begin(
             f"{folder}: this run was begun on other data than {experiment.dataset} holds now: "
             "put the same data there, or name another folder of runs by DEEPATLAS_RUNS"
         )
+    if cohort.reference is not None and file_problem(record, folder, REFERENCE):
+        write_tensors({"image": cohort.reference}, folder / REFERENCE)
+        keep_hash(record, folder, REFERENCE)
+        write_record(record, folder)
     return record, cohort.to(device)
 
 
@@ -155,12 +172,15 @@ def _record_of(experiment: Experiment, folder: Path) -> dict | None:
     if not (folder / "run.json").is_file():
         return None
     record = read_record(folder)
-    found = recorded_experiment(record)
-    if found.model_dump() != experiment.model_dump() or found.entry != experiment.entry:
+    if not is_of(record, experiment):
         raise UserError(
-            f"{folder / 'run.json'}: this is the record of another run, {found.name}: put back the "
-            f"run's own, or {ALONE}"
+            f"{folder / 'run.json'}: this is the record of another run, "
+            f"{recorded_experiment(record).name}: put back the run's own, or {ALONE}"
         )
+    if record["experiment"]["dataset"] != experiment.dataset:  # the cohort's files were moved
+        record["experiment"] = experiment.model_dump()
+        record["entry"] = experiment.entry.model_dump(mode="json")
+        write_record(record, folder)
     return record
 
 
@@ -169,7 +189,8 @@ def _new_record(experiment: Experiment, cohort: Cohort, device: torch.device) ->
         mixed = machine.bfloat16_pays(device, cohort.shape)
     else:
         mixed = experiment.precision == "bfloat16"
-    labelled = [scan for scan in cohort.validation if scan.labels is not None]
+    validation = _with_labels(cohort.validation)
+    several = _several_people(validation)
     packages = ("torch", "numpy", "scipy", "nibabel", "pandas")
     return {
         "experiment": experiment.model_dump(),
@@ -180,12 +201,15 @@ def _new_record(experiment: Experiment, cohort: Cohort, device: torch.device) ->
         "mixed_precision": mixed,
         "threads": torch.get_num_threads(),
         "labelled_training_scans": experiment.labelled,
-        "labelled_validation_scans": len(labelled),
+        "labelled_validation_scans": len(validation),
         "training_scans": len(cohort.train),
         "test_scans": len(cohort.test),
         "shape": cohort.shape,
         "spacing_mm": cohort.spacing,
         "structures": cohort.structures,
+        "preparation": _preparation(experiment, cohort),
+        "scored": _scored_tasks(cohort),
+        "validated": [*["seg"] * bool(validation), *["reg"] * several],
         "data": cohort.fingerprint,
         "python": platform.python_version(),
         "begun": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -194,6 +218,40 @@ def _new_record(experiment: Experiment, cohort: Cohort, device: torch.device) ->
         "seconds": {},
         "sha256": {},
     }
+
+
+def _preparation(experiment: Experiment, cohort: Cohort) -> dict[str, object]:
+    """What a new scan needs, beside shape and spacing, to be prepared as those of the cohort
+    were.
+    """
+    shape, spacing = cohort.volume or (cohort.shape, cohort.spacing)
+    return {
+        # of each structure but the background: the numbers that its label files have
+        "label_numbers": [list(numbers) for numbers in cohort.label_numbers],
+        "label_dtype": cohort.label_dtype,
+        # of the volume that was aligned, before slices are taken
+        "volume_shape": list(shape),
+        "volume_spacing_mm": spacing,
+        "aligned": cohort.reference is not None,
+        "licence": experiment.entry.licence,
+        "credit": experiment.entry.credit,
+    }
+
+
+def _with_labels(scans: Sequence[Scan]) -> list[Scan]:
+    return [scan for scan in scans if scan.labels is not None]
+
+
+def _several_people(scans: Sequence[Scan]) -> bool:
+    return len({scan.subject for scan in scans}) > 1
+
+
+def _scored_tasks(cohort: Cohort) -> list[str]:
+    """The tasks that the test scans can judge: labels are compared, and pairs are of two people."""
+    labelled = _with_labels(cohort.test)
+    if not labelled:
+        return []
+    return ["segmentation", "registration"] if _several_people(labelled) else ["segmentation"]
 
 
 def own_steps(experiment: Experiment) -> dict[str, dict[str, int]]:
@@ -377,11 +435,10 @@ def _validator(
     nets: Mapping[str, nn.Module], regime: Regime, cohort: Cohort
 ) -> Callable[[], dict[str, float]]:
     """Mean Dice of the training networks on the labelled validation scans; the same rule for every
-    regime.
+    regime. NaN where there are none to compare: then the last weights are kept.
     """
-    scans = [scan for scan in cohort.validation if scan.labels is not None]
-    several = len({scan.subject for scan in scans}) > 1
-    pairs = registration_pairs(scans, per_fixed=2) if several else []
+    scans = _with_labels(cohort.validation)
+    pairs = registration_pairs(scans, per_fixed=2) if _several_people(scans) else []
 
     def mean_dice(results: list[tuple[Tensor, Scan]]) -> float:
         dice = []
@@ -412,11 +469,21 @@ def _validator(
 
 def _score_all(
     trained: Mapping[str, Mapping[str, nn.Module]], cohort: Cohort, experiment: Experiment
+) -> pd.DataFrame:
+    """The rows of scores.csv, none where the test scans can judge nothing."""
+    scores = list(_scores(trained, cohort, experiment)) if _scored_tasks(cohort) else []
+    table = pd.concat(scores) if scores else pd.DataFrame(columns=SCORE_TEXTS)
+    absent = [name for name in SCORE_NUMBERS if name not in table]
+    return table.assign(**dict.fromkeys(absent, float("nan")))
+
+
+def _scores(
+    trained: Mapping[str, Mapping[str, nn.Module]], cohort: Cohort, experiment: Experiment
 ) -> Iterator[pd.DataFrame]:
-    """The rows of scores.csv, regime by regime; identity and label propagation need no training of
-    their own.
-    """
-    pairs = registration_pairs(cohort.test, per_fixed=3, seed=experiment.seed)
+    """Rows regime by regime; identity and label propagation need no training of their own."""
+    tests = _with_labels(cohort.test)
+    paired = _several_people(tests)
+    pairs = registration_pairs(tests, per_fixed=3, seed=experiment.seed) if paired else []
     atlases = _some_labelled(cohort, experiment).labelled
     register_baseline = models.registrar(trained[BASELINES["reg"]]["reg"])
 
@@ -427,17 +494,17 @@ def _score_all(
         return Deformation.identity(fixed.shape, device=fixed.image.device)
 
     segmentations = {PROPAGATION: propagate}
-    registrations = {IDENTITY: stay}
+    registrations = {IDENTITY: stay} if pairs else {}
     for key, nets in trained.items():
         if "seg" in nets:
             segmentations[key] = models.segmenter(nets["seg"])
-        if "reg" in nets:
+        if "reg" in nets and pairs:
             registrations[key] = models.registrar(nets["reg"])
 
     total = len(segmentations) + len(registrations)
     with tqdm(total=total, desc="scoring test scans", unit="regime") as bar:
         for key, segment in segmentations.items():
-            yield score_segmentation(segment, cohort, cohort.test).assign(regime=key)
+            yield score_segmentation(segment, cohort, tests).assign(regime=key)
             bar.update()
         for key, register in registrations.items():
             yield score_registration(register, cohort, pairs).assign(regime=key)
@@ -448,11 +515,13 @@ def _examples(
     trained: Mapping[str, Mapping[str, nn.Module]], cohort: Cohort, count: int = 3
 ) -> list[dict]:
     """What the figures show of the first test pairs: images, labels, guesses and displacements, as
-    plain tensors.
+    plain tensors; nothing where no pair of labelled test scans can be made.
     """
     integers = label_dtype(len(cohort.structures))
+    tests = _with_labels(cohort.test)
+    pairs = registration_pairs(tests, per_fixed=1) if _several_people(tests) else []
     examples = []
-    for moving, fixed in registration_pairs(cohort.test, per_fixed=1)[:count]:
+    for moving, fixed in pairs[:count]:
         example = {
             "moving": moving.image,
             "fixed": fixed.image,
@@ -468,6 +537,7 @@ def _examples(
             example[f"u_{key}"] = register(moving, fixed).displacement
         for key, value in example.items():
             if isinstance(value, Tensor):
-                example[key] = value.cpu()
+                # its own memory: what was mapped from a file is a part of that file's
+                example[key] = value.cpu().clone()
         examples.append(example)
     return examples

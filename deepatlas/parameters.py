@@ -23,10 +23,10 @@ from pydantic import (
     model_validator,
 )
 
-from .datasets.entries import Entry, Profile, describe
+from .datasets.entries import Entry, Profile, describe, settled
 from .errors import UserError, brief, meant
 from .models import NETWORKS
-from .regimes import REGIMES, Regime
+from .regimes import REGIMES, Regime, without_full_supervision
 from .regimes import regimes as table_of_regimes
 from .run_names import method_hash
 from .terms import SIMILARITIES, TERMS
@@ -127,7 +127,7 @@ class Experiment(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # --- what is compared, on which scans ---
-    # a name in tutorials_data/datasets.toml
+    # a name in tutorials_data/datasets.toml, or a cohort file, kept as an absolute path
     dataset: str = "phantom-brain"
     # how large grid and training are: for a test, a laptop, a GPU
     profile: Profile = "class"
@@ -137,8 +137,9 @@ class Experiment(BaseModel):
     recipe: Literal["paper", "best"] = "best"
     # every regime, or joint training and what it starts from
     regimes: Literal["all", "joint"] = "all"
-    # N, training scans whose labels may be seen (registration at N = 1 uses none)
-    labelled: int = Field(1, ge=1)
+    # N, training scans whose labels may be seen (registration at N = 1 uses none); by default 1,
+    # and of a cohort file all that are labelled
+    labelled: int = filled(ge=1)
     # of the split, the networks and the draws
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
     # of the choice of labelled scans; by default ``seed``
@@ -204,8 +205,8 @@ class Experiment(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Mapping, info: ValidationInfo) -> dict:
-        """What is not given: by the networks, else the recipe, else the profile; ``dims`` by the
-        data set.
+        """What is not given: by the networks, else the recipe, else the profile; ``dims`` and
+        ``labelled`` by the data set.
         """
         given = {}
         for key, value in dict(values).items():
@@ -214,7 +215,12 @@ class Experiment(BaseModel):
                 given[key] = value
         given = {"dataset": "phantom-brain", "profile": "class", "recipe": "best"} | given
         given.setdefault("label_seed", given.get("seed", 0))
-        given.setdefault("dims", _entry_of(str(given["dataset"]), info).dims)
+        if _carried(info) is None:
+            given["dataset"] = settled(str(given["dataset"]))
+        entry = _entry_of(str(given["dataset"]), info)
+        given.setdefault("dims", entry.dims)
+        own = entry.scans is not None
+        given.setdefault("labelled", entry.labelled_at_most(given["profile"]) if own else 1)
         given["dims"] = _whole(given["dims"])
         row = NETWORKS.get(str(given.get("networks", "kit")))
         if row is not None and row.velocity is not None:
@@ -265,17 +271,19 @@ class Experiment(BaseModel):
     @model_validator(mode="after")
     def _possible(self, info: ValidationInfo) -> Experiment:
         self._entry = _entry_of(self.dataset, info)
-        most = self.entry.split_sizes(self.profile)[0]
+        training = self.entry.split_sizes(self.profile)[0]
+        most = self.entry.labelled_at_most(self.profile)
         if self.labelled > most:
+            which = "training scans" if most == training else "training scans with labels"
             raise ValueError(
-                f"labelled must be at most {most}, the training scans of "
-                f"{self.dataset} in profile {self.profile}, got {self.labelled}"
+                f"labelled must be at most {most}, the {which} of "
+                f"{self.entry.name} in profile {self.profile}, got {self.labelled}"
             )
-        left = most - self.labelled
+        left = training - self.labelled
         if self.unlabelled is not None and self.unlabelled > left:
             raise ValueError(
                 f"unlabelled must be at most {left}, what {self.labelled} labelled scans "
-                f"leave of {most}, got {self.unlabelled}"
+                f"leave of {training}, got {self.unlabelled}"
             )
         self._suit_the_networks()
         return self
@@ -296,7 +304,7 @@ class Experiment(BaseModel):
         if any(side % row.multiple for side in shape):
             raise ValueError(
                 f"networks={self.networks!r} wants a grid whose sides are divisible by "
-                f"{row.multiple}, and {self.profile}-{self.dims}d of {self.dataset} is {shape}: "
+                f"{row.multiple}, and {self.profile}-{self.dims}d of {self.entry.name} is {shape}: "
                 "choose another profile, or give the data set such a grid"
             )
 
@@ -307,18 +315,31 @@ class Experiment(BaseModel):
 
     @property
     def name(self) -> str:
-        """Readable; different for different parameters, another method, or another data set."""
-        entry = json.dumps(self.entry.model_dump(mode="json"), sort_keys=True)
-        text = self.model_dump_json() + method_hash() + entry
+        """Readable; different for different parameters, another method, or another data set, and
+        the same wherever the files of a cohort are.
+        """
+        said = json.dumps([self.choices, self.entry.identity()], sort_keys=True)
+        text = method_hash() + said
         return (
-            f"{self.dataset}-{self.profile}-{self.dims}d-N{self.labelled}-seed{self.seed}-"
+            f"{self.entry.name}-{self.profile}-{self.dims}d-N{self.labelled}-seed{self.seed}-"
             f"{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         )
 
     @property
+    def choices(self) -> dict[str, object]:
+        """All parameters but where the data set is, as JSON."""
+        return self.model_dump(mode="json", exclude={"dataset"})
+
+    @property
     def table(self) -> dict[str, Regime]:
-        """The regimes to train, in order."""
-        return table_of_regimes(self.labelled, self.joint_start, self.regimes)
+        """The regimes to train, in order. Full supervision is none of them where a cohort file's
+        scans have no more labels than N: it would repeat the baseline.
+        """
+        table = table_of_regimes(self.labelled, self.joint_start, self.regimes)
+        own = self.entry.scans is not None
+        if own and self.labelled == self.entry.labelled_at_most(self.profile):
+            return without_full_supervision(table)
+        return table
 
     @property
     def rates(self) -> dict[str, float]:
@@ -341,9 +362,14 @@ for _name, _regime in REGIMES.items():
         raise ValueError(f"regime {_name!r}: there is no parameter {_regime.anatomy_weight!r}")
 
 
+def _carried(info: ValidationInfo) -> Entry | None:
+    """The entry that a run carries, if ``parse`` was given one."""
+    return (info.context or {}).get("entry")
+
+
 def _entry_of(dataset: str, info: ValidationInfo) -> Entry:
-    """The entry of a data set: the one that a run carries, or else the kit's."""
-    carried = (info.context or {}).get("entry")
+    """The entry of a data set: the one that a run carries, or else what is said of it now."""
+    carried = _carried(info)
     return describe(dataset) if carried is None else carried
 
 

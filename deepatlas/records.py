@@ -15,6 +15,7 @@ from .checkpoints import TRAINED_AGAIN, read_json, sha256_of, write_json
 from .datasets.entries import Entry
 from .errors import UserError
 from .parameters import Experiment, parse
+from .regimes import NETWORK_OF
 
 ALONE = "remove this file alone and start the run again: what was trained beside it is found"
 
@@ -37,6 +38,11 @@ class Record(BaseModel):
     spacing_mm: float
     structures: list[str]
     data: str  # fingerprint of the cohort
+    # tasks whose result the test scans can judge, and networks whose weights the validation scans
+    # can: earlier versions did not begin without all of them
+    scored: list[str] | None = None
+    validated: list[str] | None = None
+    preparation: dict[str, object] | None = None  # what a new scan needs beside shape and spacing
     steps: dict[str, dict[str, int]]  # of each trained regime, for each of its networks
     seconds: dict[str, float]
     peak_memory_gib: float | None = None  # of a finished run
@@ -59,7 +65,7 @@ def read_record(folder: Path) -> dict:
         recorded_experiment(record)
     except ValueError as error:  # of pydantic, too
         raise UserError(
-            f"{path}: not of this version of the kit ({_in_a_line(error)}); its networks may be "
+            f"{path}: not of this version of the kit ({in_a_line(error)}); its networks may be "
             "whole: read it with the version that wrote it"
         ) from error
     return record
@@ -75,7 +81,7 @@ def _whole(path: Path) -> dict:
         checked = Record.model_validate(record)
     except ValidationError as error:
         raise UserError(
-            f"{path}: damaged, or not the record of a run ({_in_a_line(error)}): {ALONE}"
+            f"{path}: damaged, or not the record of a run ({in_a_line(error)}): {ALONE}"
         ) from error
     hashes = (checked.sha256, checked.checksum)
     if hashes != (None, None) and checked.checksum != _checksum(record):
@@ -83,7 +89,7 @@ def _whole(path: Path) -> dict:
     return record
 
 
-def _in_a_line(error: ValueError) -> str:
+def in_a_line(error: ValueError) -> str:
     """What is wrong, and where: pydantic takes several lines for it."""
     if not isinstance(error, ValidationError):
         return str(error)
@@ -113,7 +119,49 @@ def recorded_experiment(record: Mapping) -> Experiment:
     """The experiment of a run's record, which carries what was said of its data set."""
     entry = record.get("entry")
     said = None if entry is None else Entry.model_validate(entry)
+    if said is not None and said.scans is not None:
+        home = Path(str(record["experiment"].get("dataset"))).parent
+        said = said.model_copy(update={"home": home})
     return parse(record["experiment"], said)
+
+
+def is_of(record: Mapping, experiment: Experiment) -> bool:
+    """Is the record of this ``experiment``, wherever its scans were then?"""
+    found = recorded_experiment(record)
+    alike = found.choices == experiment.choices
+    return alike and found.entry.identity() == experiment.entry.identity()
+
+
+# --- what could not be done -----------------------------------------------------------------------
+
+TASKS = tuple(NETWORK_OF)
+NETWORKS = {"seg": "segmentation network", "reg": "registration network"}
+
+
+def scored_tasks(record: Mapping) -> list[str]:
+    """The tasks that the run's test scans can judge: all, in a record of an earlier version."""
+    scored = record.get("scored")
+    return list(TASKS) if scored is None else scored
+
+
+def notes(record: Mapping) -> list[str]:
+    """What the scans of a run could not decide, a sentence each; none where they could all."""
+    found = []
+    validated = record.get("validated")
+    lasting = [] if validated is None else [name for name in NETWORKS if name not in validated]
+    if lasting:
+        kept = " and the ".join(NETWORKS[name] for name in lasting)
+        found.append(
+            f"of the {kept} the last weights are kept, not the best: that takes validation scans "
+            "with labels, of 2 persons for registration"
+        )
+    missing = [task for task in TASKS if task not in scored_tasks(record)]
+    if missing:
+        found.append(
+            f"{' and '.join(missing)} cannot be scored: that takes test scans with labels, of 2 "
+            "persons for registration"
+        )
+    return found
 
 
 # --- the files of a run ---------------------------------------------------------------------------

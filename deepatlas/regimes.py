@@ -162,6 +162,11 @@ def regimes(labelled: int, joint_start: str = "baselines", which: str = "all") -
     return table if which == "all" else needed(table, *BASELINES.values(), JOINT)
 
 
+def without_full_supervision(table: Mapping[str, Regime]) -> dict[str, Regime]:
+    """``table`` without the regimes that see all labels."""
+    return {key: regime for key, regime in table.items() if not regime.all_labels}
+
+
 def needed(table: Mapping[str, Regime], *keys: str) -> dict[str, Regime]:
     """``keys`` and all they start from, in the order of ``table``; UserError for an unknown one."""
     if unknown := set(keys) - table.keys():

@@ -13,7 +13,8 @@ from .checkpoints import load_tensors, read_csv, write_text
 from .errors import UserError
 from .evaluation.cohorts import per_structure, per_subject
 from .evaluation.statistics import holm, paired_comparison, share_of_gap_closed
-from .records import made_again, own_file, read_record, recorded_experiment
+from .experiments import SCORE_NUMBERS, SCORE_TEXTS
+from .records import made_again, own_file, read_record, recorded_experiment, scored_tasks
 from .regimes import BASELINES, FULL, JOINT, NETWORK_OF, TITLES, rivals, spent
 
 # --- what stands in the folder --------------------------------------------------------------------
@@ -30,18 +31,19 @@ def load_record(folder: Path) -> dict:
 
 
 def load_scores(folder: Path) -> pd.DataFrame:
-    """The rows of scores.csv: one per regime, test case and structure; UserError if the file is
-    damaged, or of another run.
+    """The rows of scores.csv: one per regime, test case and structure, of the tasks that could be
+    scored; UserError if the file is damaged, or of another run.
     """
     record = read_record(folder)
     path = own_file(record, folder, "scores.csv")
-    names = ("task", "regime", "case", "subject", "structure")
-    numbers = ("dice", "nsd", "hd95_mm", "folds_percent", "endpoint_voxels")
-    scores = read_csv(path, text=names, required=(*names, *numbers))
+    scores = read_csv(path, text=SCORE_TEXTS, required=(*SCORE_TEXTS, *SCORE_NUMBERS))
     rows = scores.groupby(["task", "regime"]).size()
-    missing = set(record["steps"]) - set(scores["regime"])
+    networks = {NETWORK_OF[task] for task in scored_tasks(record)}
+    wanted = {key for key, steps in record["steps"].items() if networks & steps.keys()}
+    missing = wanted - set(scores["regime"])
     uneven = rows.groupby("task").nunique().gt(1).any()
-    if scores.empty or missing or uneven:  # that much is seen without a hash, too
+    nothing = scores.empty and bool(networks)
+    if nothing or missing or uneven:  # that much is seen without a hash, too
         raise UserError(f"{path}: rows of it are missing; {made_again(record, folder)}")
     return scores
 
@@ -90,6 +92,9 @@ def results_table(folder: Path, *, titles: bool = True) -> pd.DataFrame:
         row["steps"] = spent(table, regime, NETWORK_OF[task], record["steps"]) if trained else 0
         row["seconds"] = record["seconds"].get(regime, 0)
         rows.append(row)
+    if not rows:  # no test scan can judge anything: a table, but of nothing
+        columns = ["task", "regime", "Dice %", "folds %", "steps", "seconds"]
+        return pd.DataFrame(columns=columns).set_index(["task", "regime"])
     return pd.DataFrame(rows).set_index(["task", "regime"]).dropna(axis="columns", how="all")
 
 
@@ -109,12 +114,14 @@ def comparison_table(folder: Path) -> pd.DataFrame:
     scores = load_scores(folder)
     there = set(scores["regime"])  # not every run has every regime
     rows = []
-    for task in NETWORK_OF:
+    for task in scores["task"].unique():
         joint = 100 * per_subject(_of(scores, task, JOINT))
         for rival in rivals(task):
             if rival in there:
                 found = paired_comparison(joint, 100 * per_subject(_of(scores, task, rival)))
                 rows.append({"task": task, "DeepAtlas minus": _title(rival), **found})
+    if not rows:
+        return pd.DataFrame(columns=["task", "DeepAtlas minus", "p (Holm)"])
     table = pd.DataFrame(rows)
     return table.assign(p=holm(table["p"])).rename(columns={"p": "p (Holm)"})
 
@@ -126,7 +133,7 @@ def gap_table(folder: Path) -> pd.DataFrame:
     scores = load_scores(folder)
     rows = []
     for task, network in NETWORK_OF.items():
-        if FULL[network] not in set(scores["regime"]):
+        if _of(scores, task, FULL[network]).empty:
             continue
         compared = (BASELINES[network], JOINT, FULL[network])
         share = share_of_gap_closed(*(per_subject(_of(scores, task, key)) for key in compared))

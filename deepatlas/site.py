@@ -17,6 +17,7 @@ from nbformat import NotebookNode
 
 from . import lessons, notebooks
 from .checkpoints import write_text
+from .datasets.entries import settled
 from .errors import UserError
 
 SLIDES = Path(__file__).with_name("slides.html")  # style and script that turn a page into slides
@@ -43,6 +44,9 @@ def build(
     all_known = set().union(*known.values()) - {"display"}
     _check_names(only, paths)
     _check_names(parameters, all_known)
+
+    if isinstance(parameters.get("dataset"), str):  # a lesson runs in a folder of its own
+        parameters = {**parameters, "dataset": settled(parameters["dataset"])}
 
     stems = [stem for stem in paths if stem in only or not only]
     folder.mkdir(parents=True, exist_ok=True)

@@ -604,13 +604,14 @@ def test_what_a_gpu_has_begun_goes_on_there_only(finished, tmp_path):
         experiments.run(experiment, tmp_path)
 
 
-def test_a_cohort_without_pairs_is_refused_before_the_training(tmp_path, monkeypatch):
+def test_a_cohort_without_pairs_is_told_before_the_training(tmp_path, monkeypatch, capsys):
     entry = datasets.describe("phantom-brain")
     one_test_scan = entry.model_copy(update={"split": entry.split | {"smoke": (4, 2, 1)}})
     monkeypatch.setitem(datasets.manifest(), "phantom-brain", one_test_scan)
-    with pytest.raises(ValueError, match="no moving scan"):
-        experiments.run(parse(SMOKE), tmp_path)
-    assert not list(tmp_path.glob("*/*/checkpoint.pt"))
+    folder = experiments.run(parse({**SMOKE, "labelled": 2, "regimes": "joint"}), tmp_path)
+    told = capsys.readouterr().out
+    assert told.index("registration cannot be scored") < told.index("[1/")
+    assert set(reporting.load_scores(folder)["task"]) == {"segmentation"}
 
 
 def test_who_loads_networks_keeps_his_random_numbers(finished):

@@ -12,7 +12,8 @@ from .. import experiments, models, notebooks, reporting
 from ..errors import UserError, printable
 from ..parameters import parse
 from ..places import CHECKOUT, WEIGHTS
-from ..regimes import JOINT, NETWORK_OF
+from ..records import notes, recorded_experiment, scored_tasks
+from ..regimes import JOINT
 from .arguments import Parameters, Root, assignments, check_file, check_runs
 from .errors import stoppable
 
@@ -47,7 +48,7 @@ def run(
 def table(folder: Path) -> None:
     """Print the tables of a finished run."""
     _print_table(folder)
-    for task in NETWORK_OF:
+    for task in scored_tasks(reporting.load_record(folder)):
         structures = reporting.structure_table(folder, task).to_string()
         typer.echo(printable(f"\nDice % of each structure, {task}\n{structures}"))
 
@@ -62,7 +63,8 @@ def keep_weights(
     first.
     """
     experiment = parse(assignments(parameters))
-    if to is None and experiment != parse({"dataset": experiment.dataset}):
+    own = experiment.entry.scans is not None
+    if to is None and (own or experiment != parse({"dataset": experiment.dataset})):
         raise UserError(
             "the project's weights are those of the default experiment: name another file with --to"
         )
@@ -92,13 +94,17 @@ def _refuse_other_than_weights(file: Path) -> None:
 
 def _print_table(folder: Path) -> None:
     record = reporting.load_record(folder)
-    dataset = printable(record["experiment"]["dataset"])
+    name = printable(recorded_experiment(record).entry.name)
     typer.echo(
-        f"\n{dataset}: N = {record['labelled_training_scans']} of "
+        f"\n{name}: N = {record['labelled_training_scans']} of "
         f"{record['training_scans']} training scans labelled, "
         f"V = {record['labelled_validation_scans']} labelled validation scans, "
         f"{record['test_scans']} test scans"
     )
+    for note in notes(record):
+        typer.echo(note)
+    if not scored_tasks(record):
+        return
     typer.echo(reporting.results_table(folder).to_string(float_format="{:.2f}".format))
     comparison = reporting.comparison_table(folder).to_string(index=False)
     typer.echo(f"\nGain of DeepAtlas in points of Dice\n{comparison}")

@@ -21,7 +21,7 @@ from ..places import RESULTS
 from ..records import recorded_experiment
 from ..reporting import load_record, load_scores, results_table
 
-# what every row says of its run
+# what every row says of its run; of the data set its name, wherever it is
 PARAMETERS = ("dataset", "profile", "dims", "recipe", "labelled", "seed", "label_seed")
 # what tells the rows of a table apart
 KEYS = {
@@ -70,8 +70,11 @@ def _regime_rows(folder: Path) -> pd.DataFrame:
     experiment = recorded_experiment(load_record(folder))
     who = {"run": folder.name, "sha256": sha256_of(folder / "run.json")}
     who |= {name: getattr(experiment, name) for name in PARAMETERS}
+    who["dataset"] = experiment.entry.name
     who["changed"] = changed(experiment)
-    return results_table(folder, titles=False).reset_index().assign(**who)
+    table = results_table(folder, titles=False).reset_index()
+    absent = [name for name in REQUIRED["regimes"] if name not in (*table, *who)]
+    return table.assign(**dict.fromkeys(absent, float("nan")), **who)
 
 
 def _subject_rows(folder: Path) -> pd.DataFrame:
@@ -80,6 +83,8 @@ def _subject_rows(folder: Path) -> pd.DataFrame:
     for (task, regime), scores in load_scores(folder).groupby(["task", "regime"], sort=False):
         dice = 100 * per_subject(scores)
         rows.append(pd.DataFrame({"task": task, "regime": regime, "dice": dice}))
+    if not rows:
+        return pd.DataFrame(columns=REQUIRED["subjects"])
     return pd.concat(rows).reset_index().round({"dice": 3}).assign(run=folder.name)
 
 

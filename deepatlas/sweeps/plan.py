@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..datasets.entries import describe
+from ..datasets.entries import describe, settled
 from ..errors import UserError
 from ..parameters import Experiment, parse
 
@@ -22,8 +22,9 @@ MOST = 10_000  # experiments in a file
 def read_sweep(path: Path, only: Mapping[str, object] | None = None) -> list[Experiment]:
     """The experiments of a TOML file, each once, in its order.
 
-    ``only`` leaves those whose parameters have these values. Raises FileNotFoundError or UserError
-    naming the file, or the parameter, and the mistake.
+    A cohort file's path begins in the folder of the TOML file. ``only`` leaves those whose
+    parameters have these values; a path there begins in the current folder. Raises
+    FileNotFoundError or UserError naming the file, or the parameter, and the mistake.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
@@ -37,7 +38,12 @@ def read_sweep(path: Path, only: Mapping[str, object] | None = None) -> list[Exp
             f"most {MOST:,} are planned at once: leave out some values"
         )
     try:
-        planned = [parse(values) for sweep in sweeps for values in _combinations(sweep)]
+        planned = []
+        for sweep in sweeps:
+            for values in _combinations(sweep):
+                if isinstance(values.get("dataset"), str):
+                    values["dataset"] = settled(values["dataset"], Path(path).parent)
+                planned.append(parse(values))
     except UserError as error:
         raise UserError(f"{path}: {WANTED}: {error}") from error
     wanted = _conditions(only or {})
@@ -86,6 +92,7 @@ def _conditions(only: Mapping[str, object]) -> dict[str, object]:
     wanted = {name: _value(name, value) for name, value in only.items()}
     if "dataset" in wanted:
         describe(wanted["dataset"])  # raises if there is none
+        wanted["dataset"] = settled(wanted["dataset"])
     return wanted
 
 
