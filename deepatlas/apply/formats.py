@@ -379,7 +379,8 @@ def _write(header: nib.Nifti1Header, array: np.ndarray, to: Path) -> None:
     """``array`` behind ``header``, in one file, never half-written; the same bytes each time."""
     if not ENDING.search(to.name):
         raise UserError(f"{to}: a name that ends in .nii or .nii.gz was wanted")
-    header.set_data_shape(array.shape)
+    if header.get_data_shape() != array.shape:  # it forgets the sides of axes beyond
+        header.set_data_shape(array.shape)
     header.set_data_dtype(array.dtype)
     header.set_slope_inter(1, 0)
     header["vox_offset"] = header.single_vox_offset
