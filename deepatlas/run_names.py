@@ -19,18 +19,25 @@ ROOT = "experiments.py"  # it trains and scores
 
 def method_hash(package: Path = PACKAGE) -> str:
     """A hash of the code that trains and scores, as it stands now: it may be edited meanwhile."""
+    return code_hash(ROOT, package)
+
+
+def code_hash(root: str, package: Path = PACKAGE) -> str:
+    """A hash of the code of the file ``root`` of the package, and of all that it imports."""
     digest = hashlib.sha256()
-    for path in method_files(package):
+    for path in method_files(package, root):
         code = _code(path.read_text(encoding="utf-8"))
         name = path.relative_to(package).as_posix()
         digest.update(f"{name}: {code}\n".encode())
     return digest.hexdigest()
 
 
-def method_files(package: Path = PACKAGE) -> list[Path]:
-    """The files of the package that training and scoring import, in alphabetical order."""
+def method_files(package: Path = PACKAGE, root: str = ROOT) -> list[Path]:
+    """The files of the package that its file ``root`` imports, and itself, in alphabetical order:
+    those of training and scoring.
+    """
     found: set[Path] = set()
-    waiting = [package / ROOT]
+    waiting = [package / root]
     while waiting:
         path = waiting.pop()
         if path in found:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
+
+import numpy as np
 
 from .. import phantom
 from ..data import Cohort, Scan, split_by_subject
 from ..errors import UserError, brief
-from .entries import PROFILES, Entry, Profile, describe, expand
+from .cache import Prepared
+from .entries import PARTS, PROFILES, Entry, Profile, describe, expand
 from .fetch import find
-from .layouts import File, check_files, decathlon, label_names
-from .nifti import load_scan
+from .layouts import File, Options, check_files, layout_of, list_files
+from .nifti import smallest_type
 from .preparation import Preparation
+from .reading import Reader
+
+NAME_PERSONS = ("bids", "table")  # layouts that say whose a scan is
+HAVE_DATASET_JSON = ("decathlon", "nnunet")  # layouts in which it may list a person's scans
 
 
 def load_cohort(
@@ -71,35 +78,25 @@ def _phantoms(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
 # --- files ----------------------------------------------------------------------------------------
 
 
-CHUNK = 8  # scans that are aligned at once
-
-
 def _from_files(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
-    volume, wanted = entry.grid(profile, 3), entry.grid(profile, dims)
-    folder = find(entry)
+    wanted = entry.grid(profile, dims)
+    slices = dims == 2 and not any(key.endswith("-3d") for key in entry.grids)
+    volume = wanted if slices else entry.grid(profile, 3)
+    folder = entry.home if entry.scans is not None else find(entry)
     names, index_of = structures_of(entry, folder)
-    files = decathlon(folder, entry.subject)
+    files = list_files(folder, entry)
     _say_who_is_who(entry, files)
     train, validation, test = _split(entry, files, profile, seed)
     # only the scans of the split are read, and all of them are put on one grid together
     chosen = [*train, *validation, *test]
     check_files(chosen)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        originals = [_read(file, index_of, entry, volume) for file in chosen]
-    _say_warnings(entry, [str(warning.message) for warning in told])
-    _check_copies(entry, originals)
-    reference = None
-    if entry.align:
-        reference = Preparation(volume, volume).prepare(originals[0]).image
-    preparation = Preparation(volume, wanted, reference)
-    scans = []
-    for start in range(0, len(originals), CHUNK):
-        chunk = originals[start : start + CHUNK]
-        scans += preparation.prepare_all(chunk, alone=len(chunk) == 1)
-    scans = tuple(scans)
-    for scan, original in zip(scans, originals, strict=True):
-        _check_on_grid(entry, scan, original, wanted[1])
+    reader = Reader(entry, index_of, Preparation(volume, wanted))
+    prepared = reader.read(chosen)
+    _say_warnings(entry, [text for one in prepared for text in one.told])
+    scans = tuple(one.scan for one in prepared)
+    _check_copies(entry, scans)
+    if reader.cache.trouble is not None:
+        _say(entry, f"WARNING: its scans stay in memory, not in the cache: {reader.cache.trouble}")
     first_validation = len(train)
     first_test = len(train) + len(validation)
     cohort = Cohort(
@@ -110,58 +107,82 @@ def _from_files(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
         validation=scans[first_validation:first_test],
         test=scans[first_test:],
         licence=entry.licence,
-        volume=volume,
-        reference=reference,
+        volume=wanted if prepared[0].flat else volume,
+        reference=reader.preparation.reference,
         label_numbers=_numbers_of(index_of, len(names)),
+        label_dtype=_largest_type([one.numbers for one in prepared], max(index_of)),
+        preferred=_preferred(entry, train),
     )
-    _say_what_is_missing(entry, cohort, originals)
+    _say_what_is_missing(entry, cohort, prepared)
     return cohort
+
+
+def _largest_type(types: Sequence[str], largest: int) -> str:
+    """One integer type for all label files, which holds the ``largest`` number too."""
+    both = np.result_type(smallest_type(largest), *filter(None, set(types)))
+    return both.name if both.kind in "iu" else "int64"
+
+
+def _preferred(entry: Entry, train: Sequence[File]) -> tuple[str, ...]:
+    """The training scans whose labels the entry wants to be kept first."""
+    if entry.labelled_first is None:
+        return ()
+    return tuple(file.id for file in train if fnmatchcase(file.id, entry.labelled_first))
 
 
 def _split(
     entry: Entry, files: Sequence[File], profile: Profile, seed: int
 ) -> tuple[tuple[File, ...], ...]:
-    """Train, validation and test: a published test group is kept, all else is drawn by ``seed``."""
+    """Train, validation and test: as a cohort file lists them; else of the scans with labels, a
+    published group is kept, and all else is drawn by ``seed``.
+    """
+    if entry.scans is not None:
+        file_of = {file.id: file for file in files}
+        listed = [entry.scans_of(profile, part) for part in PARTS]
+        return tuple(tuple(file_of[scan.id] for scan in scans) for scans in listed)
+    files = [file for file in files if file.labels is not None]
     sizes = entry.split_sizes(profile)
     if "published" not in entry.split:
         return split_by_subject(files, sizes, seed)
-    if not any(file.group for file in files):
+    in_group: dict[str, list[File]] = {part: [] for part in PARTS}
+    for file in files:
+        if file.group is not None:
+            in_group[file.group].append(file)
+    if not any(in_group.values()):
         raise UserError(
-            f"{entry.name}: its split is published, but no scan in its dataset.json has a 'group', "
-            "train or test: add them, or give split.full = [...], say"
+            f"{entry.name}: its split is published, but of no scan with labels the folder says a "
+            "'group', train or test: add them, or give split.full = [...], say"
         )
-    to_train = [file for file in files if file.group == "train"]
-    test = tuple(file for file in files if file.group == "test")
-    in_test = {file.subject: file for file in test}
-    for file in to_train:
-        if file.subject in in_test:
-            raise UserError(
-                f"{entry.name}: its published split has one person on both sides, "
-                f"{file.subject!r}: {file.id} is of 'group' train, {in_test[file.subject].id} of "
-                "test: mend dataset.json, or the entry's subject"
-            )
-    if len(test) < sizes[2]:
-        raise UserError(
-            f"{entry.name}: split.published says {sizes[2]} scans for test, and {len(test)} in its "
-            "dataset.json are of 'group' test: mend one of them"
-        )
-    train, validation = split_by_subject(to_train, sizes[:2], seed)
+    _check_groups(entry, in_group, sizes)
+    test = tuple(in_group["test"])
+    if in_group["validation"]:
+        (train,) = split_by_subject(in_group["train"], sizes[:1], seed)
+        return train, tuple(in_group["validation"]), test
+    train, validation = split_by_subject(in_group["train"], sizes[:2], seed)
     return train, validation, test
 
 
-def _read(
-    file: File, index_of: dict[int, int], entry: Entry, volume: tuple[Sequence[int], float]
-) -> Scan:
-    scan = load_scan(
-        file.image,
-        file.labels,
-        id=file.id,
-        subject=file.subject,
-        structures=index_of,
-        empty_labels=entry.empty_labels,
-    )
-    _check_size(scan, *volume)
-    return scan
+def _check_groups(
+    entry: Entry, in_group: Mapping[str, Sequence[File]], sizes: Sequence[int]
+) -> None:
+    """Refuse a published split that has a person on two sides, or fewer scans than it should."""
+    side_of: dict[str, File] = {}
+    for part in reversed(PARTS):
+        for file in in_group[part]:
+            other = side_of.setdefault(file.subject, file)
+            if other.group != file.group:
+                raise UserError(
+                    f"{entry.name}: its published split has one person on both sides, "
+                    f"{file.subject!r}: {file.id} is of 'group' {file.group}, {other.id} of "
+                    f"{other.group}: mend the groups, or the entry's subject"
+                )
+    for part, size in zip(PARTS[1:], sizes[1:], strict=True):
+        found = len(in_group[part])
+        if found < size and (found or part == "test"):
+            raise UserError(
+                f"{entry.name}: split.published says {size} scans for {part}, and {found} with "
+                f"labels are of 'group' {part}: mend one of them"
+            )
 
 
 # --- what may be wrong with the scans of a cohort -------------------------------------------------
@@ -179,16 +200,19 @@ def _say_warnings(entry: Entry, told: Sequence[str]) -> None:
 
 
 def _say_who_is_who(entry: Entry, files: Sequence[File]) -> None:
-    """Nothing is guessed: what is assumed where neither the entry nor BIDS names a person."""
+    """Nothing is guessed: what is assumed where neither the entry nor the files name a person."""
     alone = sum(file.subject == file.id for file in files)
-    if entry.subject is None and alone:
-        _say(
-            entry,
-            f"whose a scan is, the entry does not say: {alone} of its {len(files)} scans count as "
-            "persons of their own; where a person was scanned twice, add to the entry where a "
-            'scan\'s name has the person, as in subject = "mouse_{subject}_*", or list the scans '
-            "in 'same_person_twice' of dataset.json",
-        )
+    names_persons = entry.scans is not None or entry.layout in NAME_PERSONS
+    if names_persons or entry.subject is not None or not alone:
+        return
+    by_list = ", or list the scans in 'same_person_twice' of dataset.json"
+    _say(
+        entry,
+        f"whose a scan is, the entry does not say: {alone} of its {len(files)} scans count as "
+        "persons of their own; where a person was scanned twice, add to the entry where a scan's "
+        'name has the person, as in subject = "mouse_{subject}_*"'
+        + (by_list if entry.layout in HAVE_DATASET_JSON else ""),
+    )
 
 
 def _check_copies(entry: Entry, scans: Sequence[Scan]) -> None:
@@ -203,77 +227,57 @@ def _check_copies(entry: Entry, scans: Sequence[Scan]) -> None:
         both = f"{other.source.path} and {scan.source.path} hold the same image"
         if other.subject != scan.subject:
             raise UserError(
-                f"{both}, and count as two persons, {other.subject!r} and {scan.subject!r}: remove "
-                "one of them from dataset.json, or join them in its 'same_person_twice'"
+                f"{both}, and count as two persons, {other.subject!r} and {scan.subject!r}: "
+                f"remove one of them{_how_to_join(entry)}"
             )
         _say(entry, f"{both}: it counts twice")
 
 
-def _check_size(scan: Scan, shape: Sequence[int], spacing: float) -> None:
-    """Refuse a scan that one voxel of the grid would hold, or that holds the grid in one voxel:
-    lengths of another unit.
-    """
-    voxel = scan.affine[:3, : len(scan.shape)].norm(dim=0)  # mm, of the scan
-    length = (voxel * voxel.new_tensor(scan.shape)).max().item()
-    grid = max(shape) * spacing
-    if length < 2 * spacing or voxel.min() > grid / 2:
-        raise UserError(
-            f"{scan.source.path}: the scan is {length:g} mm long, with voxels of "
-            f"{voxel.min().item():g} mm, and the grid is {grid:g} mm long, with voxels of "
-            f"{spacing:g} mm: mend the voxel size in the file's header, or its unit, or give the "
-            "entry another grid"
-        )
+def _how_to_join(entry: Entry) -> str:
+    """What to do about two persons who are one."""
+    if entry.scans is not None:
+        return " from the cohort file, or give both the same subject"
+    if entry.layout in HAVE_DATASET_JSON:
+        return " from dataset.json, or join them in its 'same_person_twice'"
+    return ", or mend how the entry or the folder names the person"
 
 
-NO_CONTRAST = 0.01  # of the scan's own intensities, 0 to 1
-
-
-def _check_on_grid(entry: Entry, scan: Scan, original: Scan, spacing: float) -> None:
-    """Refuse a scan of which the grid shows nothing."""
-    grid = f"on the grid of {' x '.join(map(str, scan.shape))} voxels of {spacing:g} mm"
-    if len(scan.shape) == 2:
-        grid += ", its middle plane,"
-    what_to_do = "look at its affine, or give the entry a grid that holds what is to be seen"
-    if scan.image.max() - scan.image.min() < NO_CONTRAST:
-        raise UserError(f"{scan.source.path}: {grid} the image is flat: {what_to_do}")
-    if _vanished(scan, original) and not entry.empty_labels:
-        raise UserError(
-            f"{scan.source.path}: {grid} none of its structures is left: {what_to_do}, or say "
-            "empty_labels = true in the entry, if scans may have none"
-        )
-
-
-def _vanished(scan: Scan, original: Scan) -> bool:
-    return scan.labels is not None and bool(original.labels.any()) and not scan.labels.any()
-
-
-def _say_what_is_missing(entry: Entry, cohort: Cohort, originals: Sequence[Scan]) -> None:
+def _say_what_is_missing(entry: Entry, cohort: Cohort, prepared: Sequence[Prepared]) -> None:
     """Structures that cannot be learned or scored, and scans that show none; UserError if nothing
     can be scored.
     """
-    empty = [scan for scan in cohort.scans if scan.labels is not None and not scan.labels.any()]
+    labelled = [one for one in prepared if one.scan.labels is not None]
+    empty = [one for one in labelled if not one.shown]
     if empty:
         _say(
             entry,
-            f"{len(empty)} of {len(cohort.scans)} scans show no structure, as its empty_labels "
-            "allows",
+            f"{len(empty)} of {len(prepared)} scans show no structure, as its empty_labels allows",
         )
-    if cohort.test and not _structures_in(cohort.test):
+    before_test = len(cohort.train) + len(cohort.validation)
+    train = [one for one in prepared[: len(cohort.train)] if one.scan.labels is not None]
+    test = [one for one in prepared[before_test:] if one.scan.labels is not None]
+    if test and not _shown(test):
         raise UserError(
             f"{entry.name}: no test scan shows any structure on the grid, so there is nothing to "
             "score: draw another split by the seed, or give it more test scans"
         )
     everywhere = set(range(1, len(cohort.structures)))
-    nowhere = everywhere - _structures_in(cohort.scans)
+    nowhere = everywhere - _shown(prepared)
     if nowhere:
-        unknown = nowhere - _structures_in(originals)
+        in_files = {index for one in prepared for index in one.found}
+        unknown = nowhere - in_files
         lost = nowhere - unknown
         _say_structures(entry, cohort, unknown, "no file that was read holds the label numbers of")
         _say_structures(entry, cohort, lost, "no scan shows, on this grid,")
-    for part, scans in (("training", cohort.train), ("test", cohort.test)):
-        if scans:
-            missing = everywhere - nowhere - _structures_in(scans)
+    for part, some in (("training", train), ("test", test)):
+        if some:
+            missing = everywhere - nowhere - _shown(some)
             _say_structures(entry, cohort, missing, f"no {part} scan shows")
+
+
+def _shown(prepared: Sequence[Prepared]) -> set[int]:
+    """The structures that are on one of the scans at least."""
+    return {index for one in prepared for index in one.shown}
 
 
 def _say_structures(entry: Entry, cohort: Cohort, indices: set[int], what: str) -> None:
@@ -285,15 +289,6 @@ def _say_structures(entry: Entry, cohort: Cohort, indices: set[int], what: str) 
     _say(entry, f"WARNING: {what} {some}{more}")
 
 
-def _structures_in(scans: Sequence[Scan]) -> set[int]:
-    """The indices of the structures that are on one of the scans at least."""
-    found: set[int] = set()
-    for scan in scans:
-        if scan.labels is not None:
-            found.update(scan.labels.unique().tolist())
-    return found - {0}
-
-
 # --- structures -----------------------------------------------------------------------------------
 
 
@@ -302,7 +297,10 @@ def structures_of(entry: Entry, folder: Path) -> tuple[tuple[str, ...], dict[int
     if entry.regions is None:
         merged = entry.structures
     else:
-        merged = _regions(label_names(folder), *entry.regions, folder / "dataset.json")
+        options = Options(entry.subject, entry.image, entry.labels)
+        texts = layout_of(entry.layout).read(folder, options).names
+        said_in = folder / "dataset.json"
+        merged = _regions(texts, *entry.regions, said_in if said_in.is_file() else folder)
     names = ["background"]
     index_of = {}
     for index, (name, numbers) in enumerate(merged, start=1):

@@ -347,7 +347,8 @@ def load_scan(
     structures: Mapping[int, int],
     empty_labels: bool = False,
 ) -> Scan:
-    """One scan from NIfTI files, on its own voxel grid, RAS+.
+    """One scan from NIfTI files, on its own voxel grid, RAS+; 2D, if that has one slice only, along
+    whichever axis.
 
     ``structures`` maps the file's label numbers to indices into ``Cohort.structures``; unlisted
     numbers become background. None of them in the whole file is a UserError, unless
@@ -365,6 +366,12 @@ def load_scan(
             numbers = read_labels_of(labels, image, array.shape, affine)
             index = label_indices(numbers, structures, labels, empty_labels)
             digest.update(index.numpy())
+    if array.ndim == 3 and array.shape.count(1) == 1:
+        thin = array.shape.index(1)
+        rescaled = rescaled.squeeze(thin)
+        index = None if index is None else index.squeeze(thin)
+        in_plane = [axis for axis in range(3) if axis != thin]
+        affine = affine[:, [*in_plane, thin, 3]]
     return Scan(
         id,
         subject,
@@ -411,6 +418,23 @@ def read_labels(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     if numbers.dtype.kind == "f":
         numbers = whole_numbers(numbers, source.step, path)
     return numbers, affine
+
+
+def number_type(path: str | Path, largest: int) -> str:
+    """The integer type of a file's label numbers, as NumPy calls it; where it keeps them as
+    floating-point numbers, or scaled, the smallest common one that holds the ``largest``.
+    """
+    header, _ = read_header(path)
+    stored = header.get_data_dtype()
+    if stored.kind in "iu" and not _scales(header):
+        return stored.name
+    return smallest_type(largest)
+
+
+def smallest_type(largest: int) -> str:
+    """The smallest common integer type that holds ``largest``, as NumPy calls it."""
+    types = ("uint8", "int16", "int32", "int64")
+    return next(name for name in types if largest <= np.iinfo(name).max)
 
 
 def whole_numbers(numbers: np.ndarray, step: float, labels: str | Path) -> np.ndarray:

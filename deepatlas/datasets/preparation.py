@@ -33,37 +33,33 @@ class Preparation:
         return self.prepare_all([scan])[0]
 
     def prepare_all(self, originals: Sequence[Scan], alone: bool = False) -> list[Scan]:
-        """Several scans at once, as ``prepare``; ``alone``: see ``grid.align``."""
-        shape, spacing = self._first_grid(originals)
-        scans = [resample(scan, centred_affine(scan, shape, spacing), shape) for scan in originals]
+        """Several scans as ``prepare``, all volumes or all slices; for ``alone`` see
+        ``grid.align``.
+        """
+        scans = [self.centred(scan) for scan in originals]
         if self.reference is not None:
             scans = align(scans, originals, self.reference, alone)
-        flat_shape, flat_spacing = self.wanted
-        if (shape, spacing) == (flat_shape, flat_spacing):
+        shape, spacing = self.first_grid(originals[0])
+        if (shape, spacing) == self.wanted:
             return scans
-        plane = middle_plane(shape, spacing, flat_shape, flat_spacing)
+        plane = middle_plane(shape, spacing, *self.wanted)
         flat = []
         for scan, original in zip(scans, originals, strict=True):
-            flat.append(resample(original, scan.affine @ plane, flat_shape))
+            flat.append(resample(original, scan.affine @ plane, self.wanted[0]))
         return flat
 
-    def _first_grid(self, originals: Sequence[Scan]) -> tuple[Shape, float]:
-        """The grid on which scans are aligned."""
-        flat = [scan for scan in originals if len(scan.shape) == 2]
-        if not flat:
+    def centred(self, scan: Scan) -> Scan:
+        """``scan`` on the first grid, in the middle of it: what is aligned, and what others are
+        aligned to.
+        """
+        shape, spacing = self.first_grid(scan)
+        return resample(scan, centred_affine(scan, shape, spacing), shape)
+
+    def first_grid(self, scan: Scan) -> tuple[Shape, float]:
+        """The grid on which a scan is aligned; UserError for a slice where volumes are wanted."""
+        if len(scan.shape) == 3:
             return self.volume
         if len(self.wanted[0]) == 3:
-            raise UserError(
-                f"{_name(flat[0])}: it is a single slice, and volumes are wanted: take dims = 2"
-            )
-        if len(flat) < len(originals):
-            volume = next(scan for scan in originals if len(scan.shape) == 3)
-            raise UserError(
-                f"{_name(flat[0])}: it is a single slice, and {_name(volume)} a volume: all scans "
-                "of a cohort must be of one kind"
-            )
+            path = scan.source.path if scan.source else scan.id
+            raise UserError(f"{path}: it is a single slice, and volumes are wanted: take dims=2")
         return self.wanted
-
-
-def _name(scan: Scan) -> str:
-    return scan.source.path if scan.source else scan.id

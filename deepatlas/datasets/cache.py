@@ -1,0 +1,183 @@
+"""Scans on their common grid, kept once on disk and mapped into memory from there: a cohort may be
+larger than the memory of the machine.
+
+A file of the cache never changes: its name is a hash of all that decides what is in it. It holds a
+line with the checksum of its header, the header, and the voxels of image and labels as they are in
+memory. Its folder, or a part of it, may be removed at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy
+import torch
+from torch import Tensor
+
+from ..checkpoints import sha256_of, write_atomically
+from ..data import Scan, Source
+from ..errors import UserError
+from ..places import cache_folder
+from ..run_names import code_hash
+from .layouts import File
+
+FORMAT = "deepatlas-scan-1"
+FIRST_LINE = "{format} {checksum:64} {length:12d}\n"  # checksum and length of the header
+BEGIN = 64  # voxels begin at a multiple of so many bytes
+CODE = ("datasets/nifti.py", "datasets/preparation.py")  # from files to a scan on the grid
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A scan on the common grid, and what is to be known of the files that it was made from."""
+
+    scan: Scan
+    flat: bool = False  # were they single slices?
+    found: tuple[int, ...] = ()  # the structures in its labels, as they were read
+    shown: tuple[int, ...] = ()  # those that are left on the grid
+    numbers: str = ""  # the integer type of the label numbers, as NumPy calls it
+    told: tuple[str, ...] = ()  # warnings that came while the files were read
+
+
+class Cache:
+    """The folder of prepared scans; ``trouble`` says why one could not be kept, if so."""
+
+    def __init__(self) -> None:
+        self.folder = cache_folder() / "scans"
+        self.trouble: str | None = None
+        self._code = [code_hash(file) for file in CODE]
+
+    def key_of(self, file: File, what_else: Mapping[str, object]) -> str:
+        """The name under which a scan is kept: a hash of the bytes of its files, of the code that
+        prepares it, and of ``what_else`` decides the result, as JSON.
+        """
+        decides = {
+            "image": sha256_of(file.image),
+            "labels": None if file.labels is None else sha256_of(file.labels),
+            "code": self._code,
+            "versions": [torch.__version__, np.__version__, scipy.__version__],
+            **what_else,
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    def find(self, key: str, file: File) -> Prepared | None:
+        """The scan that is kept under ``key``, mapped into memory, with the names of ``file``; None
+        if there is none, or if it is damaged.
+        """
+        try:
+            return _read(self.folder / key, file)
+        # whatever a damaged file makes of the reader, and RuntimeError where none can be mapped
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+            return None
+
+    def keep(self, key: str, prepared: Prepared, file: File) -> Prepared:
+        """Write ``prepared`` under ``key``, and give it back mapped into memory; or as it is, where
+        it cannot be written.
+        """
+        if self.trouble is not None:
+            return prepared
+        problem = "it cannot be mapped into memory"
+        try:
+            write_atomically(self.folder / key, lambda path: _write(prepared, path))
+        except (OSError, UserError) as error:
+            problem = str(error)
+        # even then: on Windows no file can be replaced that another process has mapped
+        kept = self.find(key, file)
+        if kept is None:
+            self.trouble = problem
+            return prepared
+        return kept
+
+
+# --- one file -------------------------------------------------------------------------------------
+
+
+def _write(prepared: Prepared, path: Path) -> None:
+    scan = prepared.scan
+    labels = b"" if scan.labels is None else scan.labels.contiguous().numpy()
+    header = {
+        "shape": scan.shape,
+        "labels": None if scan.labels is None else str(scan.labels.numpy().dtype),
+        "affine": scan.affine.tolist(),
+        "source": {
+            "shape": scan.source.shape,
+            "affine": scan.source.affine.tolist(),
+            "digest": scan.source.digest,
+            "image_digest": scan.source.image_digest,
+            "step": scan.source.step,
+        },
+        "flat": prepared.flat,
+        "found": prepared.found,
+        "shown": prepared.shown,
+        "numbers": prepared.numbers,
+        # a folder may be moved
+        "told": [text.replace(scan.source.path, "{image}") for text in prepared.told],
+    }
+    text = json.dumps(header).encode()
+    checksum = hashlib.sha256(text).hexdigest()
+    first = FIRST_LINE.format(format=FORMAT, checksum=checksum, length=len(text)).encode()
+    with path.open("wb") as stream:
+        for part in (first + text, scan.image.contiguous().numpy(), labels):
+            stream.write(part)
+            stream.write(bytes(-stream.tell() % BEGIN))
+
+
+def _read(path: Path, file: File) -> Prepared:
+    """What ``_write`` wrote; ValueError if its header is damaged, or its size another."""
+    first_line = len(FIRST_LINE.format(format=FORMAT, checksum="", length=0))
+    with path.open("rb") as stream:
+        kind, checksum, length = stream.read(first_line).decode().split()
+        text = stream.read(int(length))
+    if kind != FORMAT or hashlib.sha256(text).hexdigest() != checksum:
+        raise ValueError(f"{path}: its header is damaged")
+    header = json.loads(text)
+    begin = _padded(first_line + len(text))
+    shape = header["shape"]
+    size = math.prod(shape)
+    labels_begin = begin + _padded(4 * size)
+    end = labels_begin
+    if header["labels"] is not None:
+        dtype = np.dtype(header["labels"])
+        end += _padded(dtype.itemsize * size)
+    if path.stat().st_size != end:
+        raise ValueError(f"{path}: {end} bytes were wanted")
+
+    # private: who changes a voxel changes it in memory, not in the file
+    content = torch.from_file(str(path), shared=False, size=end, dtype=torch.uint8)
+    image = content[begin : begin + 4 * size].view(torch.float32).view(1, *shape)
+    labels = None
+    if header["labels"] is not None:
+        numbers = content[labels_begin : labels_begin + dtype.itemsize * size]
+        labels = numbers.view(getattr(torch, dtype.name)).view(shape)
+    source = header["source"]
+    place = Source(
+        str(file.image),
+        tuple(source["shape"]),
+        _affine(source["affine"]),
+        source["digest"],
+        source["image_digest"],
+        source["step"],
+    )
+    scan = Scan(file.id, file.subject, image, _affine(header["affine"]), labels, place)
+    return Prepared(
+        scan,
+        header["flat"],
+        tuple(header["found"]),
+        tuple(header["shown"]),
+        header["numbers"],
+        tuple(text.replace("{image}", place.path) for text in header["told"]),
+    )
+
+
+def _padded(size: int) -> int:
+    return size + -size % BEGIN
+
+
+def _affine(rows: list[list[float]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
