@@ -700,7 +700,9 @@ def test_an_entry_names_persons_and_sides_in_each_layout(tmp_path, monkeypatch, 
 def test_a_scan_is_on_one_side(tmp_path):
     folder = write_folders(tmp_path)
     entry = plain_entry(layout="folders", groups={"train": ["mouse*"], "test": ["mouse03"]})
-    with pytest.raises(UserError, match=r"'mouse03' fits the patterns of groups.train and of"):
+    with pytest.raises(
+        UserError, match=r"'mouse03' fits the patterns of groups.train and of groups.test"
+    ):
         list_files(folder, entry)
 
 
@@ -1136,12 +1138,49 @@ def test_other_folders_and_channels_are_said(tmp_path):
     write_scan(folder / "images" / "mouse00_0001.nii.gz")
     write_scan(folder / "masks" / "mouse00.nii.gz")
     listing = read_folder(folder)
-    assert (
-        names_of(listing)[0] == ("mouse00_0000", "mouse00_seg.nii.gz") and len(listing.files) == 3
-    )
+    assert names_of(listing)[0] == ("mouse00", "mouse00_seg.nii.gz") and len(listing.files) == 3
     said = "\n".join(listing.notes)
-    assert "images/ and labels/ are taken, left out are the folders masks/" in said
+    assert "images/, labels/ are taken, left out are the folders masks/" in said
     assert "of each case the channel _0000 is taken, left out are mouse00_0001.nii.gz" in said
+
+
+def test_nnu_nets_folders_without_dataset_json_have_their_test_group(tmp_path):
+    """As the knees of OAIZIB-CM come."""
+    folder = write_nnunet(tmp_path, count=6, test=2, unlabelled=2)
+    (folder / "dataset.json").unlink()
+    listing = read_folder(folder)
+    assert listing.layout == "folders" and listing.notes == []
+    assert [file.id for file in listing.files] == [f"case_{i:03d}" for i in range(6)]
+    assert [file.labels is None for file in listing.files] == [False] * 4 + [True] * 2
+    assert {file.group for file in listing.files} == {None}
+    for i in (4, 5):
+        write_scan(folder / "labelsTs" / f"case_00{i}.nii.gz", seed=i)
+    listing = read_folder(folder)
+    assert [file.group for file in listing.files] == ["train"] * 4 + ["test"] * 2
+    assert all(file.labels is not None for file in listing.files)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    folder = write_folders(tmp_path)
+    (folder / "images" / "mouse00.nii").write_bytes(b"")
+    with pytest.raises(UserError, match=r"mouse00.nii.gz have one name: remove one"):
+        read_folder(folder)
+    (folder / "images" / "mouse00.nii").rename(folder / "labels" / "mouse00_seg.nii")
+    with pytest.raises(UserError, match=r"mouse00_seg.nii.gz have one name: remove one"):
+        read_folder(folder)
+
+
+def test_most_scans_of_one_person_are_said_where_a_pattern_says_so_alone(tmp_path):
+    """In a folder there is no list of persons: the names of BIDS are believed."""
+    for session in "abcd":
+        write_scan(tmp_path / "images" / f"sub-01_ses-{session}_T1w.nii.gz")
+    write_scan(tmp_path / "images" / "sub-02_ses-a_T1w.nii.gz", tmp_path / "labels" / "sub-02.nii")
+    persons = [file.subject for file in read_folder(tmp_path).files]
+    assert persons == ["01"] * 4 + ["02"]
+    with pytest.raises(
+        UserError, match=r"5 of 5 .* 'T1w': .* in a table of the files, in a column"
+    ):
+        read_folder(tmp_path, subject="*_*_{subject}")
 
 
 def test_a_thousand_files_are_matched_in_seconds(tmp_path):

@@ -155,8 +155,8 @@ def _group(id: str, entry: Entry) -> str | None:
     ]
     if len(fitting) > 1:
         raise UserError(
-            f"{entry.name}: the scan {id!r} fits the patterns of groups.train and of groups.test: "
-            "mend one of them"
+            f"{entry.name}: the scan {id!r} fits the patterns of groups.{fitting[0]} and of "
+            f"groups.{fitting[1]}: mend one of them"
         )
     return fitting[0] if fitting else None
 

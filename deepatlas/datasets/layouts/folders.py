@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from ...errors import UserError
 from .files import (
     CHANNEL,
     File,
@@ -43,7 +45,7 @@ OF_LABELS = re.compile(
     r"|^(seg|segmentation|label|labels|labelmap|mask|gt)[_-]",
     re.IGNORECASE,
 )
-OF_IMAGES = re.compile(r"[_.-](image|img|scan|volume|0000)$|^(image|img|scan|volume)[_-]", re.I)
+OF_IMAGES = re.compile(r"[_.-](image|img|scan|volume)$|^(image|img|scan|volume)[_-]", re.I)
 
 
 def recognise(folder: Path) -> str | None:
@@ -79,55 +81,83 @@ def _in_one_folder(folder: Path) -> tuple[list[Path], list[Path]]:
 def read(folder: Path, options: Options) -> Listing:
     """Images with the labels whose names fit: the same; the same but for a word such as _seg; or
     one begins with the other, and no third does. Images without labels are unlabelled.
+
+    imagesTs beside imagesTr belongs to them; published labels of it make it the test group.
     """
     images, labels = _place(folder, IMAGES), _place(folder, LABELS)
     notes: list[str] = []
-    if images is not None and labels is not None:
-        image_files, label_files = scans_in(images), scans_in(labels)
-        others = [f"{path.name}/" for path in folders_in(folder) if path not in (images, labels)]
-        if others:
-            notes.append(
-                f"{images.name}/ and {labels.name}/ are taken, left out are the folders "
-                f"{some(others)}"
-            )
+    if images is None or labels is None:
+        files = _paired(*_in_one_folder(folder), None, notes)
     else:
-        image_files, label_files = _in_one_folder(folder)
-    image_files = _first_channels(image_files, notes)
-    ids = [without_ending(file.name) for file in image_files]
-    check_different(ids, images or folder)
-    image_of = dict(zip(ids, image_files, strict=True))
-    stems = [without_ending(file.name) for file in label_files]
-    check_different(stems, labels or folder)
-    label_of = dict(zip(stems, label_files, strict=True))
-    matched = _matched(ids, stems)
-    alone = [label_of[stem].name for stem in stems if stem not in matched.values()]
+        known = [images, labels]
+        files = []
+        test_images, test_labels = _place(folder, ["imagests"]), _place(folder, ["labelsts"])
+        if images.name.lower() != "imagestr" or test_images is None:
+            files += _paired(scans_in(images), scans_in(labels), None, notes)
+        elif test_labels is None:
+            known.append(test_images)
+            files += _paired(scans_in(images), scans_in(labels), None, notes)
+            files += _paired(scans_in(test_images), [], None, notes)
+        else:
+            known += [test_images, test_labels]
+            files += _paired(scans_in(images), scans_in(labels), "train", notes)
+            files += _paired(scans_in(test_images), scans_in(test_labels), "test", notes)
+        others = [f"{path.name}/" for path in folders_in(folder) if path not in known]
+        if others:
+            taken = ", ".join(f"{path.name}/" for path in known)
+            notes.append(f"{taken} are taken, left out are the folders {some(others)}")
+    ids = [file.id for file in files]
+    check_different(ids, folder)
+    person = persons_of(ids, options.subject, folder)
+    files = [replace(file, subject=person[file.id]) for file in files]
+    return Listing(files=files, notes=notes)
+
+
+def _paired(
+    images: Sequence[Path], labels: Sequence[Path], group: str | None, notes: list[str]
+) -> list[File]:
+    """Images with their labels; the persons are told later, of all."""
+    image_of = _by_case(images, notes)
+    label_of: dict[str, Path] = {}
+    for file in labels:
+        other = label_of.setdefault(without_ending(file.name), file)
+        if other != file:
+            raise UserError(f"{other} and {file.name} have one name: remove one")
+    matched = _matched(list(image_of), list(label_of))
+    taken = set(matched.values())
+    alone = [file.name for stem, file in label_of.items() if stem not in taken]
     if alone:
         notes.append(
             f"{len(alone)} files of labels fit no image, or not one alone, by their names, and are "
             f"left out: {some(alone)}"
         )
-    person = persons_of(ids, options.subject, folder, []) if ids else {}
-    files = [
-        File(id, person[id], image_of[id], label_of[matched[id]] if id in matched else None)
-        for id in ids
+    return [
+        File(id, id, image, label_of[matched[id]] if id in matched else None, group)
+        for id, image in image_of.items()
     ]
-    return Listing(files=files, notes=notes)
 
 
-def _first_channels(images: Sequence[Path], notes: list[str]) -> list[Path]:
-    """Of images numbered as by nnU-Net, CASE_0000 and CASE_0001, the first: they are of one case,
-    and not two scans.
+def _by_case(images: Sequence[Path], notes: list[str]) -> dict[str, Path]:
+    """Name of a scan -> its image. Of images numbered as by nnU-Net, CASE_0000 and CASE_0001, the
+    first is taken, as CASE: they are of one case, and not two scans.
     """
     stems = {without_ending(file.name) for file in images}
-    first, others = [], []
+    image_of: dict[str, Path] = {}
+    others = []
     for file in images:
-        found = CHANNEL.fullmatch(without_ending(file.name))
-        is_other = found and int(found[2]) > 0 and f"{found[1]}_0000" in stems
-        (others if is_other else first).append(file)
+        id = without_ending(file.name)
+        found = CHANNEL.fullmatch(id)
+        if found and f"{found[1]}_0000" in stems and found[1] not in stems:
+            if int(found[2]) > 0:
+                others.append(file.name)
+                continue
+            id = found[1]
+        other = image_of.setdefault(id, file)
+        if other != file:
+            raise UserError(f"{other} and {file.name} have one name: remove one")
     if others:
-        names = [file.name for file in others]
-        notes.append(f"of each case the channel _0000 is taken, left out are {some(names)}")
-    return first
+        notes.append(f"of each case the channel _0000 is taken, left out are {some(others)}")
+    return image_of
 
 
 # --- which labels are of which image --------------------------------------------------------------

@@ -12,13 +12,19 @@ from .files import File
 
 
 def persons_of(
-    ids: Sequence[str], template: str | None, path: Path, twice: object
+    ids: Sequence[str], template: str | None, path: Path, twice: object = ()
 ) -> dict[str, str]:
-    """Scan -> person, by the names of scans, see ``person_of``, united where ``twice``, lists of
-    scans or of persons, says that they are one; ``path`` is for the error.
+    """Scan -> person, by the names of scans, see ``person_of``.
+
+    ``twice``: what a dataset.json says of scans or persons that are one, () where there is none;
+    ``path`` is for the error.
     """
     person = {id: person_of(id, template, path) for id in ids}
-    _check_that_names_tell_persons_apart(person, template, path)
+    in_json = twice != ()
+    if person and (in_json or template is not None):
+        _check_that_names_tell_persons_apart(person, template, path, in_json)
+    if not in_json:
+        return person
     first = united(person, twice, path)
     return {id: first[person[id]] for id in ids}
 
@@ -47,7 +53,7 @@ def person_of(id: str, template: str | None, path: Path) -> str:
 
 
 def _check_that_names_tell_persons_apart(
-    person: Mapping[str, str], template: str | None, path: Path
+    person: Mapping[str, str], template: str | None, path: Path, in_json: bool
 ) -> None:
     """Refuse a part of the names that most scans share, such as T1w: it is nobody."""
     name, count = Counter(person.values()).most_common(1)[0]
@@ -59,10 +65,13 @@ def _check_that_names_tell_persons_apart(
     else:
         rule = f"subject = {template!r}"
         advice = "mend that"
+    if in_json:
+        otherwise = "list these scans in 'same_person_twice', without that rule"
+    else:
+        otherwise = "say whose each scan is in a table of the files, in a column subject"
     raise UserError(
         f"{path}: by {rule}, {count} of {len(person)} scans are of one person, {name!r}: if "
-        f"another part of the name is the person, {advice}; if they are, list these scans in "
-        "'same_person_twice', without that rule"
+        f"another part of the name is the person, {advice}; if they are, {otherwise}"
     )
 
 
@@ -85,7 +94,8 @@ def united(person: Mapping[str, str], groups: object, path: Path) -> dict[str, s
             raise UserError(
                 f"{path}: 'same_person_twice' must list the scans of one person, by their names "
                 f'or by what these say of the person, in lists such as ["003", "017"], got '
-                f"{brief(group)}"
+                f"{brief(group)}: persons are told by names only if subject says how, as in "
+                '"mouse_{subject}_*"'
             )
         for item in members:
             if item in first and person.get(item, item) != item:
@@ -109,6 +119,6 @@ def check_that_persons_share_no_labels(files: Sequence[File], path: Path) -> Non
         if other.subject != file.subject:
             raise UserError(
                 f"{path}: {other.id} and {file.id} have the same labels, {file.labels.name}, and "
-                "count as two persons: list one scan of each case, or join them in "
-                "'same_person_twice'"
+                "count as two persons: list one scan of each case, or say that they are of one "
+                "person, in 'same_person_twice' of a dataset.json or as the subject"
             )

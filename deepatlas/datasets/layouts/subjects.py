@@ -79,7 +79,7 @@ def read(folder: Path, options: Options) -> Listing:
                 )
     image_of = _found(folder, image)
     ids = list(image_of)
-    person = persons_of(ids, options.subject, folder, []) if ids else {}
+    person = persons_of(ids, options.subject, folder)
     files = []
     for id in ids:
         files.append(File(id, person[id], image_of[id], _labels(folder, labels, id)))

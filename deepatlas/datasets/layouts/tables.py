@@ -83,7 +83,7 @@ def read(path: Path, options: Options) -> Listing:
     person = dict(zip(ids, column("subject"), strict=True))
     unknown = [id for id in ids if options.subject is not None or not person[id]]
     if unknown:
-        person |= persons_of(unknown, options.subject, path, [])
+        person |= persons_of(unknown, options.subject, path)
     files = []
     for id, image, label, group in zip(ids, images, labels, groups, strict=True):
         files.append(
