@@ -19,7 +19,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
+COMMANDS = [given.name for given in (*app.registered_groups, *app.registered_commands)]
 
 
 def command(*words, before=""):

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from folders import write_nifti, write_scan
+from folders import write_bids, write_nifti, write_scan
 
 IMAGE = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
 
@@ -100,7 +100,7 @@ def test_one_image_that_cannot_be_read_is_named_and_the_others_go_on(ask, place,
     code, said, complaint = ask("segment", *files, "--model", "m", "-o", "out")
     assert code == 1 and networks == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
     assert "deepatlas: scans/b.nii.gz: cannot be read as NIfTI\n" in complaint
-    assert "scans/a.nii.gz -> out/a_labels.nii.gz (25 % of it outside" in said
+    assert "scans/a.nii.gz -> out/a_labels.nii.gz (25 % of it lies outside" in said
     assert "2 segmented, 1 failed: out" in said and "deepatlas evaluate out" in said
     assert sorted(path.name for path in Path("out").iterdir()) == [
         "a_labels.nii.gz",
@@ -112,9 +112,17 @@ def test_a_folder_stands_for_the_images_in_it(ask, place, networks):
     Path("scans/b.nii.gz").unlink()
     Path("scans/._a.nii.gz").write_text("what macOS adds")
     Path("scans/note.txt").write_text("mine")
+    shutil.copy("scans/a.nii.gz", "scans/a_seg.nii.gz")  # labels beside images are none
     code, said, _ = ask("segment", "scans", "scans/a.nii.gz", "--model", "m", "-o", "out")
     assert code == 0 and networks == ["a.nii.gz", "c.nii.gz"]
     assert "2 segmented, 0 failed" in said
+
+
+def test_a_data_set_stands_for_its_scans(ask, tmp_path, networks):
+    write_bids(tmp_path / "bids", count=3)
+    code, _, complaint = ask("segment", tmp_path / "bids", "--model", "m", "-o", tmp_path / "out")
+    assert code == 0, complaint
+    assert networks == [f"sub-0{i}_T1w.nii.gz" for i in (1, 2, 3)]
 
 
 def test_quiet_prints_errors_alone(ask, place, networks):
@@ -158,13 +166,14 @@ def test_nothing_is_replaced_unless_asked(ask, place, networks):
         ("scans/a.nii.gz -o /proc", "/proc: nothing can be written there"),
         ("scans/*.nii -o out", "scans/*.nii: no file fits this pattern"),
         ("gone.nii.gz -o out", "gone.nii.gz: no such file; an image in NIfTI format"),
-        (". -o out", ".: there is no image in NIfTI format (.nii or .nii.gz) in it, and folders"),
+        ("none -o out", "none: there is no image in NIfTI format (.nii or .nii.gz) in it, and it"),
     ],
 )
 def test_what_cannot_work_is_told_before_the_networks_are_loaded(
     words, sentence, ask, place, networks, monkeypatch
 ):
     write_nifti(Path("other/a.nii.gz"), IMAGE)
+    Path("none").mkdir()
     monkeypatch.setattr(commands.applied, "load", lambda *_: pytest.fail("networks were loaded"))
     before = everything(place)
     code, said, complaint = ask("segment", *words.split(), "--model", "m")

@@ -198,8 +198,12 @@ def _label_files(path: Path) -> list[Path]:
     files = [path] if path.is_file() else list(scans_below(path, DEPTH))
     if not files:
         raise UserError(f"{path}: there is no file in NIfTI format (.nii or .nii.gz) in it")
-    named = [file for file in files if LABELS_ENDING.search(without_ending(file.name))]
-    return named or files
+    return [file for file in files if is_named_as_labels(file)] or files
+
+
+def is_named_as_labels(path: Path) -> bool:
+    """Does the name of a file say that it holds labels, as CASE_labels.nii.gz does?"""
+    return LABELS_ENDING.search(without_ending(path.name)) is not None
 
 
 def _sidecar(labels: Path) -> Path:

@@ -8,15 +8,33 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from .. import places
 from . import apply, data, errors, run, sweep, teach
 
+
+class _Ordered(TyperGroup):
+    """Commands in the order of ``COMMANDS``; typer puts those with commands of their own last."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        return [name for commands in COMMANDS.values() for name in commands]
+
+
 app = typer.Typer(
+    cls=_Ordered,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Learn, teach and explore DeepAtlas: joint registration and segmentation.",
+    help="""Learn, teach and use DeepAtlas: registration and segmentation, trained together.
+
+With scans of your own, some of them labelled:
+
+    deepatlas data check my_scans --to study    (writes study/cohort.toml)
+    deepatlas run dataset=study/cohort.toml     (trains, prints a run folder)
+    deepatlas segment new.nii.gz --model RUN_FOLDER -o results
+
+To learn the method, `deepatlas lab` opens the lessons. COMMAND --help says more of each.""",
 )
 
 

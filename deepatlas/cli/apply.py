@@ -20,6 +20,7 @@ from .. import apply as applied
 from .. import datasets, machine
 from ..apply import formats, scoring, transform
 from ..checkpoints import write_csv
+from ..datasets.layouts import read_folder
 from ..datasets.layouts.files import scans_in
 from ..errors import UserError, printable, shortened
 from ..evaluation.overlap import STRUCTURE_METRICS
@@ -177,31 +178,48 @@ def complain(sentence: str) -> None:
     tqdm.write(f"deepatlas: {shortened(sentence, 2000)}", file=typer.get_text_stream("stderr"))
 
 
-def existing(paths: Sequence[Path], wanted: str, folders: bool = False) -> tuple[list[Path], int]:
+def existing(
+    paths: Sequence[Path], wanted: str, inside: Callable[[Path], list[Path]] | None = None
+) -> tuple[list[Path], int]:
     """The files among ``paths``, each once, and how many of these are none, which are named.
 
-    With ``folders``, one stands for the scans in it.
+    A folder stands for what ``inside`` finds in it.
     """
     found: list[Path] = []
     missing = 0
     for path in paths:
-        inside = scans_in(path) if folders and path.is_dir() else []
-        if path.is_file():
-            found.append(path)
-        elif inside:
-            found += inside
-        else:
-            complain(_why_missing(path, wanted, folders))
+        try:
+            if path.is_dir() and inside is not None:
+                found += inside(path)
+            elif path.is_file():
+                found.append(path)
+            else:
+                raise FileNotFoundError(why_missing(path, wanted))
+        except (UserError, OSError) as error:
+            complain(told(error) or str(error))
             missing += 1
     return list({file.resolve(): file for file in found}.values()), missing
 
 
-def _why_missing(path: Path, wanted: str, folders: bool) -> str:
-    if path.is_dir() and folders:
-        return (
-            f"{path}: there is no image in NIfTI format (.nii or .nii.gz) in it, and folders below "
-            "it are not searched: name the images, or the folder that holds them"
-        )
+def images_in(folder: Path) -> list[Path]:
+    """The images in a folder, but what is named as labels; of a data set that is laid out as
+    ``data check`` knows, all scans. UserError if there is none.
+    """
+    images = [file for file in scans_in(folder) if not scoring.is_named_as_labels(file)]
+    if images:
+        return images
+    try:
+        return [file.image for file in read_folder(folder).files]
+    except UserError as error:
+        raise UserError(
+            f"{folder}: there is no image in NIfTI format (.nii or .nii.gz) in it, and it is no "
+            "data set that `deepatlas data check` reads: name the images, or the folder that "
+            "holds them"
+        ) from error
+
+
+def why_missing(path: Path, wanted: str) -> str:
+    """The sentence about a path that is no file."""
     if path.is_dir():
         return f"{path}: is a folder, and {wanted} was wanted: name a file in it"
     if any(character in str(path) for character in "*?["):
@@ -228,7 +246,8 @@ def segment(
         list[Path],
         typer.Argument(
             metavar="IMAGE",
-            help="images in NIfTI format (.nii, .nii.gz); a folder stands for all images in it",
+            help="images in NIfTI format (.nii, .nii.gz); a folder stands for all images in it, "
+            "one of BIDS or nnU-Net for its scans",
         ),
     ],
     trained: Trained,
@@ -245,7 +264,7 @@ def segment(
     An image that cannot be read is named, and the others go on; the exit code is then 1.
     """
     wanted = "an image in NIfTI format (.nii or .nii.gz)"
-    files, missing = existing(images, wanted, folders=True)
+    files, missing = existing(images, wanted, images_in)
     output.check({file: applied.segmentation_files(file, output.folder) for file in files})
     if not files:
         end(missing)
@@ -255,8 +274,10 @@ def segment(
         def work(file: Path) -> None:
             result = applied.segment(file, model)
             labels = result.save(output.folder, force=output.force)[0]
-            share = f"{100 * result.outside:.0f} % of it outside the networks' grid: background"
-            say(f"{file} -> {labels} ({share})")
+            share = (
+                f"{100 * result.outside:.0f} % of it lies outside the networks' grid: background"
+            )
+            say(f"{file} -> {labels}" + (f" ({share})" if result.outside > 0.005 else ""))
 
         failed = missing + work_through(files, work, output.quiet, "image")
         if failed < len(files) + missing:
@@ -313,7 +334,7 @@ def register(
     """
     for path in (moving, fixed):
         if not path.is_file():
-            raise FileNotFoundError(_why_missing(path, "an image in NIfTI format", folders=False))
+            raise FileNotFoundError(why_missing(path, "an image in NIfTI format"))
     how = {"inverse": warps.inverse, "format": warps.format.value}
     targets = applied.registration_files(moving, fixed, output.folder, **how)
     output.check({moving: targets, fixed: []})
@@ -376,7 +397,7 @@ def apply(
     if lps and not points:
         raise typer.BadParameter("--lps says how points are written: it goes with --points")
     if not warp.is_file():
-        raise FileNotFoundError(_why_missing(warp, "a warp (NIfTI)", folders=False))
+        raise FileNotFoundError(why_missing(warp, "a warp (NIfTI)"))
     kind = "labels" if labels else "points" if points else "image"
     wanted = (
         "a table of points (.csv, .tsv)" if points else "an image in NIfTI format (.nii or .nii.gz)"

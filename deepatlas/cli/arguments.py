@@ -17,7 +17,13 @@ from ..errors import UserError, brief, shortened
 from ..parameters import Experiment, plain
 from ..places import runs_folder
 
-Parameters = Annotated[list[str] | None, typer.Argument(help="NAME=VALUE, as in dataset=oasis35")]
+PARAMETERS = (
+    "dataset=cohort.toml, as `deepatlas data check` wrote it, or a name of `deepatlas data list`; "
+    "profile=smoke, class or full: for a test, a laptop, a GPU; dims=2 or 3; labelled=5: how many "
+    "training scans may show their labels; regimes=joint: joint training without its rivals; "
+    "seed=1; all others are in deepatlas/parameters.py"
+)
+Parameters = Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUE", help=PARAMETERS)]
 Root = Annotated[Path | None, typer.Option(help="where run folders are kept")]
 
 LONGEST_NAME = 200  # bytes; systems allow 255, and a file that is being written has a longer name

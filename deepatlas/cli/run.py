@@ -43,6 +43,7 @@ def run(
         html = reporting.report(folder)
         typer.echo(printable(f"report:   {html}\nnotebook: {folder / 'experiment.ipynb'}"))
     typer.echo(printable(f"scores:   {folder / 'scores.csv'}"))
+    typer.echo(printable(f"use it:   deepatlas segment IMAGE --model {folder} -o DIR"))
 
 
 def table(folder: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from folders import write_nifti
 
-COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
+COMMANDS = [given.name for given in (*app.registered_groups, *app.registered_commands)]
 # A long work, or another program: what it is called with is all that is looked at.
 QUICK = [name for name in COMMANDS if name not in ("lab", "measure", "gains", "doctor")]
 ON_FILES = ["segment", "register", "apply", "evaluate", "export"]
