@@ -3,11 +3,17 @@
 import re
 from pathlib import Path
 
-from deepatlas.datasets import describe
+from deepatlas import checkpoints, experiments, models, parameters, records, reporting, sweeps
+from deepatlas.cli import app
+from deepatlas.datasets import describe, read_entries
 from deepatlas.datasets.entries import read_cohort
 from deepatlas.errors import UserError
+from deepatlas.parameters import parse
 
 import pytest
+import torch
+from folders import write_case
+from typer.testing import CliRunner
 
 HEAD = {
     "name": '"mice"',
@@ -157,8 +163,6 @@ def test_scans_that_are_no_tables_are_refused(tmp_path, scans):
 
 
 def test_the_table_of_named_sets_takes_no_scans(tmp_path):
-    from deepatlas.datasets import read_entries
-
     path = tmp_path / "datasets.toml"
     path.write_text('[mice]\ntitle = "x"\nlicence = "x"\nscans = []\n')
     with pytest.raises(UserError, match=r"datasets.toml: mice: there is no key 'scans'"):
@@ -235,3 +239,263 @@ def test_what_is_neither_a_name_nor_a_path_is_said(tmp_path):
         describe("~nobody-of-this-name/cohort.toml")
     with pytest.raises(UserError, match=r"there is no cohort|no path of a cohort file"):
         describe("x" * 5000)
+
+
+def test_the_path_is_kept_absolute_and_the_run_is_named_by_what_the_cohort_is(
+    tmp_path, monkeypatch
+):
+    write(tmp_path, SCANS)
+    monkeypatch.chdir(tmp_path)
+    found = [parse({"dataset": name}) for name in ("cohort.toml", ".", str(tmp_path))]
+    assert {experiment.dataset for experiment in found} == {str(tmp_path / "cohort.toml")}
+    (tmp_path / "there").mkdir()
+    moved = parse({"dataset": str(write(tmp_path / "there", SCANS))})
+    assert moved.name == found[0].name and moved.name.startswith("mice-class-3d-N1-seed0-")
+    other = parse({"dataset": str(write(tmp_path / "there", SCANS[:-1]))})
+    assert other.name != moved.name
+
+
+def test_a_notebook_finds_a_cohort_file_beside_it(tmp_path, monkeypatch):
+    write(tmp_path, SCANS)
+    monkeypatch.chdir(tmp_path)
+    experiment = parameters.from_notebook({"dataset": "cohort.toml"})
+    assert experiment.dataset == str(tmp_path / "cohort.toml")
+
+
+def test_all_labelled_training_scans_are_taken_unless_fewer_are_asked_for(tmp_path):
+    scans = [scan(f"l{i}") for i in range(3)] + [scan("u", labelled=False)]
+    path = str(write(tmp_path, scans))
+    assert parse({"dataset": path}).labelled == 3
+    assert parse({"dataset": path, "labelled": 2}).labelled == 2
+    assert parse({"dataset": "phantom-brain"}).labelled == 1
+    said = "labelled must be at most 3, the training scans with labels of mice in profile class"
+    with pytest.raises(UserError, match=said):
+        parse({"dataset": path, "labelled": 4})
+
+
+def test_full_supervision_is_left_out_where_it_would_repeat_the_baseline(tmp_path):
+    path = str(write(tmp_path, [scan("a"), scan("b"), scan("c", labelled=False)]))
+    of_all = parse({"dataset": path}).table
+    assert "seg_full" not in of_all and "reg_full" not in of_all and "deepatlas" in of_all
+    assert "seg_full" in parse({"dataset": path, "labelled": 1}).table
+    assert "seg_full" in parse({"profile": "smoke", "labelled": 4}).table  # as published
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def make(folder, parts, grid="{ shape = [16, 16, 16], spacing = 1.0 }"):
+    """A cohort file with its files, a letter of ``parts`` a scan: l labelled and u unlabelled ones
+    for training, v for validation, t for test, T an unlabelled one, o those of one person.
+    """
+    tables = []
+    for number, part in enumerate(parts):
+        id = f"{part}{number}"
+        write_case(folder, id, number)
+        tables.append(
+            scan(
+                id,
+                {"l": "train", "u": "train", "v": "validation"}.get(part, "test"),
+                labelled=part not in "uT",
+                image=f'"imagesTr/{id}.nii.gz"',
+                subject='"one"' if part == "o" else None,
+                **({} if part in "uT" else {"labels": f'"labelsTr/{id}.nii.gz"'}),
+            )
+        )
+    return write(folder, tables, **{"grids.full-3d": grid})
+
+
+def smoke(path, **values):
+    return parse({"dataset": str(path), "profile": "smoke", "device": "cpu", "dims": 2, **values})
+
+
+def printed(*arguments):
+    done = CliRunner().invoke(app, [str(text) for text in arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+NO_BEST = "of the segmentation network and the registration network the last weights are kept"
+
+
+@pytest.mark.parametrize("parts, labelled", [("luuu", 1), ("ll", 2)])
+def test_a_handful_of_scans_without_validation_and_test_is_trained(
+    tmp_path, capsys, parts, labelled
+):
+    experiment = smoke(make(tmp_path, parts), joint_steps=3)
+    assert experiment.labelled == labelled
+    folder = experiments.run(experiment, tmp_path / "runs")
+    said = capsys.readouterr().out
+    assert NO_BEST in said and "segmentation and registration cannot be scored" in said
+    record = records.read_record(folder)
+    assert record["finished"] and record["scored"] == record["validated"] == []
+    assert set(record["steps"]) == set(experiment.table)
+    for tabled in (reporting.results_table, reporting.comparison_table, reporting.gap_table):
+        assert tabled(folder).empty
+    assert reporting.structure_table(folder, "segmentation").empty
+    assert reporting.load_scores(folder).empty and reporting.load_examples(folder) == []
+    assert "cannot be scored" in printed("table", folder)
+
+
+def test_without_labelled_validation_scans_the_last_weights_are_kept(tmp_path):
+    experiment = smoke(make(tmp_path, "lluu"), joint_steps=3)
+    folder = experiments.run(experiment, tmp_path / "runs")
+    for key, regime in experiment.table.items():
+        state = checkpoints.read_checkpoint(folder / key / "checkpoint.pt")
+        for name in regime.trains:
+            last, kept = state["networks"][name], state["best"][name]
+            assert all(torch.equal(kept[part], last[part]) for part in kept)
+
+
+def test_what_can_be_scored_is_scored(tmp_path, capsys):
+    folder = experiments.run(smoke(make(tmp_path, "llluvttT"), joint_steps=3), tmp_path / "runs")
+    said = capsys.readouterr().out
+    assert "of the registration network the last weights are kept" in said
+    assert "cannot be scored" not in said
+    record = records.read_record(folder)
+    assert record["validated"] == ["seg"] and record["test_scans"] == 3
+    scores = reporting.load_scores(folder)
+    assert set(scores["subject"]) == {"t5", "t6"}  # the one without labels is not scored
+    assert {"label_propagation", "identity", "deepatlas"} <= set(scores["regime"])
+    assert len(reporting.load_examples(folder)) == 2
+
+
+def test_of_test_scans_of_one_person_the_segmentation_alone_is_scored(tmp_path, capsys):
+    folder = experiments.run(smoke(make(tmp_path, "lluoo"), joint_steps=3), tmp_path / "runs")
+    assert "registration cannot be scored: that takes test scans" in capsys.readouterr().out
+    scores = reporting.load_scores(folder)
+    assert set(scores["task"]) == {"segmentation"} and set(scores["subject"]) == {"one"}
+    assert set(reporting.comparison_table(folder)["task"]) == {"segmentation"}
+    assert "Gain of DeepAtlas" in printed("table", folder)
+    _, subjects = sweeps.collect([folder], tmp_path / "results")
+    assert set(subjects["task"]) == {"segmentation"}
+    assert set(sweeps.read_table(tmp_path / "results", "regimes")["task"]) == {"segmentation"}
+
+
+def test_one_scan_alone_teaches_nobody(tmp_path):
+    with pytest.raises(UserError, match="no pair among 1 training scans, 1 of them labelled"):
+        experiments.run(smoke(make(tmp_path, "l")), tmp_path / "runs")
+
+
+def test_volumes_of_ones_own_are_trained_too(tmp_path):
+    folder = experiments.run(
+        smoke(make(tmp_path, "luuu"), dims=3, regimes="joint", joint_steps=3), tmp_path / "runs"
+    )
+    assert records.read_record(folder)["shape"] == [16, 16, 16]
+
+
+def test_a_run_is_found_again_where_its_files_were_moved_to(tmp_path, capsys):
+    here = tmp_path / "here"
+    path = make(here, "llt")
+    folder = experiments.run(smoke(path, regimes="joint", joint_steps=3), tmp_path / "runs")
+    here.rename(tmp_path / "there")
+    moved = smoke(tmp_path / "there" / "cohort.toml", regimes="joint", joint_steps=3)
+    assert experiments.run(moved, tmp_path / "runs") == folder
+    assert "finished before" in capsys.readouterr().out
+    record = records.read_record(folder)
+    assert record["experiment"]["dataset"] == str(tmp_path / "there" / "cohort.toml")
+    assert records.recorded_experiment(record).entry.home == tmp_path / "there"
+
+
+def test_other_labels_in_the_same_files_are_other_data(tmp_path):
+    path = make(tmp_path, "llt")
+    experiment = smoke(path, regimes="joint", joint_steps=3)
+    folder = experiments.run(experiment, tmp_path / "runs")
+    (folder / "scores.csv").unlink()
+    write_case(tmp_path, "l0", 77)
+    with pytest.raises(UserError, match="begun on other data than"):
+        experiments.run(experiment, tmp_path / "runs")
+
+
+def test_a_record_says_how_a_new_scan_is_prepared(tmp_path):
+    path = make(tmp_path, "llt")
+    text = path.read_text().replace("[1]", '[1, "11-12"]')
+    path.write_text("align = true\n" + text.replace('"CC0"', '"CC BY"'))
+    experiment = smoke(path, regimes="joint", joint_steps=3)
+    folder = experiments.run(experiment, tmp_path / "runs")
+    record = records.read_record(folder)
+    assert record["preparation"] == {
+        "label_numbers": [[1, 11, 12], [2]],
+        "label_dtype": "uint8",
+        "volume_shape": [16, 16, 16],
+        "volume_spacing_mm": 2.0,
+        "aligned": True,
+        "licence": "CC BY",
+        "credit": "",
+    }
+    reference = checkpoints.load_tensors(records.own_file(record, folder, "reference.pt"))
+    assert reference["image"].shape == (1, 16, 16, 16)
+    (folder / "reference.pt").unlink()
+    (folder / "scores.csv").unlink()
+    experiments.run(experiment, tmp_path / "runs")
+    again = checkpoints.load_tensors(folder / "reference.pt")
+    assert torch.equal(again["image"], reference["image"])
+
+
+def test_the_kits_own_scans_are_prepared_as_their_indices(tmp_path):
+    values = {"profile": "smoke", "dims": 2, "regimes": "joint", "device": "cpu"}
+    said = records.read_record(experiments.run(parse(values), tmp_path))["preparation"]
+    assert said["label_numbers"][:2] == [[1], [2]] and said["label_dtype"] == "uint8"
+    assert not said["aligned"] and not list(tmp_path.glob("*/reference.pt"))
+
+
+# --- many runs, and the command -------------------------------------------------------------------
+
+
+def sweep_of(folder, text='dataset = "mice/cohort.toml"'):
+    path = folder / "sweep.toml"
+    rest = 'profile = "smoke"\ndims = 2\ndevice = "cpu"\nregimes = "joint"\njoint_steps = 3\n'
+    path.write_text(f"[[sweep]]\n{text}\n{rest}")
+    return path
+
+
+def test_a_sweep_names_a_cohort_file_as_seen_from_its_own_folder(tmp_path, monkeypatch):
+    (tmp_path / "mice").mkdir()
+    path = write(tmp_path / "mice", SCANS)
+    file = sweep_of(tmp_path, 'dataset = ["mice/cohort.toml", "mice", "phantom-knee"]')
+    found = sweeps.read_sweep(file)
+    assert [experiment.dataset for experiment in found] == [str(path), "phantom-knee"]
+    monkeypatch.chdir(tmp_path / "mice")
+    (own,) = sweeps.read_sweep(file, {"dataset": "cohort.toml"})
+    assert own.dataset == str(path)
+    (knee,) = sweeps.read_sweep(file, {"dataset": "phantom-knee"})
+    assert knee.dataset == "phantom-knee"
+    with pytest.raises(FileNotFoundError, match=r"mouse.toml: no such file"):
+        sweeps.read_sweep(file, {"dataset": "mouse.toml"})
+
+
+@pytest.mark.parametrize("parts", ["lltt", "luu"])
+def test_collected_rows_name_the_cohort_and_not_its_place(tmp_path, parts):
+    path = make(tmp_path / "mice", parts)
+    file = sweep_of(tmp_path)
+    rest = ("--root", tmp_path / "runs", "--results", tmp_path / "results")
+    printed("sweep", file, f"dataset={path}", *rest)
+    for name in ("regimes", "subjects"):
+        table = sweeps.read_table(tmp_path / "results", name)
+        assert table.empty == (parts == "luu")
+    rows = sweeps.read_table(tmp_path / "results", "regimes")
+    assert set(rows["dataset"]) <= {"mice"}
+    printed("sweep", file, *rest)  # what is there already, even nothing, can be added to
+
+
+def test_the_commands_take_a_cohort_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPATLAS_RUNS", str(tmp_path / "runs"))
+    make(tmp_path, "luuvtt")
+    monkeypatch.chdir(tmp_path)
+    values = ("dataset=cohort.toml", "profile=smoke", "dims=2", "device=cpu", "joint_steps=3")
+    said = printed("run", *values, "--no-notebook")
+    assert "\nmice: N = 1 of 3 training scans labelled, V = 1 labelled" in said
+    assert "warm: " in printed("warm", *values)
+    printed("weights", *values, "--to", tmp_path / "kept.pt")
+    nets, _ = models.load(tmp_path / "kept.pt")
+    assert set(nets) == {"seg", "reg"}
+    done = CliRunner().invoke(app, ["weights", *values])
+    assert done.exit_code != 0 and "name another file with --to" in str(done.exception)
+
+
+@pytest.mark.parametrize("parts", ["luu", "lluvtt", "lluoo"])
+def test_the_notebook_shows_what_there_is(tmp_path, parts):
+    path = make(tmp_path, parts)
+    folder = experiments.run(smoke(path, joint_steps=3), tmp_path / "runs")
+    page = reporting.report(folder).read_text(encoding="utf-8")
+    assert "mice" in page and ("cannot be scored" in page) == (parts != "lluvtt")
