@@ -112,6 +112,8 @@ class Cohort:
     label_numbers: tuple[tuple[int, ...], ...] = ()
     label_dtype: str = ""
     preferred: tuple[str, ...] = ()  # ids of training scans whose labels are kept first
+    # where scans go, a batch at a time, if they are too many to be there all at once; else None
+    batches_on: torch.device | None = None
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -163,6 +165,11 @@ class Cohort:
         return self.train[0].shape
 
     @property
+    def device(self) -> torch.device:
+        """Where batches of it are computed with: where its scans are, unless these are too many."""
+        return self.batches_on or self.train[0].image.device
+
+    @property
     def labelled(self) -> tuple[Scan, ...]:
         """The N training scans whose labels may be seen."""
         return tuple(scan for scan in self.train if scan.labels is not None)
@@ -201,7 +208,14 @@ class Cohort:
         return replace(self, train=tuple(train))
 
     def to(self, device: torch.device | str) -> Cohort:
-        """The same cohort with images and labels on ``device``."""
+        """The same cohort with images and labels on ``device``.
+
+        If they would take more than half of the memory that is free there, they stay where they
+        are, and ``Batch.of`` moves them: see ``batches_on``.
+        """
+        device = torch.device(device)
+        if self._bytes > _room_on(device) / 2:
+            return replace(self, batches_on=device)
 
         def moved(scan: Scan) -> Scan:
             labels = None if scan.labels is None else scan.labels.to(device)
@@ -215,7 +229,19 @@ class Cohort:
             train=all_moved(self.train),
             validation=all_moved(self.validation),
             test=all_moved(self.test),
+            batches_on=None,
         )
+
+    @property
+    def _bytes(self) -> int:
+        """What images and labels take in memory."""
+        images = sum(scan.image.nbytes for scan in self.scans)
+        return images + sum(scan.labels.nbytes for scan in self.scans if scan.labels is not None)
+
+
+def _room_on(device: torch.device) -> float:
+    """The bytes that are free on a GPU of CUDA; of other devices nobody says: as many as wanted."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,13 +254,17 @@ class Batch:
     ids: tuple[str, ...]
 
     @classmethod
-    def of(cls, scans: Sequence[Scan], structures: int) -> Batch:
-        """A batch of ``scans`` with ``structures`` channels, background included."""
-        image = torch.stack([scan.image for scan in scans])
+    def of(
+        cls, scans: Sequence[Scan], structures: int, device: torch.device | None = None
+    ) -> Batch:
+        """A batch of ``scans`` with ``structures`` channels, background included; on ``device``, by
+        default where the scans are.
+        """
+        image = torch.stack([scan.image for scan in scans]).to(device)
         one_hot = image.new_zeros(len(scans), structures, *image.shape[2:])
         for row, scan in zip(one_hot, scans, strict=True):
             if scan.labels is not None:
-                row.scatter_(0, scan.labels[None].long(), 1.0)
+                row.scatter_(0, scan.labels[None].to(image.device).long(), 1.0)
         known = torch.tensor([scan.labels is not None for scan in scans], device=image.device)
         ids = tuple(scan.id for scan in scans)
         return cls(image, one_hot, known, ids)

@@ -88,7 +88,7 @@ def run(experiment: Experiment, root: Path | None = None) -> Path:
         write_tensors(_examples(nets, cohort), folder / "examples.pt")
         keep_hash(record, folder, "examples.pt")
     if "peak_memory_gib" not in record:  # that of the training, not of a repair
-        device = cohort.train[0].image.device
+        device = cohort.device
         record["peak_memory_gib"] = machine.peak_memory_gib(device)
     record["finished"] = True
     write_record(record, folder)
@@ -331,7 +331,7 @@ def _train(
     """
     some = _some_labelled(cohort, experiment)
     own = own_steps(experiment)
-    device = cohort.train[0].image.device
+    device = cohort.device
     trained: dict[str, dict[str, nn.Module]] = {}
     histories: dict[str, list[dict]] = {}
     for i, (key, regime) in enumerate(table.items(), 1):

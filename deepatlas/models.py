@@ -118,23 +118,33 @@ def probabilities(seg_net: nn.Module, image: Tensor) -> Tensor:
 
 
 def segmenter(seg_net: nn.Module) -> Callable[[Scan], Tensor]:
-    """A function scan -> labels (I, J, K): the most probable structure of each voxel."""
+    """A function scan -> labels (I, J, K): the most probable structure of each voxel, where the
+    scan is.
+    """
 
     @torch.no_grad()
     def segment(scan: Scan) -> Tensor:
-        return seg_net.eval()(scan.image[None])[0].argmax(0)
+        output = seg_net.eval()(_beside(seg_net, scan))
+        return output[0].argmax(0).to(scan.image.device)
 
     return segment
 
 
 def registrar(reg_net: nn.Module) -> Callable[[Scan, Scan], Deformation]:
-    """A function (moving, fixed) -> Deformation."""
+    """A function (moving, fixed) -> Deformation, where the fixed scan is."""
 
     @torch.no_grad()
     def register_scans(moving: Scan, fixed: Scan) -> Deformation:
-        return register(reg_net.eval(), moving.image[None], fixed.image[None])
+        phi = register(reg_net.eval(), _beside(reg_net, moving), _beside(reg_net, fixed))
+        return Deformation(phi.displacement.to(fixed.image.device))
 
     return register_scans
+
+
+def _beside(net: nn.Module, scan: Scan) -> Tensor:
+    """The image (1, 1, I, J, K) where the network is: the scans of a large cohort are not."""
+    device = next((parameter.device for parameter in net.parameters()), None)
+    return scan.image[None].to(device)
 
 
 # --- in one file ----------------------------------------------------------------------------------

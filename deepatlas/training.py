@@ -75,7 +75,7 @@ def train(
     trainer = Trainer(networks, cohort, regime, settings)
     path = Path(folder) / "checkpoint.pt"
     if path.exists():
-        trainer.load(read_checkpoint(path, cohort.train[0].image.device), path)
+        trainer.load(read_checkpoint(path, cohort.device), path)
     for row in trainer.history if settings.watch else ():
         settings.watch(row)  # what was trained before
     saved = time.monotonic()
@@ -122,7 +122,7 @@ class Trainer:
         self.structures = len(cohort.structures)
         self.regime = regime
         self.settings = settings
-        self.device = cohort.train[0].image.device
+        self.device = cohort.device
         if min(settings.steps.get(name, 0) for name in regime.trains) < 1:
             raise ValueError(
                 f"{regime.title}: steps must be at least 1 for each of {', '.join(regime.trains)}, "
@@ -188,8 +188,8 @@ class Trainer:
 
         count = self.settings.batch_size
         pairs = [draw_pair(self.cases[turn], self.generator) for _ in range(count)]
-        moving = Batch.of([moving for moving, _ in pairs], self.structures)
-        fixed = Batch.of([fixed for _, fixed in pairs], self.structures)
+        moving = Batch.of([moving for moving, _ in pairs], self.structures, self.device)
+        fixed = Batch.of([fixed for _, fixed in pairs], self.structures, self.device)
         moving, fixed = augment(moving, fixed, self.settings.augmentation, self.generator)
 
         mixed = self.settings.mixed_precision
