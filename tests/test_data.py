@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from deepatlas import models
+from deepatlas import data, models
 from deepatlas.data import (
     Batch,
     Cohort,
@@ -645,3 +645,51 @@ def test_a_batch_is_made_where_its_scans_are():
     ]
     batch = Batch.of(moved, 2)
     assert {tensor.device.type for tensor in (batch.image, batch.one_hot, batch.known)} == {"meta"}
+
+
+def test_too_many_scans_for_a_device_stay_where_they_are_and_batches_are_moved(monkeypatch):
+    whole = cohort()
+    images = sum(4 * 64 + 64 for _ in whole.scans)  # bytes, labels too
+    monkeypatch.setattr(data, "_room_on", lambda device: 2 * images)
+    assert whole.to("cpu").batches_on is None
+    monkeypatch.setattr(data, "_room_on", lambda device: 2 * images - 1)
+    moved = whole.to("meta")
+    assert all(scan.image.device.type == "cpu" for scan in moved.scans)
+    assert moved.device.type == "meta" and whole.device.type == "cpu"
+    assert moved.hide_labels(1).device.type == "meta"
+    batch = Batch.of(moved.train[:2], 2, moved.device)
+    assert {batch.image.device.type, batch.one_hot.device.type, batch.known.device.type} == {"meta"}
+    monkeypatch.setattr(data, "_room_on", lambda device: float("inf"))
+    assert moved.to("cpu").batches_on is None
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 5])
+def test_scans_that_are_preferred_keep_their_labels_first(keep):
+    chosen = ("1-0", "4-0")
+    some = cohort(preferred=chosen)
+    for seed in range(6):
+        kept = {scan.id for scan in some.hide_labels(keep, seed).labelled}
+        assert len(kept) == keep
+        assert len(kept & set(chosen)) == min(keep, 2)
+        assert kept <= {scan.id for scan in some.hide_labels(min(keep + 1, 5), seed).labelled}
+    first = {next(scan.id for scan in some.hide_labels(1, seed).labelled) for seed in range(20)}
+    assert first == set(chosen)
+
+
+def test_who_is_preferred_changes_no_order_within_the_two_groups():
+    plain, some = cohort(), cohort(preferred=("0-0", "2-0", "3-0"))
+
+    def order(one, seed):
+        """Scans in the order in which they keep their labels."""
+        kept, found = set(), []
+        for keep in range(1, 6):
+            new = {scan.id for scan in one.hide_labels(keep, seed).labelled} - kept
+            found += new
+            kept |= new
+        return found
+
+    for seed in range(6):
+        drawn = order(plain, seed)
+        wanted = [name for name in drawn if name in some.preferred]
+        wanted += [name for name in drawn if name not in some.preferred]
+        assert order(some, seed) == wanted
