@@ -8,6 +8,7 @@ while a long cell runs. Its state is in synced traits (``i``, ``j``, ``k``, ``st
 widget.py    the widget, and the functions that show a scan or a registration
 state.py     what travels to the browser
 page.py      a viewer as a page without a kernel
+montage.py   all scans of a folder on one page, with what is odd
 bundle.py    the modules of js/ as one script
 """
 
