@@ -135,8 +135,8 @@ class Experiment(BaseModel):
     dims: Literal[2, 3] = filled()
     # of RECIPES
     recipe: Literal["paper", "best"] = "best"
-    # every regime, or joint training and what it starts from
-    regimes: Literal["all", "joint"] = "all"
+    # every regime; joint training and what it starts from; or those of the paper's tables
+    regimes: Literal["all", "joint", "paper"] = "all"
     # N, training scans whose labels may be seen (registration at N = 1 uses none); by default 1,
     # and of a cohort file all that are labelled
     labelled: int = filled(ge=1)

@@ -90,6 +90,13 @@ TITLES = {
 }
 TAUGHT = ("seg_baseline", "seg_control", "semi_seg", JOINT)  # what the lessons train
 
+# What the parameter ``regimes`` of an experiment chooses from; what these start from comes along.
+CHOICES = {
+    "all": None,
+    "joint": (*BASELINES.values(), JOINT),  # joint training and what it starts from
+    "paper": (*BASELINES.values(), *SEMI.values(), JOINT),  # those of the paper's tables
+}
+
 
 def rivals(task: str) -> tuple[str, ...]:
     """The trained regimes that joint training is compared with in ``task``, in the table's order:
@@ -148,7 +155,7 @@ def regimes(labelled: int, joint_start: str = "baselines", which: str = "all") -
     Joint training starts from the "baselines" as in the paper (at N = 1 from its ``one_shot``);
     "alike", from what semi-supervised segmentation starts from (which differs at N = 1); from the
     "semi" supervised networks; or from "none", untrained; always with the same budget. ``which``
-    "joint" leaves only joint training, the baselines, and what it starts from.
+    is one of ``CHOICES``.
     """
     table = dict(REGIMES)
     if labelled == 1:
@@ -158,8 +165,8 @@ def regimes(labelled: int, joint_start: str = "baselines", which: str = "all") -
     if joint_start != "baselines":
         start = {"alike": table[SEMI["seg"]].start, "semi": SEMI, "none": {}}[joint_start]
         table[JOINT] = replace(table[JOINT], start=start)
-    table = ordered(table)
-    return table if which == "all" else needed(table, *BASELINES.values(), JOINT)
+    table, chosen = ordered(table), CHOICES[which]
+    return table if chosen is None else needed(table, *chosen)
 
 
 def without_full_supervision(table: Mapping[str, Regime]) -> dict[str, Regime]:

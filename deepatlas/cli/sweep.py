@@ -32,10 +32,13 @@ def sweep(
     ] = None,
 ) -> None:
     """Run many experiments, one after the other, and collect their rows; finished ones are not
-    repeated.
+    repeated. A file that says which table of the paper it fills ends with that table.
     """
     results = results or (root or runs_folder()) / "results"
     todo = sweeps.read_sweep(file, assignments(only))
+    of_the_paper = sweeps.read_paper_table(file)
+    if of_the_paper is not None:
+        evidence.check_paper_table(of_the_paper)
     sweeps.check_results(results)
     if not todo:
         wanted = " ".join(only or [])
@@ -43,13 +46,26 @@ def sweep(
         return
     check_runs(root, *todo)
     check_folder(results / "runs")
+    folders = []
     for i, experiment in enumerate(todo, 1):
         typer.echo(printable(f"experiment {i} of {len(todo)}: {experiment.name}"))
         with stoppable():
             folder = experiments.run(experiment, root)
+        folders.append(folder)
         rows, _ = sweeps.collect([folder], results)
     table = printable(str(results / "regimes.csv"))
     typer.echo(f"{len(rows)} rows of {rows['run'].nunique()} runs: {table}")
+    if of_the_paper is not None:
+        _print_paper_table(of_the_paper, folders)
+
+
+def _print_paper_table(name: str, folders: list[Path]) -> None:
+    of_the_paper = evidence.PAPER[name]
+    typer.echo(f"\n{of_the_paper.title}; Dice %, mean (SD) over test subjects")
+    typer.echo(evidence.paper_table(name, folders).to_string())
+    typer.echo("What the paper does not say, and what is therefore different here:")
+    for sentence in of_the_paper.differences:
+        typer.echo(f"- {sentence}")
 
 
 def gains(

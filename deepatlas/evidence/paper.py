@@ -118,14 +118,19 @@ PAPER = {
 }
 
 
+def check_paper_table(name: str) -> None:
+    """UserError, with the names there are, unless ``name`` is one of ``PAPER``."""
+    if name not in PAPER:
+        raise UserError(f"the paper has no table {name!r}{meant(name, PAPER, all_of_them=True)}")
+
+
 def paper_table(name: str, folders: Iterable[Path]) -> pd.DataFrame:
     """The table ``name`` of ``PAPER`` from finished runs: two lines for each N and model, "here"
     and "paper"; mean (SD) over test subjects, averaged over runs.
 
     A cell that no run fills is "". UserError for another name.
     """
-    if name not in PAPER:
-        raise UserError(f"the paper has no table {name!r}{meant(name, PAPER, all_of_them=True)}")
+    check_paper_table(name)
     table = PAPER[name]
     scores = [_scores_of(folder) for folder in folders]
     lines = []

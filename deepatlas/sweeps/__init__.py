@@ -10,7 +10,7 @@ from .collect import (
     read_table,
     refuse_older,
 )
-from .plan import read_sweep
+from .plan import read_paper_table, read_sweep
 
 __all__ = [
     "JOINT_ALONE",
@@ -19,6 +19,7 @@ __all__ = [
     "changed",
     "check_results",
     "collect",
+    "read_paper_table",
     "read_sweep",
     "read_table",
     "refuse_older",

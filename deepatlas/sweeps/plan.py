@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from ..datasets.entries import describe, settled
-from ..errors import UserError
+from ..errors import UserError, brief
 from ..parameters import Experiment, parse
 
 WANTED = "[[sweep]] tables of parameters were wanted"
@@ -54,12 +54,31 @@ def read_sweep(path: Path, only: Mapping[str, object] | None = None) -> list[Exp
     return list(found.values())
 
 
-def _tables(path: Path) -> list[dict[str, object]]:
-    """The tables ``[[sweep]]`` of a TOML file; UserError if they are not there."""
+def read_paper_table(path: Path) -> str | None:
+    """Which table of the paper the file's runs fill, as in ``[paper] table = "knee"``, if any;
+    UserError unless it is written so.
+    """
+    said = _content(Path(path)).get("paper")
+    if said is None:
+        return None
+    name = said.get("table") if isinstance(said, dict) else None
+    if not isinstance(name, str):
+        raise UserError(
+            f'{path}: [paper] wants the name of a table, as in table = "knee", got {brief(said)}'
+        )
+    return name
+
+
+def _content(path: Path) -> dict[str, object]:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {WANTED}: {error}") from error
+
+
+def _tables(path: Path) -> list[dict[str, object]]:
+    """The tables ``[[sweep]]`` of a TOML file; UserError if they are not there."""
+    content = _content(path)
     sweeps = content.get("sweep")
     if not isinstance(sweeps, list) or not all(isinstance(sweep, dict) for sweep in sweeps):
         found = ", ".join(content) or "nothing"
