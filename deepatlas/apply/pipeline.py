@@ -23,7 +23,6 @@ from ..checkpoints import write_json
 from ..data import Scan, label_dtype
 from ..datasets.nifti import load_scan
 from ..errors import UserError
-from ..evaluation.folding import folding
 from ..registration import refine_pair
 from ..terms import SIMILARITIES
 from ..warp import TIE, Deformation, look_up, sample
@@ -214,7 +213,7 @@ class Registration:
             "fixed_outside": _outside(self.fixed),
             "refined_steps": self.refined,
             "inverse_by": self.inverse_by,
-            **folding(self.phi),
+            "folds_percent": _folds_percent(self.phi),
         }
         write_json(about, sidecar)
         return paths
@@ -345,6 +344,15 @@ def _outside(scan: Scan) -> float:
     """The share of the voxels of the scan's file that lie outside the grid of the scan."""
     inside = sum(int(within.sum()) for _, _, within in _slabs(scan))
     return 1 - inside / math.prod(scan.source.shape)
+
+
+def _folds_percent(phi: Deformation) -> float:
+    """Voxels whose det J <= 0, as ``evaluation.folding`` counts them: of its other measures of
+    folding each takes longer than the network.
+    """
+    inner = (slice(2, -2),) * len(phi.shape)
+    folded = phi.jacobian_determinant()[0][inner] <= 0
+    return 100 * folded.float().mean().item()
 
 
 def _made_by(model: Model) -> dict:
