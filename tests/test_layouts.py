@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from deepatlas import datasets
+from deepatlas.cli import app
 from deepatlas.datasets import Entry
 from deepatlas.datasets.layouts import (
     LAYOUTS,
@@ -37,6 +38,7 @@ from folders import (
     write_subjects,
     write_table,
 )
+from typer.testing import CliRunner
 
 ADNI = [
     f"ADNI_{site}_S_{person}_MR_MP-RAGE__br_raw_S{10 + image}_I{4000 + image}"
@@ -1268,6 +1270,16 @@ def test_two_tables_in_a_folder_are_none(tmp_path):
     with pytest.raises(UserError, match=r"got more.csv, scans.csv: name the file itself"):
         read_folder(tmp_path, "table")
     assert len(read_folder(tmp_path / "more.csv").files) == 6
+
+
+@pytest.mark.parametrize("layout", ["table", "folders"])
+def test_what_a_check_writes_into_the_folder_changes_nothing(tmp_path, layout):
+    """It leaves a table and a cohort file there, and neither is what the user meant."""
+    folder = WRITERS[layout](tmp_path)
+    before = recognise(folder)
+    checked = CliRunner().invoke(app, ["data", "check", str(folder), "--to", str(folder)])
+    assert (folder / "cohort.toml").is_file() and (folder / "check.csv").is_file(), checked.output
+    assert recognise(folder) == before
 
 
 # --- a folder for each scan -----------------------------------------------------------------------

@@ -142,7 +142,9 @@ class Entry(BaseModel):
     image: Words | None = None
     labels: Words | None = None
     # a published split, where the folder says none: scan ids on each side, * for anything
-    groups: dict[Literal["train", "test"], tuple[Words, ...]] | None = None
+    groups: dict[Literal["train", "validation", "test"], tuple[Words, ...]] | None = None
+    # which image of files that hold several, as contrasts of one scan; counted from 0
+    channel: int | None = Field(None, strict=True, ge=0, le=1000)
     folder: Words | None = None  # by default ``name``
     url: str | None = Field(None, pattern=r"^https?://\S+$")  # of a tar archive
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
@@ -608,6 +610,7 @@ COHORT_KEYS = (
     "structures",
     "empty_labels",
     "labelled_first",
+    "channel",
     "grids",
     "scans",
 )

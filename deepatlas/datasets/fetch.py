@@ -114,8 +114,10 @@ def _home_of(unpacked: Path, marker: str) -> Path | None:
     found = [path for path in unpacked.glob(f"**/{marker}") if "__MACOSX" not in path.parts]
     if not found:
         return None
-    first = min(found, key=lambda path: (len(path.parts), path))
-    return first.parents[len(PurePosixPath(marker).parts) - 1]
+    home = min(found, key=lambda path: (len(path.parts), path))
+    for _ in PurePosixPath(marker).parts:
+        home = home.parent
+    return home
 
 
 # --- transfers ------------------------------------------------------------------------------------

@@ -37,15 +37,38 @@ ELSEWHERE = 0.1  # voxels: two grids whose corners are further apart are not in 
 ROUNDING = 1e-3  # so far a label may be from a whole number
 
 
-def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray, Source]:
+@dataclass(frozen=True)
+class Volume:
+    """One image of a file that may hold several, as contrasts of one scan: its number, from 0."""
+
+    path: Path
+    number: int
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """That image of the file's numbers (I, J, K, n); of a file with one image, that one."""
+        count = math.prod(array.shape[3:])
+        if count == 1:
+            return array
+        if array.ndim != 4 or self.number >= count:
+            raise UserError(
+                f"{self.path}: volume {self.number}, counted from 0, of a row of them was wanted, "
+                f"got shape {array.shape}: take another channel"
+            )
+        return array[..., self.number]
+
+
+def read_nifti(image: str | Path | Volume) -> tuple[np.ndarray, np.ndarray, Source]:
     """A 2D or 3D NIfTI file as (array, affine, source), a volume's axes turned RAS+.
 
     The numbers are of the file's own type, but float64 where ``scl_slope`` applies; the affine is
     in millimetres, whatever the unit of the file. UserError if the file is damaged, holds several
-    volumes or no plain numbers, or does not say where it lies.
+    volumes, of which none is named, or no plain numbers, or does not say where it lies.
     """
-    path = Path(path)
-    header, array = read_stored(path, single=True)
+    several = isinstance(image, Volume)
+    path = image.path if several else Path(image)
+    header, array = read_stored(path, single=not several)
+    if several:
+        array = image.of(array)
     volume = array.shape[:3]
     affine = affine_of(header, volume, path)
     step = step_of(header)
@@ -178,7 +201,8 @@ def _layout(
         raise _unreadable(path, f"its header gives the dimensions {header['dim'].tolist()}")
     if single and (count < 2 or max(shape[3:], default=1) > 1):
         raise UserError(
-            f"{path}: a 2D or 3D image was wanted, got shape {shape}: store one volume per file"
+            f"{path}: a 2D or 3D image was wanted, got shape {shape}: store one volume per file, or "
+            "name one of them as the channel of the data set"
         )
     try:
         dtype = header.get_data_dtype()
@@ -339,7 +363,7 @@ def voxels_apart(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> 
 
 
 def load_scan(
-    image: str | Path,
+    image: str | Path | Volume,
     labels: str | Path | None,
     *,
     id: str,
@@ -354,16 +378,17 @@ def load_scan(
     numbers become background. None of them in the whole file is a UserError, unless
     ``empty_labels``: a scan without the lesion.
     """
-    with _enough_memory(image):
+    path = image.path if isinstance(image, Volume) else image
+    with _enough_memory(path):
         array, affine, source = read_nifti(image)
         voxels = np.ascontiguousarray(array, dtype=np.float64)
         image_digest = digest_of(voxels)
         digest = hashlib.sha256(affine.tobytes() + image_digest.encode())
-        rescaled = torch.from_numpy(rescale_intensities(voxels, str(image)))
+        rescaled = torch.from_numpy(rescale_intensities(voxels, str(path)))
     index = None
     if labels is not None:
         with _enough_memory(labels):
-            numbers = read_labels_of(labels, image, array.shape, affine)
+            numbers = read_labels_of(labels, path, array.shape, affine)
             index = label_indices(numbers, structures, labels, empty_labels)
             digest.update(index.numpy())
     if array.ndim == 3 and array.shape.count(1) == 1:

@@ -17,7 +17,7 @@ from ..errors import UserError
 from .cache import Cache, Prepared
 from .entries import Entry
 from .layouts import File
-from .nifti import load_scan, number_type
+from .nifti import Volume, load_scan, number_type
 from .preparation import Preparation
 
 CHUNK = 8  # scans that are aligned at once
@@ -40,6 +40,7 @@ class Reader:
         self._decides = {
             "structures": sorted(index_of.items()),
             "empty_labels": entry.empty_labels,
+            "channel": entry.channel,
             "grids": [preparation.volume, preparation.wanted],
         }
 
@@ -111,7 +112,7 @@ class Reader:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             scan = load_scan(
-                file.image,
+                file.image if file.channel is None else Volume(file.image, file.channel),
                 file.labels,
                 id=file.id,
                 subject=file.subject,

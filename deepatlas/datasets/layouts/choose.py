@@ -135,6 +135,10 @@ def list_files(folder: Path, entry: Entry) -> list[File]:
     """The scans of an entry whose files are in ``folder``, not read yet, with their persons and
     the side of a published split.
     """
+    return [replace(file, channel=entry.channel) for file in _files(folder, entry)]
+
+
+def _files(folder: Path, entry: Entry) -> list[File]:
     if entry.scans is not None:
         return cohort.files_of(entry)
     options = Options(entry.subject, entry.image, entry.labels)

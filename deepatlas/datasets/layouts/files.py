@@ -24,7 +24,8 @@ class File:
     subject: str
     image: Path
     labels: Path | None
-    group: str | None = None  # "train" or "test", where a split is published
+    group: str | None = None  # "train", "validation" or "test", where a split is published
+    channel: int | None = None  # which image of a file that holds several
 
 
 @dataclass(frozen=True)

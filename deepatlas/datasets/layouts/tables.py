@@ -38,7 +38,10 @@ def _is_table(path: Path) -> bool:
 
 
 def _lists_scans(path: Path) -> bool:
-    """Has a table a column of images, and is its first image a NIfTI file by its name?"""
+    """Has a table a column of images, and is its first image a NIfTI file by its name?
+
+    The table that `deepatlas data check` leaves in a folder has a group and a part, and is none.
+    """
     try:
         (_, first), *_ = _rows(path)
         image = first[_columns(path, first)["image"]]
