@@ -201,8 +201,8 @@ def _layout(
         raise _unreadable(path, f"its header gives the dimensions {header['dim'].tolist()}")
     if single and (count < 2 or max(shape[3:], default=1) > 1):
         raise UserError(
-            f"{path}: a 2D or 3D image was wanted, got shape {shape}: store one volume per file, or "
-            "name one of them as the channel of the data set"
+            f"{path}: a 2D or 3D image was wanted, got shape {shape}: store one volume per "
+            "file, or name one of them as the channel of the data set"
         )
     try:
         dtype = header.get_data_dtype()
