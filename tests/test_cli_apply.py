@@ -125,6 +125,20 @@ def test_a_data_set_stands_for_its_scans(ask, tmp_path, networks):
     assert networks == [f"sub-0{i}_T1w.nii.gz" for i in (1, 2, 3)]
 
 
+def test_images_of_one_name_get_a_folder_each(ask, place, networks):
+    """As where every scan has a folder, and its files the same names in each."""
+    for scan in ("s1", "s2"):
+        write_nifti(Path(f"mice/{scan}/t1.nii.gz"), IMAGE)
+    words = ["segment", "mice/s1/t1.nii.gz", "mice/s2/t1.nii.gz", "scans/a.nii.gz"]
+    code, _, complaint = ask(*words, "--model", "m", "-o", "out")
+    assert code == 0, complaint
+    assert {str(file) for file in Path("out").rglob("*.nii.gz")} == {
+        "out/s1/t1_labels.nii.gz",
+        "out/s2/t1_labels.nii.gz",
+        "out/a_labels.nii.gz",
+    }
+
+
 def test_quiet_prints_errors_alone(ask, place, networks):
     code, said, complaint = ask("segment", "scans", "--model", "m", "-o", "out", "--quiet")
     assert code == 1 and said == ""
@@ -161,7 +175,8 @@ def test_nothing_is_replaced_unless_asked(ask, place, networks):
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        ("scans/a.nii.gz other/a.nii.gz -o out", "would both be written to out/a_labels.nii.gz"),
+        ("x/s/a.nii.gz y/s/a.nii.gz -o out", "would both be written to out/s/a_labels.nii.gz"),
+        ("scans/a.nii.gz scans/a.nii -o out", "would both be written to out/a_labels.nii.gz"),
         ("scans/a.nii.gz -o scans/b.nii.gz", "b.nii.gz: is not a folder"),
         ("scans/a.nii.gz -o /proc", "/proc: nothing can be written there"),
         ("scans/*.nii -o out", "scans/*.nii: no file fits this pattern"),
@@ -172,7 +187,8 @@ def test_nothing_is_replaced_unless_asked(ask, place, networks):
 def test_what_cannot_work_is_told_before_the_networks_are_loaded(
     words, sentence, ask, place, networks, monkeypatch
 ):
-    write_nifti(Path("other/a.nii.gz"), IMAGE)
+    for other in ("x/s/a.nii.gz", "y/s/a.nii.gz", "scans/a.nii"):
+        write_nifti(Path(other), IMAGE)
     Path("none").mkdir()
     monkeypatch.setattr(commands.applied, "load", lambda *_: pytest.fail("networks were loaded"))
     before = everything(place)
@@ -197,6 +213,7 @@ def test_what_is_missing_is_named_and_the_others_go_on(ask, place, networks):
         ("hippocampus", "deepatlas run dataset=hippocampus"),
         ("gone.pt", "gone.pt: no such file"),
         ("scans", "scans: "),
+        ("runs", "runs: holds 1 run folders, and one was wanted, as runs/mine"),
         ("scans/b.nii.gz", "scans/b.nii.gz: "),
     ],
 )
@@ -204,6 +221,8 @@ def test_what_is_no_model_is_a_sentence(command, model, sentence, ask, place):
     Path("cohort.toml").write_text("name = 'mice'")
     Path("own").mkdir()
     Path("own/cohort.toml").write_text("name = 'mice'")
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/run.json").write_text("{}")
     images = ["scans/a.nii.gz", "scans/c.nii.gz"]
     code, said, complaint = ask(command, *images, "--model", model, "-o", "out")
     assert code == 1 and sentence in complaint and complaint.count("\n") == 1
@@ -314,6 +333,15 @@ def test_from_a_run_to_labels_and_their_scores(own, tmp_path, ask):
     assert rows["structure"].tolist() == ["low", "high"] * 2
     again = apply.evaluate(out, own.folder / "labels")
     np.testing.assert_allclose(rows["dice"], again["dice"], rtol=1e-5)
+
+
+def test_a_cohort_file_stands_for_its_scans_and_for_their_labels(own, tmp_path, ask):
+    cohort, out = own.folder / "cohort.toml", tmp_path / "out"
+    code, said, complaint = ask("segment", cohort, "--model", own.run, "-o", out)
+    assert code == 0 and "5 segmented" in said, complaint
+    code, said, complaint = ask("evaluate", out, cohort, "-o", tmp_path / "scores.csv")
+    assert code == 0 and "means over 5 cases" in said, complaint
+    assert pd.read_csv(tmp_path / "scores.csv")["case"].unique().tolist() == list("abcde")
 
 
 def test_from_a_run_to_a_warp_that_is_applied(own, tmp_path, ask):

@@ -164,6 +164,33 @@ def test_images_beside_labels_are_no_reference(tmp_path):
     assert scoring.match(tmp_path / "p", tmp_path / "r").pairs[0].reference == truth
 
 
+def test_scans_in_folders_of_their_own_are_matched_by_a_list_of_them(tmp_path):
+    """Their files have the same names everywhere; the sidecar says which image was segmented."""
+    lines = ["image,labels,id"]
+    for scan in ("s1", "s2"):
+        image = write(tmp_path / "data" / scan / "norm.nii.gz", blocks())
+        write(tmp_path / "data" / scan / "expert.nii.gz", blocks())
+        write(tmp_path / "out" / scan / "norm_labels.nii.gz", blocks())
+        sidecar = {"structures": {"all": [17, 53]}, "image": str(image)}
+        (tmp_path / "out" / scan / "norm_labels.json").write_text(json.dumps(sidecar))
+        lines.append(f"data/{scan}/norm.nii.gz,data/{scan}/expert.nii.gz,{scan}")
+    table = tmp_path / "scans.csv"
+    table.write_text("\n".join(lines))
+    found = scoring.match(tmp_path / "out", table)
+    assert [pair.case for pair in found.pairs] == ["s1", "s2"]
+    for pair in found.pairs:
+        assert pair.predicted.parent.name == pair.reference.parent.name == pair.case
+    assert apply.evaluate(tmp_path / "out", table)["dice"].tolist() == [1.0, 1.0]
+
+
+def test_warped_labels_are_not_those_of_their_own_scan(tmp_path):
+    """They lie on another scan, whose labels the user must name."""
+    write(tmp_path / "p" / "sub-01_dseg_warped.nii.gz", blocks())
+    write(tmp_path / "r" / "sub-01_dseg.nii.gz", blocks())
+    with pytest.raises(UserError, match="no name fits"):
+        scoring.match(tmp_path / "p", tmp_path / "r")
+
+
 def test_what_has_no_partner_is_named(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / "p" / f"{name}_labels.nii.gz", blocks())

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..checkpoints import read_json
+from ..datasets.layouts import read_folder
 from ..datasets.layouts.files import scans_below, without_ending
 from ..datasets.nifti import ELSEWHERE, label_indices, read_labels, voxels_apart
 from ..errors import UserError, brief
@@ -24,6 +26,7 @@ COLUMNS = ("case", "structure", *STRUCTURE_METRICS)
 Structures = Mapping[str, Sequence[int]]  # name -> the numbers that mean it in the files
 DEPTH = 6  # folders of labels are searched so far down; BIDS has sub-01/ses-01/anat
 
+LISTS = (".toml", ".csv", ".tsv")  # a cohort file, and tables of scans
 LABELS_ENDING = re.compile(r"_(labels?|dseg|seg|mask)$")
 FIRST_CHANNEL = re.compile(r"_0000$")  # of nnU-Net's images, not of its labels
 # of a BIDS name, what two files of one acquisition need not share
@@ -129,7 +132,8 @@ class Matches:
 
 
 def match(predicted: str | Path, reference: str | Path) -> Matches:
-    """Which files are compared: two files whatever their names, two folders by names.
+    """Which files are compared: two files whatever their names; two folders by names; a folder of
+    segmentations with a cohort file, or another list of scans, by the images that both name.
 
     CASE_labels.nii.gz belongs to CASE.nii.gz, CASE_seg.nii.gz and the like; nnU-Net's _0000 and
     what BIDS says of contrast and derivation count for nothing. UserError if nothing matches, or if
@@ -142,19 +146,23 @@ def match(predicted: str | Path, reference: str | Path) -> Matches:
                 f"{path}: no such file or folder; labels in NIfTI format (.nii or .nii.gz) were "
                 "wanted"
             )
-    if predicted.is_file() and reference.is_file():
+    listed = reference.suffix.lower() in LISTS
+    if predicted.is_file() and reference.is_file() and not listed:
         return Matches([Pair(names_of(predicted)[-1], predicted, reference)], [], [])
     guesses = _label_files(predicted)
-    truths = _label_files(reference)
+    truths = (
+        _listed(reference) if listed else {file: names_of(file) for file in _label_files(reference)}
+    )
     by_name: dict[str, list[Path]] = {}
-    for truth in truths:
-        for name in names_of(truth):
+    for truth, names in truths.items():
+        for name in names:
             by_name.setdefault(name, []).append(truth)
 
     owner: dict[Path, Path] = {}
     pairs, alone = [], []
     for guess in guesses:
-        name = next((name for name in names_of(guess) if name in by_name), None)
+        names = [*_image_of(guess), *names_of(guess)]
+        name = next((name for name in names if name in by_name), None)
         if name is None:
             alone.append(guess)
             continue
@@ -170,19 +178,43 @@ def match(predicted: str | Path, reference: str | Path) -> Matches:
                 f"{found[0]}: {other} and {guess} could both be meant: name the folder that holds "
                 "one file of labels for each case"
             )
-        pairs.append(Pair(name, guess, found[0]))
+        pairs.append(Pair(truths[found[0]][0] if listed else name, guess, found[0]))
     if not pairs:
+        example = next(iter(truths))
         raise UserError(
             f"{predicted}: no name fits one of {reference}: {guesses[0].name} would go with "
-            f"{names_of(guesses[0])[-1]}.nii.gz, and there is {truths[0].name}; compare single "
+            f"{names_of(guesses[0])[-1]}.nii.gz, and there is {example.name}; compare single "
             "files, whose names do not matter, or rename them"
         )
     return Matches(pairs, alone, [truth for truth in truths if truth not in owner])
 
 
+def _listed(reference: Path) -> dict[Path, list[str]]:
+    """Of each labelled scan in a list: its labels, and what they may be matched by: the scan's id,
+    its image, and the names of that.
+    """
+    found = {}
+    for scan in read_folder(reference).files:
+        if scan.labels is not None:
+            found[scan.labels] = [scan.id, str(scan.image.resolve()), *names_of(scan.image)]
+    if not found:
+        raise UserError(f"{reference}: no scan in it has labels that could be compared")
+    return {labels: list(dict.fromkeys(names)) for labels, names in found.items()}
+
+
+def _image_of(labels: Path) -> list[str]:
+    """The image that was segmented, by the sidecar; nothing where it does not say."""
+    beside = _sidecar(labels)
+    content = read_json(beside) if beside.is_file() else None
+    image = content.get("image") if isinstance(content, dict) else None
+    return [str(Path(image).resolve())] if isinstance(image, str) else []
+
+
 def names_of(path: Path) -> list[str]:
     """The names that a file may be matched by, its own first, that of its case last."""
     name = without_ending(path.name)
+    if name.endswith("_warped"):  # of one scan, and lies on another
+        return [name]
     names = [name]
     for ending in (LABELS_ENDING, FIRST_CHANNEL):
         names.append(ending.sub("", names[-1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shlex
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -67,9 +68,18 @@ class Trained:
         path = Path(self.model)
         refuse_within_run(folder, path)
         self._refuse_cohorts(path)
+        self._refuse_many(path)
         device = machine.pick_device(self.device)
         mixed = self.precision is Precision.bfloat16
         return applied.load(self.model, self.regime).to(device, mixed_precision=mixed)
+
+    def _refuse_many(self, path: Path) -> None:
+        """The folder that holds the run folders is easily taken for one."""
+        runs = sorted(record.parent for record in path.glob("*/run.json"))
+        if runs and not (path / "run.json").is_file():
+            raise UserError(
+                f"{path}: holds {len(runs)} run folders, and one was wanted, as {runs[-1]}"
+            )
 
     def _refuse_cohorts(self, path: Path) -> None:
         """Scans to learn from are no trained networks, which a newcomer may not know."""
@@ -189,7 +199,7 @@ def existing(
     missing = 0
     for path in paths:
         try:
-            if path.is_dir() and inside is not None:
+            if inside is not None and (path.is_dir() or path.suffix.lower() in scoring.LISTS):
                 found += inside(path)
             elif path.is_file():
                 found.append(path)
@@ -202,20 +212,31 @@ def existing(
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The images in a folder, but what is named as labels; of a data set that is laid out as
-    ``data check`` knows, all scans. UserError if there is none.
+    """The images in a folder, but what is named as labels; of a cohort file, or of a data set that
+    is laid out as ``data check`` knows, all scans. UserError if there is none.
     """
-    images = [file for file in scans_in(folder) if not scoring.is_named_as_labels(file)]
-    if images:
-        return images
+    if folder.is_dir():
+        images = [file for file in scans_in(folder) if not scoring.is_named_as_labels(file)]
+        if images:
+            return images
     try:
         return [file.image for file in read_folder(folder).files]
     except UserError as error:
+        if not folder.is_dir():
+            raise
         raise UserError(
             f"{folder}: there is no image in NIfTI format (.nii or .nii.gz) in it, and it is no "
             "data set that `deepatlas data check` reads: name the images, or the folder that "
             "holds them"
         ) from error
+
+
+def places_of(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """Where the results of each file go: ``folder``, or, of files of one name, as scans have that
+    lie in a folder each, a folder in it named after the one that they lie in.
+    """
+    count = Counter(file.name for file in files)
+    return {file: folder / file.parent.name if count[file.name] > 1 else folder for file in files}
 
 
 def why_missing(path: Path, wanted: str) -> str:
@@ -247,7 +268,7 @@ def segment(
         typer.Argument(
             metavar="IMAGE",
             help="images in NIfTI format (.nii, .nii.gz); a folder stands for all images in it, "
-            "one of BIDS or nnU-Net for its scans",
+            "a data set as BIDS, or a cohort.toml, for its scans",
         ),
     ],
     trained: Trained,
@@ -257,7 +278,8 @@ def segment(
 
     For each IMAGE it writes IMAGE_labels.nii.gz, on the image's own grid and in the label numbers
     of the training data, and IMAGE_labels.json, the structures' names; and for the folder
-    labels.label.txt and labels.ctbl, their colours for ITK-SNAP and 3D Slicer.
+    labels.label.txt and labels.ctbl, their colours for ITK-SNAP and 3D Slicer. Images of one name
+    get a folder each, named after the folder that they lie in.
 
         deepatlas segment scans/*.nii.gz --model runs/MY_RUN -o segmented
 
@@ -265,7 +287,8 @@ def segment(
     """
     wanted = "an image in NIfTI format (.nii or .nii.gz)"
     files, missing = existing(images, wanted, images_in)
-    output.check({file: applied.segmentation_files(file, output.folder) for file in files})
+    place = places_of(files, output.folder)
+    output.check({file: applied.segmentation_files(file, place[file]) for file in files})
     if not files:
         end(missing)
     with saying(output.quiet) as say:
@@ -273,17 +296,16 @@ def segment(
 
         def work(file: Path) -> None:
             result = applied.segment(file, model)
-            labels = result.save(output.folder, force=output.force)[0]
-            share = (
-                f"{100 * result.outside:.0f} % of it lies outside the networks' grid: background"
-            )
-            say(f"{file} -> {labels}" + (f" ({share})" if result.outside > 0.005 else ""))
+            labels = result.save(place[file], force=output.force)[0]
+            share = round(100 * result.outside)
+            beyond = f" ({share} % of it lies outside the networks' grid: background)"
+            say(f"{file} -> {labels}{beyond if share else ''}")
 
         failed = missing + work_through(files, work, output.quiet, "image")
         if failed < len(files) + missing:
             say(f"\n{len(files) + missing - failed} segmented, {failed} failed: {output.folder}")
             compare = _quoted("deepatlas", "evaluate", output.folder)
-            say(f"compare them with an expert's labels: {compare} FOLDER_OF_THESE")
+            say(f"compare with an expert's labels: {compare} FOLDER_OF_LABELS (or cohort.toml)")
     end(failed)
 
 
@@ -348,8 +370,9 @@ def register(
             warp = written[0]
             say(f"\napply it to labels that lie where {moving} does:")
             say(f"  {_quoted('deepatlas', 'apply', warp)} LABELS --labels -o {output.folder}")
-            ants = _quoted("antsApplyTransforms", "-d", 3, "-r", fixed, "-t", warp)
-            say(f"  {ants} -i LABELS -n GenericLabel -o WARPED")
+            dims = len(result.phi.shape)
+            ants = _quoted("antsApplyTransforms", "-d", dims, "-r", fixed, "-t", warp)
+            say(f"  {ants} -i LABELS -n GenericLabel -o warped.nii.gz")
 
 
 @spread
@@ -413,6 +436,10 @@ def apply(
         def work(file: Path) -> None:
             warped = transform.apply_warp(field, file, kind, output.folder, lps=lps)
             say(f"{file} -> {warped}")
+            if labels:
+                say(
+                    f"compare: {_quoted('deepatlas', 'evaluate', warped)} LABELS_OF_THE_FIXED_IMAGE"
+                )
 
         failed = missing + work_through(found, work, output.quiet, "file")
     end(failed)
@@ -423,7 +450,12 @@ def evaluate(
         Path, typer.Argument(metavar="PREDICTED", help="labels (NIfTI), or a folder of them")
     ],
     reference: Annotated[
-        Path, typer.Argument(metavar="REFERENCE", help="an expert's labels of the same scans")
+        Path,
+        typer.Argument(
+            metavar="REFERENCE",
+            help="an expert's labels of the same scans: a file, a folder, or the cohort.toml that "
+            "lists them",
+        ),
     ],
     to: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="CSV", help="the table to write")
@@ -442,11 +474,15 @@ def evaluate(
     """Compare labels with an expert's: Dice, surface distances, volumes.
 
     Two files, or two folders, matched by names: CASE_labels.nii.gz is compared with CASE.nii.gz or
-    CASE_seg.nii.gz. Each pair must lie on one grid. It prints the means over all cases; the CSV has
-    a row for each case and structure: Dice; nsd, the share of the boundary within a voxel; hd95_mm
-    and surface_mm, distances between boundaries; volume_error, -0.1 where a tenth is missing.
+    CASE_seg.nii.gz; what has no partner is named. Each pair must lie on one grid.
+
+    It prints the means over all cases; the CSV has a row for each case and structure: dice; nsd,
+    the share of the boundary within a voxel; hd95_mm and surface_mm, distances between boundaries;
+    volume_error, -0.1 where a tenth is missing.
 
         deepatlas evaluate segmented labelsTs -o scores.csv
+
+        deepatlas evaluate segmented study/cohort.toml -o scores.csv
     """
     if to is not None:
         check_file(to)
@@ -469,7 +505,8 @@ def evaluate(
             say(shortened(f"no prediction for {len(found.without_prediction)}: {listed}"))
         if rows:
             table = pd.DataFrame(rows, columns=list(scoring.COLUMNS))
-            say(f"means over {table['case'].nunique()} cases\n{_means(table)}")
+            count = table["case"].nunique()
+            say(f"means over {count} case{'s' * (count > 1)}\n{_means(table)}")
             if to is not None:
                 write_csv(table, to)
                 say(f"\nscores of each case: {to}")
