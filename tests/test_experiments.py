@@ -895,7 +895,7 @@ def command(*arguments, **options):
             ["run", "device=cuda:99", "profile=smoke"],
             "deepatlas: device 'cuda:99' cannot train here",
         ),
-        (["data", "oasis"], "deepatlas: there is no cohort 'oasis', did you mean 'oasis35'"),
+        (["data", "fetch", "oasis"], "deepatlas: there is no cohort 'oasis', did you mean 'oasis35'"),
         (["table", "/nowhere"], "deepatlas: /nowhere: not a run folder"),
     ],
 )
@@ -945,7 +945,7 @@ def test_the_command_runs_an_interrupted_experiment_to_its_end_with_a_notebook(t
 
 def test_the_command_lists_and_checks_data():
     assert "CC BY-SA 4.0" in command("data").stdout
-    shown = command("data", "phantom-knee", "--profile", "smoke", "--dims", "2").stdout
+    shown = command("data", "fetch", "phantom-knee", "--profile", "smoke", "--dims", "2").stdout
     assert (
         "femoral cartilage" in shown
         and "4 training, 2 validation and 3 test scans of 32 x 32 voxels" in shown

@@ -30,6 +30,7 @@ class _Words(TyperGroup):
     """The commands of ``deepatlas data``, with a hint where a data set stands in their place."""
 
     def resolve_command(self, ctx, args):
+        """As click has it: the name, the command and the words that are left."""
         if args[0] in datasets.manifest():
             raise UserError(
                 f"deepatlas data {args[0]}: a data set is fetched, and what is in it is said, by "
