@@ -207,6 +207,22 @@ class Cohort:
             train.append(scan if scan.id in kept else replace(scan, labels=None))
         return replace(self, train=tuple(train))
 
+    def with_labels(self, least: Sequence[int] = (3, 2, 2)) -> Cohort:
+        """The same cohort without the scans that nobody has labelled.
+
+        UserError where fewer than ``least`` remain for training, validation and test.
+        """
+        parts = (self.train, self.validation, self.test)
+        kept = [tuple(scan for scan in part if scan.labels is not None) for part in parts]
+        found = [len(part) for part in kept]
+        if any(count < wanted for count, wanted in zip(found, least, strict=True)):
+            raise UserError(
+                f"cohort {self.name}: scans with labels were wanted, {least[0]} for training, "
+                f"{least[1]} for validation and {least[2]} for test, got {found[0]}, {found[1]} "
+                f"and {found[2]}: label more scans, or take another data set here"
+            )
+        return replace(self, train=kept[0], validation=kept[1], test=kept[2])
+
     def to(self, device: torch.device | str) -> Cohort:
         """The same cohort with images and labels on ``device``.
 
