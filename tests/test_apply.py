@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from folders import write_dataset
+from folders import write_case, write_dataset
 from scipy import ndimage
 from torch import nn
 from volumes import noise, oblique, reoriented, write
@@ -418,6 +418,8 @@ def test_a_registration_for_learn2reg(tmp_path):
     with pytest.raises(UserError, match="no format 'fsl' of warps: choose from itk, learn2reg"):
         found.save(tmp_path / "other", format="fsl")
     assert not (tmp_path / "other").exists()
+    with pytest.raises(UserError, match="warp and inverse would have one name in the format learn"):
+        apply.registration_files(moving, moving, tmp_path, format="learn2reg", inverse=True)
 
 
 def largest_within(phi):
@@ -487,6 +489,7 @@ def test_a_run_folder_is_a_model(trained):
     assert model.licence.startswith("CC BY-SA") and model.credit
     found = apply.segment(file, model)
     assert found.labels.shape == nib.load(file).shape and found.labels.dtype == np.uint8
+    assert len(repr(found)) < 800  # as the last line of a notebook's cell
     assert np.array_equal(found.labels, apply.segment(file, folder).labels)
     baseline = apply.load(folder, "seg_baseline")
     assert set(baseline.nets) == {"seg"}
@@ -582,6 +585,37 @@ def test_a_reference_goes_along_only_where_the_licence_lets_it(trained, tmp_path
         apply.segment(file, path)
     whole = apply.export(mine, tmp_path / "with.pt", with_reference=True)
     assert apply.segment(file, whole).labels.shape == nib.load(file).shape
+
+
+COHORT = """
+name = "mice"
+licence = "ours, not to be passed on"
+align = true
+structures = [["block", [2, 1]]]
+grids.full-3d = { shape = [16, 16, 16], spacing = 1.0 }
+"""
+
+
+def test_own_scans_without_test_labels_become_a_model(tmp_path, capsys):
+    """Two structures merged, nothing to score, and no trace of where the files were."""
+    home = tmp_path / "private"
+    scans = [COHORT]
+    for i, labelled in enumerate([True, False, False]):
+        case = write_case(home, f"mouse{i}", i)
+        scans += ["[[scans]]", f'id = "mouse{i}"', 'part = "train"', f'image = "{case["image"]}"']
+        scans += [f'labels = "{case["label"]}"'] * labelled
+    (home / "cohort.toml").write_text("\n".join(scans))
+    values = {"dataset": str(home / "cohort.toml"), "profile": "smoke", "device": "cpu"}
+    folder = experiments.run(parse(values | {"regimes": "joint"}), tmp_path / "runs")
+    path = apply.export(folder, tmp_path / "mice.pt")
+    assert "licence 'ours, not to be passed on' is not known" in capsys.readouterr().out
+    card = path.with_suffix(".md").read_text()
+    assert "Not measured" in card and "| 2 | 2, 1 | block | not measured |" in card
+    assert str(tmp_path).encode() not in path.read_bytes() and str(tmp_path) not in card
+    found = apply.segment(home / "imagesTr" / "mouse2.nii.gz", folder)
+    assert set(np.unique(found.labels)) <= {0, 2}
+    with pytest.raises(UserError, match="--with-reference"):
+        apply.segment(home / "imagesTr" / "mouse2.nii.gz", path)
 
 
 def test_what_is_no_model_is_told(trained, tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,16 +38,17 @@ class Model:
     """Trained networks, and how a file is prepared for them; made by ``load``."""
 
     name: str  # of the run and the regime, or of the file
-    nets: Mapping[str, nn.Module]  # {"seg": F_S, "reg": F_R}, or one of them
-    experiment: Mapping[str, object]  # the parameters that they were trained with
+    nets: Mapping[str, nn.Module] = field(repr=False)  # {"seg": F_S, "reg": F_R}, or one of them
+    experiment: Mapping[str, object] = field(repr=False)  # the parameters of their training
     structures: tuple[str, ...]  # structures[0] is the background
     label_numbers: tuple[tuple[int, ...], ...]  # of each structure but the background, in files
     label_dtype: str  # of the files of labels, as "uint8"
-    preparation: Preparation  # from a scan on its own grid to the networks' grid
+    # from a scan on its own grid to the networks' grid
+    preparation: Preparation = field(repr=False)
     aligned: bool  # were the training scans aligned to a reference?
     licence: str = ""  # of the training scans
     credit: str = ""
-    card: str = ""  # what a user should know, in Markdown
+    card: str = field(default="", repr=False)  # what a user should know, in Markdown
     mixed_precision: bool = False  # run the networks in bfloat16?
 
     @property

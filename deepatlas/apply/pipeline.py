@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,9 +44,11 @@ FORMATS = ("itk", "learn2reg")  # of warps
 class Segmentation:
     """The labels of one file, on its own grid."""
 
-    labels: np.ndarray  # of the file's shape, the training scans' own label numbers; 0: background
+    # of the file's shape, in the training scans' own label numbers; 0: background
+    labels: np.ndarray = field(repr=False)
     outside: float  # share of the file's voxels that lie outside the networks' grid
-    scan: Scan  # as the network saw it, with the most probable structures there as labels
+    # as the network saw it, with the most probable structures there as labels
+    scan: Scan = field(repr=False)
     model: Model
 
     @property
@@ -174,11 +176,11 @@ def _slabs(scan: Scan) -> Iterator[tuple[slice, Tensor, Tensor]]:
 class Registration:
     """The deformation of one pair of files, on the networks' grid."""
 
-    phi: Deformation  # fixed -> moving, in voxels of that grid
-    moving: Scan  # both as the network saw them
-    fixed: Scan
+    phi: Deformation = field(repr=False)  # fixed -> moving, in voxels of that grid
+    moving: Scan = field(repr=False)  # both as the network saw them
+    fixed: Scan = field(repr=False)
     model: Model
-    inverse: Deformation | None = None  # moving -> fixed
+    inverse: Deformation | None = field(default=None, repr=False)  # moving -> fixed
     # how the inverse was made: "exp(-v)", of a network's velocity, or "fixed point"
     inverse_by: str | None = None
     refined: int = 0  # steps of optimisation after the network
@@ -300,6 +302,11 @@ def registration_files(
     else:
         names = [f"{formats.learn2reg_name(fixed, moving)}.npz"]
         names.append(f"{formats.learn2reg_name(moving, fixed)}.npz")
+    if inverse and names[0] == names[1]:
+        raise UserError(
+            f"{pair}: warp and inverse would have one name in the format {format}, as both images "
+            "have: rename one of them"
+        )
     if not inverse:
         names.pop()
     return [Path(folder) / name for name in (*names, f"{pair}.nii.gz", f"{pair}.json")]
