@@ -131,9 +131,10 @@ def _write(prepared: Prepared, path: Path) -> None:
 def _read(path: Path, file: File) -> Prepared:
     """What ``_write`` wrote; ValueError if its header is damaged, or its size another."""
     first_line = len(FIRST_LINE.format(format=FORMAT, checksum="", length=0))
+    whole = path.stat().st_size
     with path.open("rb") as stream:
         kind, checksum, length = stream.read(first_line).decode().split()
-        text = stream.read(int(length))
+        text = stream.read(min(int(length), whole))
     if kind != FORMAT or hashlib.sha256(text).hexdigest() != checksum:
         raise ValueError(f"{path}: its header is damaged")
     header = json.loads(text)
@@ -145,8 +146,8 @@ def _read(path: Path, file: File) -> Prepared:
     if header["labels"] is not None:
         dtype = np.dtype(header["labels"])
         end += _padded(dtype.itemsize * size)
-    if path.stat().st_size != end:
-        raise ValueError(f"{path}: {end} bytes were wanted")
+    if whole != end:
+        raise ValueError(f"{path}: {end} bytes were wanted, got {whole}")
 
     # private: who changes a voxel changes it in memory, not in the file
     content = torch.from_file(str(path), shared=False, size=end, dtype=torch.uint8)
