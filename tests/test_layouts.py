@@ -1407,3 +1407,51 @@ def test_a_cohort_file_lists_its_scans(tmp_path):
     ):
         check_files(listing.files)
     assert recognise(folder)[0] == "folders"  # the file itself, if that is what is meant
+
+
+# --- several images in a file ---------------------------------------------------------------------
+
+
+def prostates(folder, monkeypatch):
+    """As the Decathlon keeps prostates: T2 and ADC in one file; the second image is dark."""
+    monkeypatch.setenv("DEEPATLAS_DATA", str(folder.parent))
+    write_dataset(folder, count=6, modality={"0": "T2", "1": "ADC"})
+    for path in (folder / "imagesTr").iterdir():
+        image = np.asarray(nib.load(path).dataobj)
+        write_nifti(path, np.stack([image, image.max() - image], axis=-1))
+    return folder
+
+
+def test_the_decathlons_files_of_several_images(tmp_path, monkeypatch):
+    folder = prostates(tmp_path / "blobs", monkeypatch)
+    listing = read_folder(folder)
+    assert {file.channel for file in listing.files} == {0}
+    assert "several channels: 0 (T2) is taken, left out are 1 (ADC)" in listing.notes[0]
+    assert {file.channel for file in read_folder(folder, contrast="adc").files} == {1}
+    with pytest.raises(UserError, match=r"no channel 'DWI': choose from 0 \(T2\), 1 \(ADC\)"):
+        read_folder(folder, contrast="DWI")
+    first, second = (
+        datasets.load_cohort(plain_entry(channel=number), profile="full").train[0]
+        for number in (0, 1)
+    )
+    assert (first.labels == second.labels).all()
+    inside = first.labels > 0
+    assert first.image[0][inside].mean() > 0.5 > second.image[0][inside].mean()
+
+
+def test_a_check_of_several_images_ends_with_a_cohort_of_one(tmp_path, monkeypatch):
+    folder = prostates(tmp_path / "blobs", monkeypatch)
+    words = ["data", "check", str(folder), "--contrast", "ADC", "--to", str(tmp_path), "--quiet"]
+    CliRunner().invoke(app, words)
+    entry = datasets.describe(str(tmp_path / "cohort.toml"))
+    assert entry.channel == 1
+    listing = read_folder(tmp_path / "cohort.toml")
+    assert {file.channel for file in listing.files} == {1}
+    cohort = datasets.load_cohort(entry, profile="full")
+    assert cohort.train[0].image[0][cohort.train[0].labels > 0].mean() < 0.5
+
+
+def test_an_entry_names_the_channel_of_nnu_net(tmp_path):
+    folder = write_nnunet(tmp_path, channels=("T1", "T2"))
+    files = list_files(folder, plain_entry(layout="nnunet", channel=1))
+    assert {file.image.name[-12:] for file in files} == {"_0001.nii.gz"}

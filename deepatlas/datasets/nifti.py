@@ -92,8 +92,12 @@ def read_stored(path: str | Path, *, single: bool = False) -> tuple[nib.Nifti1He
         return _read(path, single)
 
 
-def read_header(path: str | Path) -> tuple[nib.Nifti1Header, tuple[int, ...]]:
-    """The header of a NIfTI file of one image, as it stands, and the image's shape."""
+def read_header(
+    path: str | Path, *, single: bool = True
+) -> tuple[nib.Nifti1Header, tuple[int, ...]]:
+    """The header of a NIfTI file, as it stands, and its shape. ``single``: UserError for more than
+    one volume.
+    """
     path = Path(path)
     _check_that_it_is_there(path)
     with open(path, "rb") as file:
@@ -104,7 +108,7 @@ def read_header(path: str | Path) -> tuple[nib.Nifti1Header, tuple[int, ...]]:
             header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise _unreadable(path, str(error)) from error
-    return header, _layout(header, path)[0]
+    return header, _layout(header, path, single)[0]
 
 
 def step_of(header: nib.Nifti1Header) -> float:
@@ -302,7 +306,7 @@ def read_place(path: str | Path) -> Place:
     first; of a file that ``read_nifti`` reads.
     """
     path = Path(path)
-    header, shape = read_header(path)
+    header, shape = read_header(path, single=False)
     forms = _forms(header, shape[:3], path)
     with np.errstate(all="ignore"):  # a qform may hold anything
         apart = voxels_apart(forms[0], forms[-1], shape[:3])

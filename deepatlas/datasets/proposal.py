@@ -413,6 +413,7 @@ def cohort_text(proposal: Proposal, survey: Survey, home: Path) -> str:
         *_comment(_why_aligned(proposal)),
         f"align = {_boolean(proposal.align)}",
         "",
+        *_channel_lines(survey),
         *_comment("true: there are scans whose labels show no structure, as without a lesion."),
         f"empty_labels = {_boolean(proposal.empty_labels)}",
         "",
@@ -425,6 +426,16 @@ def cohort_text(proposal: Proposal, survey: Survey, home: Path) -> str:
     for scan in survey.scans:
         lines += ["", *_scan_lines(scan, proposal, home)]
     return "\n".join(lines) + "\n"
+
+
+def _channel_lines(survey: Survey) -> list[str]:
+    """Which image of its files is taken, where they may hold several."""
+    channels = {scan.file.channel for scan in survey.scans} - {None}
+    if not channels:
+        return []
+    (channel,) = channels
+    about = "Which image of files that hold several, counted from 0."
+    return [*_comment(about), f"channel = {channel}", ""]
 
 
 def _comment(text: str) -> list[str]:

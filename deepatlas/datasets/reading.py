@@ -17,7 +17,7 @@ from ..errors import UserError
 from .cache import Cache, Prepared
 from .entries import Entry
 from .layouts import File
-from .nifti import Volume, load_scan, number_type
+from .nifti import load_scan, number_type
 from .preparation import Preparation
 
 CHUNK = 8  # scans that are aligned at once
@@ -112,7 +112,7 @@ class Reader:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             scan = load_scan(
-                file.image if file.channel is None else Volume(file.image, file.channel),
+                file.stored,
                 file.labels,
                 id=file.id,
                 subject=file.subject,

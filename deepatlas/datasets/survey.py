@@ -203,7 +203,7 @@ def look(file: File, names: Mapping[int, str], side: int) -> Looked:
         _check_names(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of two places: a column says it
-            array, affine, source = read_nifti(file.image)
+            array, affine, source = read_nifti(file.stored)
         place = read_place(file.image)
     except (UserError, OSError) as error:
         found.problem = shortened(str(error), 600)

@@ -141,7 +141,10 @@ def list_files(folder: Path, entry: Entry) -> list[File]:
 def _files(folder: Path, entry: Entry) -> list[File]:
     if entry.scans is not None:
         return cohort.files_of(entry)
-    options = Options(entry.subject, entry.image, entry.labels)
+    # of nnU-Net, each channel has a file of its own
+    of_nnu_net = entry.layout == "nnunet" and entry.channel is not None
+    contrast = str(entry.channel) if of_nnu_net else None
+    options = Options(entry.subject, entry.image, entry.labels, contrast)
     files = layout_of(entry.layout).read(folder, options).files
     if not files:
         raise UserError(f"{folder}: {entry.name}: no scan was found in the layout {entry.layout!r}")

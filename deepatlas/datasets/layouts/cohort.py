@@ -32,6 +32,7 @@ def files_of(entry: Entry) -> list[File]:
             home / scan.image,
             None if scan.labels is None else home / scan.labels,
             scan.part,
+            entry.channel,
         )
         for scan in entry.scans
     ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import UserError
+from ..nifti import Volume
 
 ENDING = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 # of nnU-Net: case, and the number of its channel
@@ -26,6 +27,11 @@ class File:
     labels: Path | None
     group: str | None = None  # "train", "validation" or "test", where a split is published
     channel: int | None = None  # which image of a file that holds several
+
+    @property
+    def stored(self) -> Path | Volume:
+        """What is to be read: the file, or the one of its images that is meant."""
+        return self.image if self.channel is None else Volume(self.image, self.channel)
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,36 @@ def check_different(ids: Sequence[str], path: Path) -> None:
             f"{path}: {len(ids)} images have only {len(set(ids))} different names, {twice!r} is "
             "there more than once: name each by its scan"
         )
+
+
+def channel_of(wanted: str, named: Mapping[int, str], path: Path) -> int:
+    """The number of the channel of which ``wanted`` is the number or the name."""
+    fitting = [
+        number
+        for number, name in named.items()
+        if wanted.lower() == name.lower() or (wanted.isdecimal() and int(wanted) == number)
+    ]
+    if len(fitting) != 1:
+        listed = ", ".join(f"{number} ({name})" for number, name in sorted(named.items()))
+        raise UserError(f"{path}: there is no channel {wanted!r}: choose from {listed or 'none'}")
+    return fitting[0]
+
+
+def named_channels(names: object) -> dict[int, str]:
+    """Number -> name of channels, as a dataset.json has them."""
+    listed = names.items() if isinstance(names, dict) else ()
+    return {int(key): str(name) for key, name in listed if re.fullmatch("[0-9]{1,4}", str(key))}
+
+
+def other_channels(taken: int, named: Mapping[int, str]) -> list[str]:
+    """A note on which of the channels of each scan is taken; none where there is one."""
+    others = [f"{number} ({name})" for number, name in sorted(named.items()) if number != taken]
+    if not others:
+        return []
+    return [
+        f"each scan has several channels: {taken} ({named.get(taken, '')}) is taken, left out are "
+        f"{some(others)}; another is taken if it is named as the contrast"
+    ]
 
 
 def check_files(files: Collection[File]) -> None:

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ...checkpoints import read_json
 from ...errors import UserError, brief, shortened
 from ..entries import LARGEST_NUMBER, inside
-from .files import ENDING, File, Listing, Options, check_different, some, without_ending
+from .files import (
+    ENDING,
+    File,
+    Listing,
+    Options,
+    channel_of,
+    check_different,
+    named_channels,
+    other_channels,
+    some,
+    without_ending,
+)
 from .persons import check_that_persons_share_no_labels, persons_of
 
 
@@ -38,18 +50,28 @@ def _is_of_nnu_net(folder: Path, item: object) -> bool:
 
 
 def read(folder: Path, options: Options) -> Listing:
-    """The scans of the lists 'training' and 'test', the latter without labels."""
+    """The scans of the lists 'training' and 'test', the latter without labels; of files that hold
+    several images, as 'modality' names them, the first or ``options.contrast``.
+    """
     dataset = read_dataset(folder)
     names = label_names(folder)
     names.pop(0, None)  # the background
+    named = named_channels(dataset.get("modality"))
+    files = decathlon(folder, options.subject)
     notes = []
+    if len(named) > 1 or options.contrast is not None:
+        channel = 0
+        if options.contrast is not None:
+            channel = channel_of(options.contrast, named, folder / "dataset.json")
+        notes += other_channels(channel, named)
+        files = [replace(file, channel=channel) for file in files]
     if dataset["absent"]:
         notes.append(
             f"{len(dataset['absent'])} images of the list 'test' of dataset.json are not there, "
             f"and left out: {some(dataset['absent'])}"
         )
     return Listing(
-        files=decathlon(folder, options.subject),
+        files=files,
         names=names,
         notes=notes,
         licence=text_of(dataset, "licence", "license"),

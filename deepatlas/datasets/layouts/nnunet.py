@@ -4,14 +4,25 @@ dataset.json with the names of channels and labels.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...checkpoints import read_json
 from ...errors import UserError, brief
-from .files import CHANNEL, ENDING, File, Listing, Options, scans_in, some, without_ending
+from .files import (
+    CHANNEL,
+    ENDING,
+    File,
+    Listing,
+    Options,
+    channel_of,
+    named_channels,
+    other_channels,
+    scans_in,
+    some,
+    without_ending,
+)
 from .msd import check_number, text_of
 from .persons import check_that_persons_share_no_labels, persons_of
 
@@ -165,29 +176,11 @@ def _channel(
     dataset: Mapping, cases: Mapping[str, _Case], wanted: str | None, path: Path, notes: list[str]
 ) -> int:
     """The number of the channel to take, 0 unless told, and a note where there are others."""
-    names = dataset.get("channel_names", dataset.get("modality"))
-    numbers = sorted({number for case in cases.values() for number in case.images})
-    named = dict.fromkeys(numbers, "")
-    for key, name in names.items() if isinstance(names, dict) else ():
-        if re.fullmatch("[0-9]{1,4}", str(key)):
-            named[int(key)] = str(name)
-    taken = 0
-    if wanted is not None:
-        fitting = [
-            number
-            for number, name in named.items()
-            if wanted.lower() == name.lower() or (wanted.isdecimal() and int(wanted) == number)
-        ]
-        if len(fitting) != 1:
-            listed = ", ".join(f"{number} ({name})" for number, name in sorted(named.items()))
-            raise UserError(f"{path}: there is no channel {wanted!r}: choose from {listed}")
-        taken = fitting[0]
-    others = [f"{number} ({named[number]})" for number in numbers if number != taken]
-    if others:
-        notes.append(
-            f"each case has several channels: {taken} ({named.get(taken, '')}) is taken, left out "
-            f"are {some(others)}; another is taken if it is named as the contrast"
-        )
+    names = named_channels(dataset.get("channel_names", dataset.get("modality")))
+    there = {number: "" for case in cases.values() for number in case.images}
+    named = there | names
+    taken = 0 if wanted is None else channel_of(wanted, named, path)
+    notes += other_channels(taken, {number: named[number] for number in there})
     return taken
 
 
