@@ -18,6 +18,7 @@ class _Ordered(TyperGroup):
     """Commands in the order of ``COMMANDS``; typer puts those with commands of their own last."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:
+        """Their names."""
         return [name for commands in COMMANDS.values() for name in commands]
 
 

@@ -21,8 +21,9 @@ from folders import write_nifti
 
 COMMANDS = [given.name for given in (*app.registered_groups, *app.registered_commands)]
 # A long work, or another program: what it is called with is all that is looked at.
-QUICK = [name for name in COMMANDS if name not in ("lab", "measure", "gains", "doctor")]
 ON_FILES = ["segment", "register", "apply", "evaluate", "export"]
+LONG = ["lab", "measure", "gains", "doctor"]
+QUICK = [name for name in COMMANDS if name not in LONG + ON_FILES]
 NAMES = list(Experiment.model_fields)
 
 WORDS = """
@@ -51,7 +52,6 @@ VALUES += [
     "${HOME}",
 ]
 OPTIONS = ["--root", "--results", "--to", "--profile", "--dims", "--folder", "--zebra", "--", "-x"]
-OPTIONS += ["--model", "-o", "--labels", "--names"]
 PLACES = """
     file folder link ada.json list.json deep.json plan.toml broken.toml other.toml many.toml
     gone file/x gone/x link/x folder/../ada.json . /proc/x /dev/null/x {x}
