@@ -3,9 +3,20 @@
 import re
 from pathlib import Path
 
-from deepatlas import checkpoints, experiments, models, parameters, records, reporting, sweeps
+from deepatlas import (
+    checkpoints,
+    experiments,
+    lessons,
+    models,
+    parameters,
+    places,
+    records,
+    reporting,
+    site,
+    sweeps,
+)
 from deepatlas.cli import app
-from deepatlas.datasets import describe, read_entries
+from deepatlas.datasets import describe, load_cohort, read_entries
 from deepatlas.datasets.entries import read_cohort
 from deepatlas.errors import UserError
 from deepatlas.parameters import parse
@@ -499,3 +510,41 @@ def test_the_notebook_shows_what_there_is(tmp_path, parts):
     folder = experiments.run(smoke(path, joint_steps=3), tmp_path / "runs")
     page = reporting.report(folder).read_text(encoding="utf-8")
     assert "mice" in page and ("cannot be scored" in page) == (parts != "lluvtt")
+
+
+def test_unlabelled_test_scans_alone_score_nothing(tmp_path, capsys):
+    folder = experiments.run(
+        smoke(make(tmp_path, "llTT"), regimes="joint", joint_steps=3), tmp_path / "runs"
+    )
+    assert "segmentation and registration cannot be scored" in capsys.readouterr().out
+    assert reporting.load_scores(folder).empty
+
+
+def test_pages_of_lessons_find_a_cohort_file_beside_the_reader(tmp_path, monkeypatch):
+    taken = []
+
+    def stop(path, values):
+        taken.append(values["dataset"])
+        raise InterruptedError
+
+    monkeypatch.setattr(site, "_executed", stop)
+    path = write(tmp_path, SCANS)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InterruptedError):
+        next(iter(site.build(tmp_path / "site", {"dataset": "cohort.toml"}, ["01_data"])))
+    assert taken == [str(path)]
+
+
+def test_a_lesson_takes_the_labelled_scans_of_a_cohort_file(tmp_path):
+    path = make(tmp_path, "llulvvtTt")
+    values = {"dataset": str(path), "profile": "smoke", "display": "static"}
+    lessons.execute(places.NOTEBOOKS / "07_evaluation.ipynb", values)
+
+
+def test_a_lesson_says_how_many_labels_it_wants(tmp_path):
+    cohort = load_cohort(str(make(tmp_path, "lluvTt")), profile="smoke", dims=2)
+    said = "scans with labels were wanted, 3 for training, 2 for validation and 2 for test, got 2, "
+    with pytest.raises(UserError, match=said):
+        cohort.with_labels()
+    labelled = cohort.with_labels((2, 1, 1))
+    assert [scan.id for scan in labelled.scans] == ["l0", "l1", "v3", "t5"]
