@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from deepatlas.cli import main
+from deepatlas.datasets import proposal as proposal_module
 from deepatlas.datasets.entries import Grid, read_cohort
 from deepatlas.datasets.grid import centred_affine
 from deepatlas.datasets.layouts import File, Listing, read_folder
@@ -459,6 +460,20 @@ def test_structures_that_vanish_on_a_grid_are_named(tmp_path):
         said_by.remarks
     )
     assert not propose(found, "mine").fit.vanished  # its own grid keeps the voxel
+
+
+def test_of_many_scans_some_are_tried_and_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(proposal_module, "MOST_TRIED", 4)
+    monkeypatch.setattr(proposal_module, "MOST_COMPARED", 2)
+    folder = Folder(tmp_path, count=8)
+    entry = folder.cohort().model_copy(
+        update={"grids": {"full-3d": Grid(shape=[16] * 3, spacing=40)}}
+    )
+    tried = as_said(folder.survey(), entry)
+    assert tried.fit.tried == 4 and len(tried.fit.outside) == 8
+    assert "whether structures are left on the grid was tried on 4 of 8 labelled scans" in (
+        tried.remarks
+    )
 
 
 def test_oblique_and_anisotropic_scans_are_measured_in_the_world(tmp_path):

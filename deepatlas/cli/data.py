@@ -325,7 +325,10 @@ def _some(names: Sequence[str]) -> str:
 
 def _values(column: pd.Series) -> str:
     """The values of a column, the most frequent first, and how many scans have each."""
-    counts = column.dropna().astype(str).replace("", "none").value_counts()
+    values = column.dropna()
+    if pd.api.types.is_numeric_dtype(values):
+        values = values.map("{:g}".format)  # beside a scan that has none they are no integers
+    counts = values.astype(str).replace("", "none").value_counts()
     if len(counts) == 1:
         return shortened(counts.index[0])
     listed = [f"{shortened(value, 60)} ({count})" for value, count in counts.head(4).items()]

@@ -32,6 +32,7 @@ SMALL = {2: 128**2, 3: 64**3}  # voxels: at most so many are no more work than a
 LARGE = 4_000_000  # voxels that fit into the memory of few machines when networks are trained
 ALIGNED = 0.9  # overlap of scans that are in one place, as after an affine alignment
 MOST_COMPARED = 24  # scans, of which every pair is compared
+MOST_TRIED = 100  # scans whose labels are put on the grids; seconds each, if they are large
 MANY_STRUCTURES = 40
 WIDTH = 96  # characters of a line of comment
 
@@ -50,6 +51,7 @@ class Fit:
     """What a grid does to the labels of a folder."""
 
     outside: dict[str, float]  # share of the labelled voxels that it leaves out, by scan
+    tried: int  # scans whose labels were put on the grids
     # (structure, profile) -> the scans that have it, and show none of it on that profile's grid
     vanished: dict[tuple[str, str], list[str]]
     overlap: float | None  # mean Dice of all structures together, over pairs of centred scans
@@ -230,14 +232,15 @@ def _try_grids(
     grids: Mapping[str, Grid],
     quiet: bool,
 ) -> Fit:
-    """Put the labels of every scan on the grids, one scan at a time."""
+    """Put the labels of scans on the grids, one scan at a time; of many, of some."""
     index_of = {}
     for index, structure in enumerate(structures, start=1):
         index_of |= dict.fromkeys(structure.numbers, index)
     labelled = [scan for scan in scans if scan.voxels]
     smallest = min(grids.values(), key=lambda grid: math.prod(grid.shape))
-    every = max(1, math.ceil(len(labelled) / MOST_COMPARED))
-    masks = []
+    every = max(1, math.ceil(len(labelled) / MOST_TRIED))
+    compared = max(1, math.ceil(len(labelled) / MOST_COMPARED))
+    tried, masks = 0, []
     outside: dict[str, float] = {}
     vanished: dict[tuple[str, str], list[str]] = {}
     bar = tqdm(labelled, desc="trying the grid", unit="scan", disable=True if quiet else None)
@@ -245,6 +248,12 @@ def _try_grids(
         scan = _labels_alone(found.file, index_of)
         if not scan.labels.any():
             continue
+        whole = grids["full"]
+        frame = centred_affine(scan, whole.shape, whole.spacing)
+        outside[scan.id] = _share_outside(scan, frame, whole.shape)
+        if number % every and number % compared:
+            continue
+        tried += 1
         here = set(scan.labels.unique().tolist())
         for profile, grid in grids.items():
             affine = centred_affine(scan, grid.shape, grid.spacing)
@@ -252,11 +261,9 @@ def _try_grids(
             for index in sorted(here - set(labels.unique().tolist())):
                 key = (structures[index - 1].name, profile)
                 vanished.setdefault(key, []).append(scan.id)
-            if profile == "full":
-                outside[scan.id] = _share_outside(scan, affine, grid.shape)
-            if grid == smallest and number % every == 0:
+            if grid == smallest and number % compared == 0:
                 masks.append(np.packbits(labels.numpy() > 0))
-    return Fit(outside, vanished, _mean_overlap(masks))
+    return Fit(outside, tried, vanished, _mean_overlap(masks))
 
 
 def _labels_alone(file: File, index_of: Mapping[int, int]) -> Scan:
@@ -307,6 +314,11 @@ def _grid_remarks(proposal: Proposal) -> list[str]:
         said.append(
             f"structure {structure}: nothing of it is left on the grid of profile={profile} in "
             f"{who(ids)}"
+        )
+    if proposal.fit.vanished and proposal.fit.tried < len(proposal.fit.outside):
+        said.append(
+            f"whether structures are left on the grid was tried on {proposal.fit.tried} of "
+            f"{len(proposal.fit.outside)} labelled scans"
         )
     grid = proposal.grids.get(f"full-{proposal.dims}d")
     if grid is not None and math.prod(grid.shape) > LARGE:
@@ -475,7 +487,8 @@ def _structure_lines(proposal: Proposal) -> list[str]:
     )
     lost: dict[str, list[str]] = {}
     for (structure, profile), ids in proposal.fit.vanished.items():
-        text = f"nothing is left on the grid of profile={profile} in {len(ids)} scans"
+        scans = "1 scan" if len(ids) == 1 else f"{len(ids)} scans"
+        text = f"nothing is left on the grid of profile={profile} in {scans}"
         lost.setdefault(structure, []).append(text)
     lines.append("structures = [")
     for structure in proposal.structures:
