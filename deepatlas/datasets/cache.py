@@ -59,6 +59,7 @@ class Cache:
         """
         decides = {
             "image": sha256_of(file.image),
+            "channel": file.channel,
             "labels": None if file.labels is None else sha256_of(file.labels),
             "code": self._code,
             "versions": [torch.__version__, np.__version__, scipy.__version__],

@@ -40,7 +40,6 @@ class Reader:
         self._decides = {
             "structures": sorted(index_of.items()),
             "empty_labels": entry.empty_labels,
-            "channel": entry.channel,
             "grids": [preparation.volume, preparation.wanted],
         }
 
