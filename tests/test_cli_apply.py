@@ -1,5 +1,6 @@
 """The commands that take trained networks to files, as a user meets them."""
 
+import io
 import shutil
 import sys
 import warnings
@@ -145,6 +146,21 @@ def test_quiet_prints_errors_alone(ask, place, networks):
     assert complaint == "deepatlas: scans/b.nii.gz: cannot be read as NIfTI\n"
     Path("scans/b.nii.gz").unlink()
     assert ask("segment", "scans", "--model", "m", "-o", "new", "-q") == (0, "", "")
+
+
+class Terminal(io.StringIO):
+    """What is written to a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_shows_how_far_the_work_is(place, monkeypatch):
+    for quiet in (False, True):
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        assert commands.work_through([1, 2, 3], lambda _: None, quiet, "image") == 0
+        assert ("0/3" in terminal.getvalue()) != quiet
 
 
 def test_without_a_terminal_there_is_no_bar(ask, place, networks):
