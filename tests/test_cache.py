@@ -13,6 +13,7 @@ import weakref
 from pathlib import Path
 
 from deepatlas import datasets
+from deepatlas.checkpoints import load_tensors, write_tensors
 from deepatlas.datasets import cache as cache_module
 from deepatlas.datasets import reading
 from deepatlas.datasets.layouts import File
@@ -266,13 +267,24 @@ def test_scans_are_maps_of_their_files_and_hold_none_open(home, tmp_path):
         warnings.simplefilter("error")  # of tensors that cannot be written
         cohort = load()
     for scan in cohort.scans:
-        storage = scan.image.untyped_storage()
-        assert storage.data_ptr() == scan.labels.untyped_storage().data_ptr()
-        assert storage.nbytes() > 4 * scan.image.numel() + scan.labels.numel()
+        assert scan.image.is_contiguous() and scan.labels.is_contiguous()
+        assert scan.labels.data_ptr() - scan.image.data_ptr() == scan.image.nbytes  # of one file
     if LINUX:
         mapped = Path("/proc/self/maps").read_text()
         assert len(set(re.findall(rf"{tmp_path}/cache/scans/\w+", mapped))) == 9
         assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def test_a_scan_that_is_saved_takes_nothing_along_that_lies_beside_it(home, tmp_path):
+    load()
+    scan = load().train[0]
+    write_tensors({"image": scan.image, "labels": scan.labels}, tmp_path / "both.pt")
+    write_tensors({"image": scan.image}, tmp_path / "one.pt")
+    found = load_tensors(tmp_path / "both.pt")
+    assert torch.equal(found["image"], scan.image) and torch.equal(found["labels"], scan.labels)
+    saved = (tmp_path / "one.pt").read_bytes()
+    assert scan.image.numpy().tobytes() in saved and scan.labels.numpy().tobytes() not in saved
+    assert b"affine" not in saved
 
 
 def test_who_changes_a_voxel_changes_it_in_memory_alone(home):

@@ -151,12 +151,12 @@ def _read(path: Path, file: File) -> Prepared:
         raise ValueError(f"{path}: {end} bytes were wanted, got {whole}")
 
     # private: who changes a voxel changes it in memory, not in the file
-    content = torch.from_file(str(path), shared=False, size=end, dtype=torch.uint8)
-    image = content[begin : begin + 4 * size].view(torch.float32).view(1, *shape)
+    content = torch.UntypedStorage.from_file(str(path), False, end)
+    image = _tensor(content[begin : begin + 4 * size], torch.float32, [1, *shape])
     labels = None
     if header["labels"] is not None:
-        numbers = content[labels_begin : labels_begin + dtype.itemsize * size]
-        labels = numbers.view(getattr(torch, dtype.name)).view(shape)
+        part = content[labels_begin : labels_begin + dtype.itemsize * size]
+        labels = _tensor(part, getattr(torch, dtype.name), shape)
     source = header["source"]
     place = Source(
         str(file.image),
@@ -175,6 +175,11 @@ def _read(path: Path, file: File) -> Prepared:
         header["numbers"],
         tuple(text.replace("{image}", place.path) for text in header["told"]),
     )
+
+
+def _tensor(part: torch.UntypedStorage, dtype: torch.dtype, shape: list[int]) -> Tensor:
+    """A tensor of its own in a part of a file: saved, it takes along nothing that is beside it."""
+    return torch.empty(0, dtype=dtype).set_(part, 0, shape)
 
 
 def _padded(size: int) -> int:
