@@ -228,3 +228,45 @@ def test_a_list_of_a_hundred_thousand_structures_is_checked_at_once(tmp_path):
     entry = read(tmp_path, structures=f"[{many}]")
     assert len(entry.structures) == 100_000
     assert time.process_time() - start < 10
+
+
+FOLDERS = {"layout": '"subjects"', "image": '"*/{scan}/t1.nii.gz"', "labels": '"{scan}/seg.nii.gz"'}
+
+
+def test_an_entry_says_how_its_folder_is_laid_out(tmp_path):
+    entry = read(tmp_path, **FOLDERS, labelled_first='"MMRR-*"')
+    assert (entry.layout, entry.image) == ("subjects", "*/{scan}/t1.nii.gz")
+    assert entry.labelled_first == "MMRR-*"
+    assert read(tmp_path).layout == "decathlon"
+
+
+def test_groups_are_patterns_of_scan_ids(tmp_path):
+    groups = '{ train = ["MMRR-*", "NKI-*"], test = ["OASIS-*"] }'
+    entry = read(tmp_path, **FOLDERS, groups=groups)
+    assert entry.groups == {"train": ("MMRR-*", "NKI-*"), "test": ("OASIS-*",)}
+    assert Entry.model_validate(json.loads(entry.model_dump_json())) == entry
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"image": '"t1.nii.gz"'}, "image: the path of a scan's file in the folder was wanted"),
+        ({"image": '"../{scan}.nii"'}, "image: the path of a scan's file in the folder was"),
+        ({"image": '"/{scan}.nii"'}, "image: the path of a scan's file in the folder was wanted"),
+        ({"image": '"{scan}/{scan}.nii"'}, "image: the path of a scan's file in the folder was"),
+        ({"labels": '"{subject}.nii"'}, "labels: the path of a scan's file in the folder was"),
+        ({"image": None}, "labels = ... wants image = ..., by which a scan is found"),
+        ({"groups": '{ tests = ["a"] }'}, "groups.tests"),
+        ({"groups": '{ test = "a" }'}, "groups.test: a list was wanted, got 'a'"),
+        ({"layout": '""'}, "layout: some text was wanted, got ''"),
+        ({"labelled_first": "3"}, "labelled_first: text was wanted, got 3"),
+    ],
+)
+def test_a_mistake_in_a_layout_is_one_sentence(tmp_path, changed, said):
+    found = refused(tmp_path, **(FOLDERS | changed))
+    assert found.startswith(f"mice: {said}"), found
+
+
+def test_of_a_named_set_every_training_scan_may_keep_its_labels(tmp_path):
+    assert read(tmp_path).labelled_at_most("class") == 3
+    assert read(tmp_path).identity() == read(tmp_path).model_dump(mode="json")

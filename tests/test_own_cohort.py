@@ -491,12 +491,12 @@ def test_collected_rows_name_the_cohort_and_not_its_place(tmp_path, parts):
 
 def test_the_commands_take_a_cohort_file(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPATLAS_RUNS", str(tmp_path / "runs"))
-    make(tmp_path, "luuvtt")
+    make(tmp_path, "lluvtt")
     monkeypatch.chdir(tmp_path)
     values = ("dataset=cohort.toml", "profile=smoke", "dims=2", "device=cpu", "joint_steps=3")
     said = printed("run", *values, "--no-notebook")
-    assert "\nmice: N = 1 of 3 training scans labelled, V = 1 labelled" in said
-    assert "warm: " in printed("warm", *values)
+    assert "\nmice: N = 2 of 3 training scans labelled, V = 1 labelled" in said
+    assert "-N1-seed0-" in printed("warm", *values)  # what the lessons look for
     printed("weights", *values, "--to", tmp_path / "kept.pt")
     nets, _ = models.load(tmp_path / "kept.pt")
     assert set(nets) == {"seg", "reg"}

@@ -98,7 +98,7 @@ def warm(parameters: Parameters = None) -> None:
     """Train before class what the lessons train; they find it in the folder of runs
     (DEEPATLAS_RUNS, to share it).
     """
-    experiment = parse({"dims": 2, **assignments(parameters)})
+    experiment = parse({"dims": 2, "labelled": 1, **assignments(parameters)})  # as lessons do
     check_runs(None, experiment)
     with stoppable():
         experiments.train_or_load(experiment, *TAUGHT)
