@@ -487,6 +487,324 @@ def test_regions_are_named_by_dataset_json_left_and_right_merged(home, monkeypat
         )
 
 
+# --- a cohort file --------------------------------------------------------------------------------
+
+OWN = """
+name = "own"
+licence = "CC0"
+structures = [["lower", [1]], ["upper", [2]]]
+grids.full-3d = { shape = [16, 24, 16], spacing = 1.0 }
+"""
+
+
+def write_own(folder, parts, head=OWN, unlabelled=(), persons=None):
+    """A cohort file of one scan for each of ``parts``, with the files that it lists."""
+    for number, part in enumerate(parts):
+        name = f"s{number}"
+        write_case(folder, name, number)
+        person = (persons or {}).get(name, name)
+        head += f'\n[[scans]]\nid = "{name}"\nsubject = "{person}"\npart = "{part}"\n'
+        head += f'image = "imagesTr/{name}.nii.gz"\n'
+        if name not in unlabelled:
+            head += f'labels = "labelsTr/{name}.nii.gz"\n'
+    (folder / "cohort.toml").write_text(head)
+    return str(folder / "cohort.toml")
+
+
+PARTS = ["train", "train", "train", "validation", "test", "test"]
+
+
+@pytest.mark.parametrize("profile", datasets.PROFILES)
+def test_the_scans_of_a_cohort_file_are_where_it_says(home, tmp_path, profile, capsys):
+    path = write_own(tmp_path / "own", PARTS, unlabelled=["s1", "s3"])
+    cohort = load(path, profile=profile, seed=3)
+    assert ids(cohort.train) == (["s0", "s2", "s1"] if profile == "smoke" else ["s0", "s1", "s2"])
+    assert (ids(cohort.validation), ids(cohort.test)) == (["s3"], ["s4", "s5"])
+    assert {scan.id for scan in cohort.scans if scan.labels is None} == {"s1", "s3"}
+    assert all(scan.image.max() > 0.5 for scan in cohort.scans)
+    told = capsys.readouterr().out
+    assert "CC0" in told and "persons of their own" not in told  # the file says who is who
+    assert cohort.name == "own"
+
+
+def test_the_labelled_training_scans_of_a_cohort_file_can_be_hidden(home, tmp_path):
+    head = 'labelled_first = "s[24]"\n' + OWN
+    parts = ["train"] * 6 + ["test"]
+    cohort = load(write_own(tmp_path / "own", parts, head, unlabelled=["s4"]), profile="full")
+    assert cohort.preferred == ("s2", "s4")
+    for seed in range(5):
+        assert ids(cohort.hide_labels(1, seed).labelled) == ["s2"]
+    with pytest.raises(UserError, match="keep must be from 0 to 5"):
+        cohort.hide_labels(6)
+
+
+def test_test_scans_without_labels_are_for_cohort_files(home, tmp_path):
+    path = write_own(tmp_path / "own", PARTS, unlabelled=["s4", "s5"])
+    cohort = load(path)
+    assert [scan.labels for scan in cohort.test] == [None, None]
+    only_training = write_own(tmp_path / "more", ["train", "train"], unlabelled=["s1"])
+    assert load(only_training).test == () == load(only_training).validation
+
+
+def test_a_person_in_two_files_of_a_cohort_file_is_told_apart_by_it(home, tmp_path):
+    folder = tmp_path / "own"
+    path = write_own(folder, PARTS)
+    write_case(folder, "s1", seed=0)  # the same image as s0
+    with pytest.raises(
+        UserError,
+        match=r"s0.nii.gz and .*s1.nii.gz hold the same image, and count "
+        "as two persons, 's0' and 's1': remove one of them from the cohort file, or "
+        "give both the same subject",
+    ):
+        load(path)
+    path = write_own(folder, PARTS, persons={"s1": "s0"})
+    write_case(folder, "s1", seed=0)
+    assert load(path).train[1].subject == "s0"
+
+
+def test_unlabelled_scans_of_a_named_set_are_not_drawn(hippocampus, monkeypatch):
+    wanted = load().fingerprint
+    extra = write_case(hippocampus, "hippocampus_100", 100)
+    del extra["label"]
+    rewrite(hippocampus, lambda dataset: dataset["training"].append(extra))
+    rewrite(hippocampus, lambda dataset: dataset.update(test=["./imagesTr/hippocampus_100.nii.gz"]))
+    rewrite(hippocampus, lambda dataset: dataset["training"].pop())
+    assert load().fingerprint == wanted
+    change_entry(monkeypatch, "hippocampus", split={"full": (5, 2, 3)})
+    with pytest.raises(UserError, match="9 scans of 9 subjects do not fill groups"):
+        load()
+
+
+# --- how the files say it -------------------------------------------------------------------------
+
+
+def test_a_cohort_knows_the_numbers_of_its_structures_and_their_type(hippocampus, monkeypatch):
+    cohort = load()
+    assert cohort.label_numbers == ((1,), (2,)) and cohort.label_dtype == "uint8"
+    structures = (("posterior", (2,)), ("others", (1, "300-301")))
+    change_entry(monkeypatch, "hippocampus", structures=structures)
+    cohort = load()
+    assert cohort.label_numbers == ((2,), (1, 300, 301))
+    assert cohort.label_dtype == "int16"  # which holds 301
+
+
+@pytest.mark.parametrize(
+    "types, wanted",
+    [
+        (["uint8"], "uint8"),
+        (["int16"], "int16"),
+        (["uint8", "int16"], "int16"),
+        (["uint16", "int16"], "int32"),
+        (["uint64", "int16"], "int64"),
+        (["float32"], "uint8"),
+        (["float64", "int32"], "int32"),
+    ],
+    ids=str,
+)
+def test_the_type_of_the_label_files_is_the_largest(hippocampus, types, wanted):
+    for number, path in enumerate(sorted((hippocampus / "labelsTr").glob("*.nii.gz"))):
+        labels = np.asarray(nib.load(path).dataobj)
+        dtype = types[number % len(types)]
+        nib.Nifti1Image(labels.astype(dtype), np.eye(4), dtype=dtype).to_filename(path)
+    assert load().label_dtype == load().label_dtype == wanted  # read, and from the cache
+
+
+def test_label_files_that_are_scaled_have_the_smallest_type_that_does(hippocampus):
+    for path in (hippocampus / "labelsTr").glob("*.nii.gz"):
+        labels = np.asarray(nib.load(path).dataobj)
+        image = nib.Nifti1Image(labels.astype(np.int32), np.eye(4))
+        image.header.set_slope_inter(0.5, 0)
+        image.to_filename(path)
+    assert load().label_dtype == "uint8"
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("align", [False, True])
+def test_a_cohort_keeps_what_a_later_scan_is_prepared_by(hippocampus, monkeypatch, dims, align):
+    change_entry(monkeypatch, "hippocampus", align=align)
+    cohort = load(dims=dims)
+    assert cohort.volume == datasets.describe("hippocampus").grid("smoke", 3)
+    if align:
+        assert cohort.reference.shape == (1, *cohort.volume[0])
+        if dims == 3:
+            assert torch.equal(cohort.reference, cohort.train[0].image)
+    else:
+        assert cohort.reference is None
+
+
+@pytest.mark.parametrize("name", PHANTOMS)
+def test_the_numbers_of_a_phantom_are_its_indices(name):
+    cohort = load(name, dims=2)
+    wanted = tuple((index,) for index in range(1, len(cohort.structures)))
+    assert (cohort.label_numbers, cohort.label_dtype, cohort.volume) == (wanted, "uint8", None)
+
+
+# --- slices ---------------------------------------------------------------------------------------
+
+SLICES = OWN.replace("full-3d = { shape = [16, 24, 16]", "full-2d = { shape = [16, 24]")
+SLICES += "dims = 2\n"
+AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
+
+
+def write_slices(folder, thin, axes=3):
+    """Every file of a cohort cut to one slice along the axis ``thin``; of two axes, or three."""
+    for path in folder.glob("*Tr/*.nii.gz"):
+        image = nib.load(path)
+        array = np.asarray(image.dataobj).take([6], thin)
+        affine = image.affine.copy()
+        affine[:3, 3] += affine[:3, thin] * 6
+        if axes == 2:
+            others = [axis for axis in range(3) if axis != thin]
+            array, affine = array.squeeze(thin), affine[:, [*others, thin, 3]]
+        nib.Nifti1Image(array, affine).to_filename(path)
+
+
+@pytest.mark.parametrize("align", [False, True])
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("plane", AXES)
+def test_files_that_are_slices_along_any_axis_are_2d_scans(home, tmp_path, plane, axes, align):
+    head = SLICES + f"align = {str(align).lower()}\n"
+    path = write_own(tmp_path / "own", PARTS, head)
+    whole = nib.load(tmp_path / "own" / "labelsTr" / "s0.nii.gz").get_fdata()
+    write_slices(tmp_path / "own", AXES[plane], axes)
+    cohort = load(path, profile="full", dims=2)
+    assert cohort.shape == (16, 24) and cohort.volume == ((16, 24), 1.0)
+    wanted = whole.take(6, AXES[plane])
+    for scan in cohort.scans:
+        assert [int((scan.labels == i).sum()) for i in (1, 2)] == pytest.approx(
+            [(wanted == i).sum() for i in (1, 2)], abs=20 if align else 0
+        )
+        middle = torch.cat([(scan.labels > 0).nonzero().double().mean(0), torch.tensor([0.0, 1.0])])
+        place = scan.affine @ middle.double()  # of the block, in the world
+        expected = torch.tensor([5.5, 6.5, 5.5])
+        expected[AXES[plane]] = 6
+        torch.testing.assert_close(place[:3], expected.double(), rtol=0, atol=0.7)
+        assert cohort.reference is None or cohort.reference.shape == (1, 16, 24)
+
+
+def test_slices_are_read_onto_the_flat_grids_of_an_entry_that_has_volumes_too(home, tmp_path):
+    path = write_own(tmp_path / "own", PARTS)
+    write_slices(tmp_path / "own", 2)
+    cohort = load(path, profile="full", dims=2)
+    assert cohort.shape == (16, 24) and cohort.volume == ((16, 24), 1.0)
+    assert all(len(scan.labels.unique()) == 3 for scan in cohort.scans)
+    with pytest.raises(
+        UserError, match="s0.nii.gz: it is a single slice, and volumes are wanted: take dims=2"
+    ):
+        load(path, profile="full", dims=3)
+
+
+@pytest.mark.parametrize("align", ["true", "false"])
+@pytest.mark.parametrize("again", [False, True])
+def test_slices_among_volumes_are_refused(home, tmp_path, align, again):
+    folder = tmp_path / "own"
+    path = write_own(folder, PARTS, OWN + f"align = {align}\n")
+    if again:  # all but two are in the cache
+        load(path, profile="full", dims=2)
+    for part in ("imagesTr", "labelsTr"):
+        image = nib.load(folder / part / "s4.nii.gz")
+        image.slicer[:, :, 5:6].to_filename(folder / part / "s4.nii.gz")
+    with pytest.raises(UserError, match=r"s4.nii.gz: it is a single slice, .*s0.nii.gz a volume"):
+        load(path, profile="full", dims=2)
+
+
+def test_a_tilted_slice_is_seen_in_its_own_plane(home, tmp_path):
+    path = write_own(tmp_path / "own", PARTS, SLICES)
+    write_slices(tmp_path / "own", 2, axes=2)
+    turned = np.eye(4)
+    cos, sin = np.cos(0.3), np.sin(0.3)
+    turned[1:3, 1:3] = [[cos, -sin], [sin, cos]]
+    for file in (tmp_path / "own").glob("*Tr/*.nii.gz"):
+        image = nib.load(file)
+        nib.Nifti1Image(np.asarray(image.dataobj), turned @ image.affine).to_filename(file)
+    cohort = load(path, profile="full", dims=2)
+    for scan in cohort.scans:
+        counted = [int((scan.labels == i).sum()) for i in (1, 2)]
+        assert counted == [24, 24]
+
+
+# --- published splits, and names, of other layouts ------------------------------------------------
+
+NAMED = """
+[named]
+title = "Named"
+licence = "CC0"
+layout = "subjects"
+image = "{scan}/image.nii.gz"
+labels = "{scan}/labels.nii.gz"
+split.published = [2, 1, 2]
+groups.train = ["A-*"]
+groups.test = ["B-*"]
+structures = [["lower", [1]], ["upper", [2]]]
+grids.full-3d = { shape = [16, 24, 16], spacing = 1.0 }
+"""
+
+
+def write_named(folder, names):
+    for number, name in enumerate(names):
+        case = write_case(folder, name, number)
+        for key, file in (("image", "image"), ("label", "labels")):
+            target = folder / name / f"{file}.nii.gz"
+            target.parent.mkdir(exist_ok=True)
+            (folder / case[key]).rename(target)
+
+
+def read_named(tmp_path, text=NAMED):
+    (entry,) = datasets.read_entries(write_table(tmp_path, text)).values()
+    return entry
+
+
+def test_groups_of_an_entry_are_a_published_split(home, tmp_path, capsys):
+    write_named(home / "named", ["A-1", "A-2", "A-3", "B-1", "B-2", "C-1"])
+    cohort = load(read_named(tmp_path))
+    assert len(cohort.train) == 2 and len(cohort.validation) == 1
+    assert sorted(ids(cohort.test)) == ["B-1", "B-2"]
+    assert "C-1" not in ids(cohort.scans)
+    told = capsys.readouterr().out
+    assert "6 of its 6 scans count as persons of their own" in told and "dataset.json" not in told
+
+
+def test_validation_scans_may_be_published_too(home, tmp_path):
+    write_named(home / "named", ["A-1", "A-2", "A-3", "B-1", "B-2", "V-1"])
+    entry = read_named(tmp_path, NAMED + 'groups.validation = ["V-*"]\n')
+    cohort = load(entry)
+    assert ids(cohort.validation) == ["V-1"] and len(cohort.train) == 2
+    short = entry.model_copy(update={"split": {"published": (2, 2, 2)}})
+    with pytest.raises(UserError, match=r"split.published says 2 scans for validation, and 1 with"):
+        load(short)
+
+
+def test_a_test_group_needs_labels(home, tmp_path):
+    write_named(home / "named", ["A-1", "A-2", "A-3", "B-1", "B-2"])
+    (home / "named" / "B-2" / "labels.nii.gz").unlink()
+    with pytest.raises(
+        UserError, match=r"split.published says 2 scans for test, and 1 with labels"
+    ):
+        load(read_named(tmp_path))
+
+
+def test_copies_in_other_layouts_have_no_dataset_json_to_mend(home, tmp_path):
+    write_named(home / "named", ["A-1", "A-2", "A-3", "B-1", "B-2"])
+    image = (home / "named" / "A-1" / "image.nii.gz").read_bytes()
+    (home / "named" / "B-2" / "image.nii.gz").write_bytes(image)
+    with pytest.raises(UserError, match="remove one of them, or mend how the entry or the folder"):
+        load(read_named(tmp_path))
+
+
+def test_regions_are_named_by_the_layout(home, tmp_path):
+    (home / "nn").mkdir(parents=True)
+    text = NAMED.replace("[named]", "[nn]").replace('"subjects"', '"nnunet"')
+    text = re.sub("(image|labels|groups).*\n", "", text.replace("split.published", "split"))
+    text = text.replace('structures = [["lower", [1]], ["upper", [2]]]', "regions = [1, 2]")
+    names = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "lower": 1, "upper": 2}}
+    (home / "nn" / "dataset.json").write_text(json.dumps({**names, "file_ending": ".nii.gz"}))
+    for number in range(5):
+        write_case(home / "nn", f"c{number}", number)
+        image = home / "nn" / "imagesTr" / f"c{number}.nii.gz"
+        image.rename(image.with_name(f"c{number}_0000.nii.gz"))
+    assert load(read_named(tmp_path, text)).structures == ("background", "lower", "upper")
+
+
 # --- what may be wrong with a folder --------------------------------------------------------------
 
 
