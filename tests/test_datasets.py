@@ -612,7 +612,7 @@ def test_the_type_of_the_label_files_is_the_largest(hippocampus, types, wanted):
 def test_label_files_that_are_scaled_have_the_smallest_type_that_does(hippocampus):
     for path in (hippocampus / "labelsTr").glob("*.nii.gz"):
         labels = np.asarray(nib.load(path).dataobj)
-        image = nib.Nifti1Image(labels.astype(np.int32), np.eye(4))
+        image = nib.Nifti1Image((labels * 2).astype(np.int32), np.eye(4))
         image.header.set_slope_inter(0.5, 0)
         image.to_filename(path)
     assert load().label_dtype == "uint8"
@@ -689,7 +689,7 @@ def test_slices_are_read_onto_the_flat_grids_of_an_entry_that_has_volumes_too(ho
     assert cohort.shape == (16, 24) and cohort.volume == ((16, 24), 1.0)
     assert all(len(scan.labels.unique()) == 3 for scan in cohort.scans)
     with pytest.raises(
-        UserError, match="s0.nii.gz: it is a single slice, and volumes are wanted: take dims=2"
+        UserError, match=r"s0.nii.gz: it is a single slice, and volumes are wanted: take dims=2"
     ):
         load(path, profile="full", dims=3)
 
@@ -777,9 +777,7 @@ def test_validation_scans_may_be_published_too(home, tmp_path):
 def test_a_test_group_needs_labels(home, tmp_path):
     write_named(home / "named", ["A-1", "A-2", "A-3", "B-1", "B-2"])
     (home / "named" / "B-2" / "labels.nii.gz").unlink()
-    with pytest.raises(
-        UserError, match=r"split.published says 2 scans for test, and 1 with labels"
-    ):
+    with pytest.raises(UserError, match=r"split.published says 2 scans for test, and 1 with l"):
         load(read_named(tmp_path))
 
 
