@@ -435,7 +435,7 @@ def test_labels_that_do_not_fit_are_named_and_the_others_are_scored(own, tmp_pat
     code, said, complaint = ask("evaluate", out, own.folder / "labels", "-o", tmp_path / "t.csv")
     assert code == 1 and "means over 4 cases" in said
     assert "b.nii.gz: has 5 x 5 x 5 voxels, and the reference" in complaint
-    assert "zebra.nii.gz: no reference in" in complaint
+    assert "zebra.nii.gz: no labels in" in complaint
     assert pd.read_csv(tmp_path / "t.csv")["dice"].eq(1).all()
     names = tmp_path / "names.json"
     names.write_text('{"structures": {"both": [1, 2]}}')

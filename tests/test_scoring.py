@@ -1,6 +1,7 @@
 """Files of labels compared: on their own grid, in their own numbers, matched by their names."""
 
 import json
+import shutil
 
 from deepatlas import apply, evaluation
 from deepatlas.apply import scoring
@@ -10,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from folders import write_nnunet
 
 AFFINE = np.diag([0.8, 1.1, 3.0, 1.0])
 
@@ -167,20 +169,34 @@ def test_images_beside_labels_are_no_reference(tmp_path):
 def test_scans_in_folders_of_their_own_are_matched_by_a_list_of_them(tmp_path):
     """Their files have the same names everywhere; the sidecar says which image was segmented."""
     lines = ["image,labels,id"]
-    for scan in ("s1", "s2"):
+    for scan in ("s1", "s2", "s3"):
         image = write(tmp_path / "data" / scan / "norm.nii.gz", blocks())
-        write(tmp_path / "data" / scan / "expert.nii.gz", blocks())
+        truth = "" if scan == "s3" else f"data/{scan}/expert.nii.gz"
+        if truth:
+            write(tmp_path / truth, blocks())
         write(tmp_path / "out" / scan / "norm_labels.nii.gz", blocks())
         sidecar = {"structures": {"all": [17, 53]}, "image": str(image)}
         (tmp_path / "out" / scan / "norm_labels.json").write_text(json.dumps(sidecar))
-        lines.append(f"data/{scan}/norm.nii.gz,data/{scan}/expert.nii.gz,{scan}")
+        lines.append(f"data/{scan}/norm.nii.gz,{truth},{scan}")
     table = tmp_path / "scans.csv"
     table.write_text("\n".join(lines))
     found = scoring.match(tmp_path / "out", table)
     assert [pair.case for pair in found.pairs] == ["s1", "s2"]
+    assert [path.parent.name for path in found.without_reference] == ["s3"]  # it is unlabelled
     for pair in found.pairs:
         assert pair.predicted.parent.name == pair.reference.parent.name == pair.case
     assert apply.evaluate(tmp_path / "out", table)["dice"].tolist() == [1.0, 1.0]
+
+
+def test_a_data_set_is_compared_by_its_labels_alone(tmp_path):
+    """Its images would fit by their names, too."""
+    write_nnunet(tmp_path / "raw", count=3)
+    labels = sorted((tmp_path / "raw" / "labelsTr").iterdir())
+    (tmp_path / "out").mkdir()
+    for image in (tmp_path / "raw" / "imagesTr").iterdir():
+        shutil.copy(labels[0], tmp_path / "out" / image.name.replace(".nii", "_labels.nii"))
+    found = scoring.match(tmp_path / "out", tmp_path / "raw")
+    assert [pair.reference for pair in found.pairs] == labels
 
 
 def test_warped_labels_are_not_those_of_their_own_scan(tmp_path):

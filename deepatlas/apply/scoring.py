@@ -133,7 +133,8 @@ class Matches:
 
 def match(predicted: str | Path, reference: str | Path) -> Matches:
     """Which files are compared: two files whatever their names; two folders by names; a folder of
-    segmentations with a cohort file, or another list of scans, by the images that both name.
+    segmentations with a cohort file, or with a data set that ``data check`` reads, by the images
+    that both name.
 
     CASE_labels.nii.gz belongs to CASE.nii.gz, CASE_seg.nii.gz and the like; nnU-Net's _0000 and
     what BIDS says of contrast and derivation count for nothing. UserError if nothing matches, or if
@@ -146,13 +147,17 @@ def match(predicted: str | Path, reference: str | Path) -> Matches:
                 f"{path}: no such file or folder; labels in NIfTI format (.nii or .nii.gz) were "
                 "wanted"
             )
-    listed = reference.suffix.lower() in LISTS
-    if predicted.is_file() and reference.is_file() and not listed:
+    is_list = reference.suffix.lower() in LISTS
+    if predicted.is_file() and reference.is_file() and not is_list:
         return Matches([Pair(names_of(predicted)[-1], predicted, reference)], [], [])
     guesses = _label_files(predicted)
-    truths = (
-        _listed(reference) if listed else {file: names_of(file) for file in _label_files(reference)}
-    )
+    images: set[str] = set()
+    try:
+        truths, images = _listed(reference)
+    except UserError:
+        if is_list:
+            raise
+        truths = {file: names_of(file) for file in _label_files(reference)}
     by_name: dict[str, list[Path]] = {}
     for truth, names in truths.items():
         for name in names:
@@ -161,7 +166,8 @@ def match(predicted: str | Path, reference: str | Path) -> Matches:
     owner: dict[Path, Path] = {}
     pairs, alone = [], []
     for guess in guesses:
-        names = [*_image_of(guess), *names_of(guess)]
+        image = _image_of(guess)
+        names = [image] if image in images else names_of(guess)
         name = next((name for name in names if name in by_name), None)
         if name is None:
             alone.append(guess)
@@ -170,7 +176,7 @@ def match(predicted: str | Path, reference: str | Path) -> Matches:
         if len(found) > 1:
             raise UserError(
                 f"{guess}: {found[0]} and {found[1]} could both be its reference: name the folder "
-                "that holds one file of labels for each case"
+                "that holds one file of labels for each case, or a cohort.toml that lists them"
             )
         other = owner.setdefault(found[0], guess)
         if other != guess:
@@ -178,7 +184,7 @@ def match(predicted: str | Path, reference: str | Path) -> Matches:
                 f"{found[0]}: {other} and {guess} could both be meant: name the folder that holds "
                 "one file of labels for each case"
             )
-        pairs.append(Pair(truths[found[0]][0] if listed else name, guess, found[0]))
+        pairs.append(Pair(truths[found[0]][0] if images else name, guess, found[0]))
     if not pairs:
         example = next(iter(truths))
         raise UserError(
@@ -189,25 +195,29 @@ def match(predicted: str | Path, reference: str | Path) -> Matches:
     return Matches(pairs, alone, [truth for truth in truths if truth not in owner])
 
 
-def _listed(reference: Path) -> dict[Path, list[str]]:
-    """Of each labelled scan in a list: its labels, and what they may be matched by: the scan's id,
-    its image, and the names of that.
+def _listed(reference: Path) -> tuple[dict[Path, list[str]], set[str]]:
+    """Of each labelled scan in a list or a data set: its labels, and what they may be matched by,
+    the scan's id, its image, and the names of that; and all images, labelled or not. UserError if
+    it is none, or has no labels.
     """
-    found = {}
+    found, images = {}, set()
     for scan in read_folder(reference).files:
+        image = str(scan.image.resolve())
+        images.add(image)
         if scan.labels is not None:
-            found[scan.labels] = [scan.id, str(scan.image.resolve()), *names_of(scan.image)]
+            names = [scan.id, image, *names_of(scan.image)]
+            found[scan.labels] = list(dict.fromkeys(names))
     if not found:
         raise UserError(f"{reference}: no scan in it has labels that could be compared")
-    return {labels: list(dict.fromkeys(names)) for labels, names in found.items()}
+    return found, images
 
 
-def _image_of(labels: Path) -> list[str]:
-    """The image that was segmented, by the sidecar; nothing where it does not say."""
+def _image_of(labels: Path) -> str | None:
+    """The image that was segmented, by the sidecar; None where it does not say."""
     beside = _sidecar(labels)
     content = read_json(beside) if beside.is_file() else None
     image = content.get("image") if isinstance(content, dict) else None
-    return [str(Path(image).resolve())] if isinstance(image, str) else []
+    return str(Path(image).resolve()) if isinstance(image, str) else None
 
 
 def names_of(path: Path) -> list[str]:

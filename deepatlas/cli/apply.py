@@ -492,7 +492,7 @@ def evaluate(
     structures = None if names is None else formats.read_sidecar(names)
     found = scoring.match(predicted, reference)
     for path in found.without_reference:
-        complain(f"{path}: no reference in {reference} fits its name")
+        complain(f"{path}: no labels in {reference} belong to it")
     rows: list[dict] = []
 
     def work(pair: scoring.Pair) -> None:
