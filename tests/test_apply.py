@@ -591,7 +591,7 @@ COHORT = """
 name = "mice"
 licence = "ours, not to be passed on"
 align = true
-structures = [["block", [2, 1]]]
+structures = [["block", [2, 1, "7-9"]]]
 grids.full-3d = { shape = [16, 16, 16], spacing = 1.0 }
 """
 
@@ -610,7 +610,7 @@ def test_own_scans_without_test_labels_become_a_model(tmp_path, capsys):
     path = apply.export(folder, tmp_path / "mice.pt")
     assert "licence 'ours, not to be passed on' is not known" in capsys.readouterr().out
     card = path.with_suffix(".md").read_text()
-    assert "Not measured" in card and "| 2 | 2, 1 | block | not measured |" in card
+    assert "Not measured" in card and "| 2 | 2, 1, 7-9 | block | not measured |" in card
     assert str(tmp_path).encode() not in path.read_bytes() and str(tmp_path) not in card
     found = apply.segment(home / "imagesTr" / "mouse2.nii.gz", folder)
     assert set(np.unique(found.labels)) <= {0, 2}

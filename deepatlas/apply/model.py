@@ -41,7 +41,8 @@ class Model:
     nets: Mapping[str, nn.Module] = field(repr=False)  # {"seg": F_S, "reg": F_R}, or one of them
     experiment: Mapping[str, object] = field(repr=False)  # the parameters of their training
     structures: tuple[str, ...]  # structures[0] is the background
-    label_numbers: tuple[tuple[int, ...], ...]  # of each structure but the background, in files
+    # of each structure but the background, in files
+    label_numbers: tuple[tuple[int, ...], ...] = field(repr=False)
     label_dtype: str  # of the files of labels, as "uint8"
     # from a scan on its own grid to the networks' grid
     preparation: Preparation = field(repr=False)
@@ -450,9 +451,20 @@ def _table(model: Model, scores: object) -> list[str]:
     for name, numbers in zip(model.structures[1:], model.label_numbers, strict=True):
         known = name in dice and np.isfinite(dice[name])
         value = f"{100 * dice[name]:.1f}" if known else "not measured"
-        merged = ", ".join(map(str, numbers))
+        merged = _ranges(numbers)
         lines.append(f"| {numbers[0]} | {merged} | {printable(name).replace('|', '/')} | {value} |")
     return lines
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """(1, 5, 6, 7) as "1, 5-7"."""
+    told: list[list[int]] = []
+    for number in numbers:
+        if told and number == told[-1][-1] + 1:
+            told[-1].append(number)
+        else:
+            told.append([number])
+    return ", ".join(f"{some[0]}-{some[-1]}" if len(some) > 1 else str(some[0]) for some in told)
 
 
 def _reached(scores: Mapping, record: Mapping) -> list[str]:
