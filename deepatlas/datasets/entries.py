@@ -403,6 +403,11 @@ class Entry(BaseModel):
             shape, spacing = self.grid(profile, 3)
             return shape[:2], spacing
         full = self.grids.get(f"full-{dims}d")
+        if full is None and "full-2d" in self.grids:
+            raise UserError(
+                f"{self.name}: there is no grid {profile}-3d, and no full-3d from which it "
+                "follows, as its scans are slices: take dims=2"
+            )
         if full is None:
             raise UserError(
                 f"{self.name}: there is no grid {profile}-3d, and no full-3d from which it "
