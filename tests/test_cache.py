@@ -257,6 +257,23 @@ def test_a_damaged_file_is_made_again(home, files, reads, damage):
     assert all(torch.equal(a, b.image) for a, b in zip(images, after.scans, strict=True))
 
 
+def test_no_changed_byte_of_a_header_is_believed(home, files):
+    load()
+    path = files()[0]
+    sound = path.read_bytes()
+    end = sound.index(b"\n") + 1 + int(sound.split()[2])
+    cache = cache_module.Cache()
+    file = File("a", "a", home / "imagesTr" / "hippocampus_000.nii.gz", None)
+    assert cache.find(path.name, file) is not None
+    random = rng(0)
+    for _ in range(300):
+        content = bytearray(sound)
+        content[random.integers(end)] ^= 1 << random.integers(8)
+        path.unlink()
+        path.write_bytes(content)
+        assert cache.find(path.name, file) is None
+
+
 # --- maps -----------------------------------------------------------------------------------------
 
 

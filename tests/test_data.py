@@ -693,3 +693,25 @@ def test_who_is_preferred_changes_no_order_within_the_two_groups():
         wanted = [name for name in drawn if name in some.preferred]
         wanted += [name for name in drawn if name not in some.preferred]
         assert order(some, seed) == wanted
+
+
+class Elsewhere(torch.nn.Module):
+    """A network on another device, which says where its input was."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(1, device="meta"))
+        self.channels = channels
+        self.seen = []
+
+    def forward(self, *images):
+        self.seen += [image.device.type for image in images]
+        return torch.zeros(1, self.channels, *images[0].shape[2:])
+
+
+def test_a_scan_is_moved_to_the_network_and_what_is_found_back_to_the_scan():
+    moving, fixed = people(2)
+    seg_net, reg_net = Elsewhere(2), Elsewhere(3)
+    assert models.segmenter(seg_net)(fixed).device.type == "cpu"
+    assert models.registrar(reg_net)(moving, fixed).displacement.device.type == "cpu"
+    assert seg_net.seen == ["meta"] and reg_net.seen == ["meta", "meta"]
