@@ -233,6 +233,7 @@ def _preparation(experiment: Experiment, cohort: Cohort) -> dict[str, object]:
         "volume_shape": list(shape),
         "volume_spacing_mm": spacing,
         "aligned": cohort.reference is not None,
+        "channel": experiment.entry.channel,
         "licence": experiment.entry.licence,
         "credit": experiment.entry.credit,
     }

@@ -174,6 +174,35 @@ def test_a_file_of_four_axes_that_holds_one_volume(tmp_path):
     assert nib.load(labels).shape == (*truth.shape, 1)
 
 
+def test_of_a_file_with_several_images_the_models_own_is_taken(tmp_path):
+    """As of the prostates of the Decathlon, whose files hold two contrasts."""
+    names = ("one", "two")
+    alone = [file_of(tmp_path, "LAS", name=name)[0] for name in names]
+    several = []
+    for path in alone:
+        stored = nib.load(path)
+        image = np.asarray(stored.dataobj)
+        both = np.stack([image.max() - image, image], -1)
+        several.append(tmp_path / "several" / path.name)
+        several[-1].parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(both, stored.affine), several[-1])
+    model = fake(channel=1)
+    found = apply.segment(several[0], model)
+    assert np.array_equal(found.labels, apply.segment(alone[0], model).labels)
+    (labels, *_) = found.save(tmp_path / "out")
+    assert nib.load(labels).shape == nib.load(alone[0]).shape
+    pair = apply.register(*several, model, inverse=True)
+    written = pair.save(tmp_path / "out")
+    by_one = apply.register(*alone, model).save(tmp_path / "alone")
+    warped = [np.asarray(nib.load(paths[-2]).dataobj) for paths in (written, by_one)]
+    assert np.array_equal(*warped)
+    pair.save(tmp_path / "challenge", format="learn2reg")
+    with pytest.raises(UserError, match="store one volume per file, or name one of them"):
+        apply.segment(several[0], fake())
+    with pytest.raises(UserError, match="volume 5, counted from 0"):
+        apply.segment(several[0], fake(channel=5))
+
+
 def test_on_a_grid_of_the_same_voxels_nothing_is_interpolated(tmp_path):
     """A file with noise of its own in every voxel, LAS, larger than the grid on two sides."""
     values = 1 + noise(47, 40, 30, seed=3)

@@ -66,12 +66,13 @@ def write_labels(array: np.ndarray, like: str | Path, to: Path, dtype: str = "")
     """A NIfTI file of label numbers on the grid of the file ``like``, whose sform, qform, codes,
     unit and voxel sizes it keeps as they stand.
 
-    ``array``: integers (I, J, K), along the file's own axes. ``dtype``: "uint8", say; by default
+    ``array``: integers (I, J, K), along the file's own axes, also of one that holds several images.
+    ``dtype``: "uint8", say; by default
     the smallest that holds them. UserError if it cannot hold them exactly.
     """
     like = Path(like)
-    own, shape = read_header(like)
-    if array.shape[:3] != shape[:3] or array.size != np.prod(shape):
+    own, shape = read_header(like, single=False)
+    if array.shape[:3] != shape[:3] or array.size != np.prod(shape[:3]):
         raise ValueError(f"labels of {array.shape} voxels do not lie on {like}, which has {shape}")
     if array.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers, got {array.dtype}")
@@ -80,7 +81,8 @@ def write_labels(array: np.ndarray, like: str | Path, to: Path, dtype: str = "")
         header[field] = own[field]
     header.set_intent("label")
     numbers = exactly(array, dtype or smallest_dtype(array), str(to))
-    _write(header, numbers.reshape(shape), to)
+    stored = shape if numbers.size == np.prod(shape) else shape[:3]  # of several images, one
+    _write(header, numbers.reshape(stored), to)
     return to
 
 
@@ -236,7 +238,7 @@ def write_itk(displacement: np.ndarray, fixed_file: str | Path, to: Path) -> Pat
     does not know.
     """
     fixed_file = Path(fixed_file)
-    header, shape = read_header(fixed_file)
+    header, shape = read_header(fixed_file, single=False)
     if displacement.shape[:-1] != shape[:3]:
         raise ValueError(
             f"displacements {displacement.shape} do not lie on {fixed_file}, which has {shape}"
@@ -331,11 +333,11 @@ def write_learn2reg(
     ``displacement``: what ``lps_displacement`` gives. UserError for files of two axes.
     """
     fixed_file, moving_file = Path(fixed_file), Path(moving_file)
-    header, shape = read_header(fixed_file)
+    header, shape = read_header(fixed_file, single=False)
     if len(shape) == 2:
         raise UserError(f"{fixed_file}: has two axes, and a warp of Learn2Reg is one of volumes")
     of_fixed = affine_of(header, shape[:3], fixed_file)
-    moving_header, moving_shape = read_header(moving_file)
+    moving_header, moving_shape = read_header(moving_file, single=False)
     of_moving = affine_of(moving_header, moving_shape[:3], moving_file)
     into_moving = torch.from_numpy(np.linalg.inv(of_moving))
     voxels = np.empty(displacement.shape, np.float32)

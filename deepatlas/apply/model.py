@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from ..checkpoints import load_tensors, write_text
@@ -47,6 +47,7 @@ class Model:
     # from a scan on its own grid to the networks' grid
     preparation: Preparation = field(repr=False)
     aligned: bool  # were the training scans aligned to a reference?
+    channel: int | None = None  # which image is taken of files that hold several
     licence: str = ""  # of the training scans
     credit: str = ""
     card: str = field(default="", repr=False)  # what a user should know, in Markdown
@@ -226,6 +227,7 @@ class _Described(BaseModel):
     shape: list[int]
     spacing_mm: float
     aligned: bool
+    channel: int | None = Field(None, ge=0)
     licence: str
     credit: str
 
@@ -265,6 +267,7 @@ def _model(nets: Mapping[str, nn.Module], content: Mapping, path: Path, what_to_
             reference,
         ),
         of.aligned,
+        of.channel,
         of.licence,
         of.credit,
         checked.card,

@@ -21,7 +21,7 @@ from torch import Tensor
 from .. import models
 from ..checkpoints import write_json
 from ..data import Scan, label_dtype
-from ..datasets.nifti import load_scan
+from ..datasets.nifti import Volume, load_scan
 from ..errors import UserError
 from ..registration import refine_pair
 from ..terms import SIMILARITIES
@@ -90,7 +90,7 @@ def segment(image: str | Path, model: Model | str | Path) -> Segmentation:
     """
     model = _loaded(model)
     seg_net = model.network("seg")
-    scan = model.prepare(_read(image))
+    scan = model.prepare(_read(image, model))
     probabilities = _probabilities(seg_net, scan.image[None], model)[0].cpu()
     indices, outside = onto_file(probabilities, scan)
 
@@ -202,7 +202,7 @@ class Registration:
         *warps, warped, sidecar = paths
         displacement = formats.lps_displacement(self.phi, self.moving, self.fixed)
         warp = formats.Warp(warps[0], displacement, of_fixed.affine.numpy())
-        transform.write_warped(warp, of_moving.path, warped)
+        transform.write_warped(warp, _stored(of_moving.path, self.model), warped)
         _write_warp(displacement, of_fixed.path, of_moving.path, warps[0])
         if inverse:
             displacement = formats.lps_displacement(self.inverse, self.fixed, self.moving)
@@ -248,7 +248,7 @@ def register(
         raise UserError(f"refine must be a number of steps, 0 for none, got {refine}")
     model = _loaded(model)
     reg_net = model.network("reg")
-    scans = [model.prepare(_read(path)) for path in (moving, fixed)]
+    scans = [model.prepare(_read(path, model)) for path in (moving, fixed)]
     images = [scan.image[None].to(model.device) for scan in scans]
     by_velocity = getattr(reg_net, "velocity", False) and not refine
     back = None
@@ -332,10 +332,15 @@ def _loaded(model: Model | str | Path) -> Model:
     return model if isinstance(model, Model) else load(model)
 
 
-def _read(path: str | Path) -> Scan:
+def _read(path: str | Path, model: Model) -> Scan:
     """The scan in a file, without labels, on its own grid."""
     name = _stem(path)
-    return load_scan(path, None, id=name, subject=name, structures={})
+    return load_scan(_stored(path, model), None, id=name, subject=name, structures={})
+
+
+def _stored(path: str | Path, model: Model) -> Path | Volume:
+    """What is read of a file: of several images the one that the networks were trained on."""
+    return Path(path) if model.channel is None else Volume(Path(path), model.channel)
 
 
 def _precision(model: Model) -> torch.autocast:

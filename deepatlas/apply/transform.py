@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import checkpoints
-from ..datasets.nifti import affine_of, read_stored, step_of, whole_numbers
+from ..datasets.nifti import Volume, affine_of, read_stored, step_of, whole_numbers
 from ..errors import UserError, brief
 from ..warp import sample
 from .formats import (
@@ -79,19 +79,23 @@ def warped_file(file: str | Path, folder: str | Path, kind: Kind = "image") -> P
     return Path(folder) / f"{ENDING.sub('', file.name)}_warped.nii.gz"
 
 
-def write_warped(warp: Warp, file: str | Path, to: Path) -> Path:
-    """The image ``file`` warped onto the grid of ``warp``, as ``apply_warp`` does, written ``to``
-    a place of one's own.
+def write_warped(warp: Warp, image: str | Path | Volume, to: Path) -> Path:
+    """The file ``image``, or one of the images in it, warped onto the grid of ``warp``, as
+    ``apply_warp`` does, written ``to`` a place of one's own.
     """
-    return write_image(_warped_image(warp, Path(file)), warp.affine, to)
+    return write_image(_warped_image(warp, image), warp.affine, to)
 
 
 # --- images and labels ----------------------------------------------------------------------------
 
 
-def _warped_image(warp: Warp, file: Path) -> np.ndarray:
+def _warped_image(warp: Warp, image: str | Path | Volume) -> np.ndarray:
     """float32 on the grid of ``warp``, by linear interpolation."""
-    header, array = read_stored(file, single=True)
+    several = isinstance(image, Volume)
+    file = image.path if several else Path(image)
+    header, array = read_stored(file, single=not several)
+    if several:
+        array = image.of(array)
     array = _volume(array, warp, file)
     # in float64 every number of 32 bits is exact
     volume = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
