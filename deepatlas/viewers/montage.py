@@ -176,7 +176,7 @@ def _figure(
 def _png(plane: Plane, numbers: Sequence[int], colours: np.ndarray) -> bytes:
     """The slice in grey, labels in their colours, borders of labels stronger; i right, j up."""
     rgb = np.repeat(plane.image[..., None], 3, axis=2)
-    if plane.labels is not None:
+    if plane.labels is not None and numbers:
         index = np.searchsorted(numbers, plane.labels)  # a number that is not listed is none
         index = np.minimum(index, len(numbers) - 1)
         listed = np.asarray(numbers)[index] == plane.labels
