@@ -600,6 +600,17 @@ def test_the_picture_of_a_slice_is_the_slice(tmp_path):
     assert picture[5, 5] == pytest.approx(0.35 * colour + 0.65 * grey, abs=1.5)
 
 
+def test_labels_of_scans_that_no_run_can_take_are_no_hindrance(tmp_path):
+    folder = Folder(tmp_path, count=1)
+    image = blocks().astype(np.float32)
+    image[0] = np.nan
+    write(folder.image("s0"), image)
+    folder.add("s1", seed=1, labels=False)
+    found = folder.survey()
+    assert len(found.problems) == 1 and found.numbers == [] and found.scans[0].planes
+    assert montage(found, {}, []).count("<figure>") == 6
+
+
 def test_a_page_of_many_scans_stays_small(tmp_path):
     folder = Folder(tmp_path, count=1)
     noise = np.random.default_rng(0).random((200, 200, 200), dtype=np.float32)
