@@ -99,6 +99,20 @@ def test_the_names_beside_a_prediction_are_taken(files):
 
 
 @pytest.mark.parametrize(
+    "structures, sentence",
+    [
+        ({"background": (0,), "x": (17,)}, "0 is the number of the background, .*'background' has"),
+        ({"whole": (17, 53), "core": (53,)}, "number 53 belongs to 'whole' and to 'core'"),
+    ],
+)
+def test_a_number_is_of_one_structure_and_0_of_none(structures, sentence, files):
+    files[0].with_name("a_labels.json").write_text(json.dumps(structures))
+    for said in (structures, None):
+        with pytest.raises(UserError, match=sentence):
+            apply.evaluate(*files, said)
+
+
+@pytest.mark.parametrize(
     "change, sentence",
     [
         (lambda array, affine: (array[:-1], affine), "has 11 x 10 x 9 voxels, and the reference"),

@@ -7,7 +7,6 @@ be isotropic; their own label numbers count, and a sidecar says which belong to 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +19,9 @@ from ..datasets.layouts.files import scans_below, without_ending
 from ..datasets.nifti import ELSEWHERE, label_indices, read_labels, voxels_apart
 from ..errors import UserError, brief
 from ..evaluation.overlap import STRUCTURE_METRICS, score_labels
-from .formats import read_sidecar
+from .formats import Structures, read_sidecar
 
 COLUMNS = ("case", "structure", *STRUCTURE_METRICS)
-Structures = Mapping[str, Sequence[int]]  # name -> the numbers that mean it in the files
 DEPTH = 6  # folders of labels are searched so far down; BIDS has sub-01/ses-01/anat
 
 LISTS = (".toml", ".csv", ".tsv")  # a cohort file, and tables of scans
@@ -67,9 +65,7 @@ def score_files(pair: Pair, structures: Structures | None = None) -> list[dict[s
         else:
             found = np.union1d(guess, truth)
             structures = {str(number): (number,) for number in found.tolist() if number != 0}
-    index_of = {}
-    for index, numbers in enumerate(structures.values(), 1):
-        index_of |= dict.fromkeys(numbers, index)
+    index_of = _index_of(structures)
     names = ("background", *structures)
     wanted = label_indices(truth, index_of, pair.reference, empty_labels=True)
     if not wanted.any():
@@ -84,6 +80,28 @@ def score_files(pair: Pair, structures: Structures | None = None) -> list[dict[s
     sides = np.linalg.norm(affine[:3, : truth.ndim], axis=0).round(6)
     rows = score_labels(labels, wanted, names, sides.tolist())
     return [{"case": pair.case, **row} for row in rows]
+
+
+def _index_of(structures: Structures) -> dict[int, int]:
+    """Label number -> 1, 2, ... of its structure; UserError if one is the background's, or of two
+    structures: one of these would be scored without it.
+    """
+    index_of: dict[int, int] = {}
+    names = list(structures)
+    for index, (name, numbers) in enumerate(structures.items(), 1):
+        for number in numbers:
+            if number == 0:
+                raise UserError(
+                    f"0 is the number of the background, which is not scored, and {brief(name)} "
+                    "has it: leave it out of the names"
+                )
+            other = index_of.setdefault(number, index)
+            if other != index:
+                raise UserError(
+                    f"the number {number} belongs to {brief(names[other - 1])} and to "
+                    f"{brief(name)}: compare structures that overlap one by one"
+                )
+    return index_of
 
 
 def _check_grids(
