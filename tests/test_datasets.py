@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deepatlas import datasets
 from deepatlas.datasets import Entry, preparation
-from deepatlas.datasets.entries import expand
+from deepatlas.datasets.entries import expand, in_ranges
 from deepatlas.errors import UserError
 
 import nibabel as nib
@@ -160,10 +160,13 @@ def test_without_a_grid_to_follow_from_it_is_said_what_to_add():
     entry = datasets.describe("hippocampus")
     flat = entry.model_copy(update={"grids": {"full-2d": entry.grids["full-2d"]}})
     assert flat.grid("full", 2) == entry.grid("full", 2)
+    with pytest.raises(UserError, match=r"no grid class-3d.* its scans are slices: take dims=2"):
+        flat.grid("class", 3)
+    small = entry.model_copy(update={"grids": {"smoke-3d": entry.grids["full-3d"]}})
     with pytest.raises(
         UserError, match=r"no grid class-3d, and no full-3d.*: add grids.full-3d = "
     ):
-        flat.grid("class", 3)
+        small.grid("class", 3)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +261,12 @@ def test_a_wrong_profile_or_dimension_is_refused_before_anything_is_read(options
 
 
 def test_numbers_and_ranges_of_labels_are_expanded():
-    assert list(expand([44, "49-52", 45])) == [44, 49, 50, 51, 52, 45]
+    numbers = [44, 49, 50, 51, 52, 45]
+    assert list(expand([44, "49-52", 45])) == numbers
+    assert (
+        in_ranges(numbers) == ["44", "49-52", "45"] and list(expand(in_ranges(numbers))) == numbers
+    )
+    assert in_ranges([]) == []
 
 
 # --- phantoms -------------------------------------------------------------------------------------

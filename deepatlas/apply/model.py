@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import load_tensors, write_text
 from ..data import Scan
-from ..datasets.entries import Entry, manifest
+from ..datasets.entries import Entry, in_ranges, manifest
 from ..datasets.grid import check_sides
 from ..datasets.preparation import Preparation
 from ..errors import UserError, brief, printable, shortened
@@ -29,6 +29,7 @@ from ..models import keep, load_kept
 from ..records import in_a_line, own_file, recorded_experiment
 from ..regimes import JOINT, NETWORK_OF, TITLES
 from ..reporting import load_record, load_scores
+from .formats import check_free
 
 LABEL_DTYPES = tuple(f"{sign}int{bits}" for sign in ("u", "") for bits in (8, 16, 32, 64))
 
@@ -346,17 +347,6 @@ def export(
     return path
 
 
-def check_free(path: Path, force: bool) -> None:
-    """UserError, which names it, if the file to write is there already; with ``force`` it is
-    written over.
-    """
-    if path.exists() and not force:
-        raise UserError(
-            f"{path}: is there already: name another place, or write over it with force=True "
-            "(--force)"
-        )
-
-
 OPEN = re.compile(r"\b(CC0|CC[- ]BY|public domain|PDDL|ODC)\b", re.IGNORECASE)
 NO_DERIVATIVES = re.compile(r"\bND\b|no[- ]?deriv", re.IGNORECASE)
 
@@ -454,20 +444,9 @@ def _table(model: Model, scores: object) -> list[str]:
     for name, numbers in zip(model.structures[1:], model.label_numbers, strict=True):
         known = name in dice and np.isfinite(dice[name])
         value = f"{100 * dice[name]:.1f}" if known else "not measured"
-        merged = _ranges(numbers)
+        merged = ", ".join(in_ranges(numbers))
         lines.append(f"| {numbers[0]} | {merged} | {printable(name).replace('|', '/')} | {value} |")
     return lines
-
-
-def _ranges(numbers: tuple[int, ...]) -> str:
-    """(1, 5, 6, 7) as "1, 5-7"."""
-    told: list[list[int]] = []
-    for number in numbers:
-        if told and number == told[-1][-1] + 1:
-            told[-1].append(number)
-        else:
-            told.append([number])
-    return ", ".join(f"{some[0]}-{some[-1]}" if len(some) > 1 else str(some[0]) for some in told)
 
 
 def _reached(scores: Mapping, record: Mapping) -> list[str]:

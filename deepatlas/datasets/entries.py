@@ -12,7 +12,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -474,6 +474,17 @@ def expand(numbers: Sequence[int | str]) -> Iterator[int]:
                 f"range, got {brief(item)}"
             )
         yield from range(low, high + 1)
+
+
+def in_ranges(numbers: Iterable[int]) -> list[str]:
+    """What ``expand`` reads, in short: 1, 4, 5, 6 as "1", "4-6"; in the order of ``numbers``."""
+    ends: list[list[int]] = []
+    for number in numbers:
+        if ends and number == ends[-1][1] + 1:
+            ends[-1][1] = number
+        else:
+            ends.append([number, number])
+    return [f"{low}" if low == high else f"{low}-{high}" for low, high in ends]
 
 
 def _range(item: object) -> tuple[int, int]:

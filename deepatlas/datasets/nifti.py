@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -35,6 +36,8 @@ UNITS = {0: "not told", 1: "m", 2: "mm", 3: "µm"}
 FARTHEST = 1e6  # mm, a kilometre: no voxel is so large or lies so far away
 ELSEWHERE = 0.1  # voxels: two grids whose corners are further apart are not in one place
 ROUNDING = 1e-3  # so far a label may be from a whole number
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
 @dataclass(frozen=True)
@@ -395,12 +398,7 @@ def load_scan(
             numbers = read_labels_of(labels, path, array.shape, affine)
             index = label_indices(numbers, structures, labels, empty_labels)
             digest.update(index.numpy())
-    if array.ndim == 3 and array.shape.count(1) == 1:
-        thin = array.shape.index(1)
-        rescaled = rescaled.squeeze(thin)
-        index = None if index is None else index.squeeze(thin)
-        in_plane = [axis for axis in range(3) if axis != thin]
-        affine = affine[:, [*in_plane, thin, 3]]
+    rescaled, index, affine = as_slice(rescaled, index, affine)
     return Scan(
         id,
         subject,
@@ -409,6 +407,20 @@ def load_scan(
         labels=index,
         source=replace(source, digest=digest.hexdigest(), image_digest=image_digest),
     )
+
+
+def as_slice(
+    image: Array, labels: Array | None, affine: np.ndarray
+) -> tuple[Array, Array | None, np.ndarray]:
+    """(image, labels, affine) of a volume that is one voxel thick along one axis, whichever, as
+    those of a plane; of anything else as they are.
+    """
+    if image.ndim == 2 or list(image.shape).count(1) != 1:
+        return image, labels, affine
+    thin = list(image.shape).index(1)
+    in_plane = [axis for axis in range(3) if axis != thin]
+    flat = None if labels is None else labels.squeeze(thin)
+    return image.squeeze(thin), flat, affine[:, [*in_plane, thin, 3]]
 
 
 def digest_of(array: np.ndarray) -> str:

@@ -23,8 +23,8 @@ from ..errors import printable
 from .entries import LARGEST_NUMBER, PARTS, PROFILES, Entry, Grid, expand
 from .grid import centred_affine, resample
 from .layouts import File
-from .nifti import label_indices, read_labels
-from .survey import Looked, Survey, as_slice, who
+from .nifti import as_slice, label_indices, read_labels
+from .survey import Looked, Survey, who
 
 UNKNOWN_LICENCE = "unknown: ask whoever gave you the scans"
 MARGIN = 0.05  # of the anatomy's length, on either side; two voxels at least
@@ -353,7 +353,7 @@ def _parts(scans: Sequence[Looked], seed: int) -> dict[str, str]:
     waiting = [file for subject, file in persons.items() if subject not in group_of]
     sizes = _sizes(len(waiting), published=set(group_of.values()))
     drawn = split_by_subject(waiting, sizes, seed)
-    for part, some in zip(("train", "validation", "test"), drawn, strict=True):
+    for part, some in zip(PARTS, drawn, strict=True):
         part_of |= dict.fromkeys((file.subject for file in some), part)
     parts = {}
     for file in files:

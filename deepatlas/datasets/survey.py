@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import nibabel as nib
@@ -17,8 +17,9 @@ from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
 from ..errors import UserError, printable, shortened
+from .entries import in_ranges
 from .layouts import File, Listing
-from .nifti import ELSEWHERE, digest_of, read_labels_of, read_nifti, read_place
+from .nifti import ELSEWHERE, as_slice, digest_of, read_labels_of, read_nifti, read_place
 
 PLANES = ("sagittal", "coronal", "axial")  # across R, A and S
 PICTURE_VOXELS = 4_000_000  # of all pictures of a folder together
@@ -239,21 +240,6 @@ def look(file: File, names: Mapping[int, str], side: int) -> Looked:
     return found
 
 
-def as_slice(
-    array: np.ndarray, numbers: np.ndarray | None, affine: np.ndarray
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """(image, labels, affine) of a volume, one voxel thick along some axis, as those of a plane;
-    of anything else as they are.
-    """
-    if array.ndim == 2 or min(array.shape) > 1:
-        return array, numbers, affine
-    across = array.shape.index(1)
-    rest = [axis for axis in range(3) if axis != across]
-    turned = affine[:, [*rest, across, 3]]
-    flat = None if numbers is None else numbers.squeeze(across)
-    return array.squeeze(across), flat, turned
-
-
 def _axes(affine: np.ndarray, dims: int) -> np.ndarray:
     """(dims, dims): the steps along the axes of the world, RAS, of one voxel along each of an
     array; of a slice, along the two axes that are closest to it.
@@ -322,7 +308,7 @@ def _count(
     if anywhere is not None:
         found.anatomy = _reach(anywhere, affine)
     found.facts |= {
-        "label_numbers": _ranges(found.voxels),
+        "label_numbers": " ".join(in_ranges(sorted(found.voxels))),
         "labelled_share": sum(found.voxels.values()) / numbers.size,
     }
 
@@ -337,17 +323,6 @@ def _voxels(numbers: np.ndarray) -> dict[int, int]:
         found, counts = np.unique(numbers, return_counts=True)
     pairs = zip(found.tolist(), counts.tolist(), strict=True)
     return {number: count for number, count in pairs if number != 0}
-
-
-def _ranges(numbers: Collection[int]) -> str:
-    """Label numbers in short, as "1 4-7"."""
-    texts: list[list[int]] = []
-    for number in sorted(numbers):
-        if texts and number == texts[-1][1] + 1:
-            texts[-1][1] = number
-        else:
-            texts.append([number, number])
-    return " ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in texts)
 
 
 def _reach(mask: np.ndarray, affine: np.ndarray) -> tuple[float, ...]:
