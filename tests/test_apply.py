@@ -3,9 +3,10 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 from deepatlas import apply, experiments, losses, phantom
-from deepatlas.apply import formats, pipeline
+from deepatlas.apply import formats, pipeline, transform
 from deepatlas.apply.model import Model, may_be_passed_on
 from deepatlas.checkpoints import load_tensors, read_json, write_tensors
 from deepatlas.datasets import describe, load_cohort, load_scan
@@ -449,6 +450,14 @@ def test_a_registration_for_learn2reg(tmp_path):
     assert not (tmp_path / "other").exists()
     with pytest.raises(UserError, match="warp and inverse would have one name in the format learn"):
         apply.registration_files(moving, moving, tmp_path, format="learn2reg", inverse=True)
+
+
+def test_names_of_results_do_not_depend_on_how_an_ending_is_written():
+    """As those of scans and labels do not, with which they are matched."""
+    assert apply.segmentation_files("in/A.NII.GZ", "out")[0] == Path("out/A_labels.nii.gz")
+    warp, *_ = apply.registration_files("A.NII", "b.nii", "out")
+    assert warp == Path("out/A_to_b_warp.nii.gz")
+    assert transform.warped_file("A.NII.GZ", "out") == Path("out/A_warped.nii.gz")
 
 
 def largest_within(phi):

@@ -381,6 +381,7 @@ def test_a_plane_has_no_warp_of_learn2reg(tmp_path):
     [
         ("OASIS_0438_0000.nii.gz", "x/OASIS_0439_0001.nii.gz", "disp_0438_0000_0439_0001"),
         ("a.nii", "sub-1_T1w.nii.gz", "disp_a_0000_sub-1_T1w_0000"),
+        ("A.NII", "B_0001.NII.GZ", "disp_A_0000_B_0001_0000"),
     ],
 )
 def test_names_are_those_of_learn2reg(fixed, moving, name):

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from .. import checkpoints
 from ..data import Scan
+from ..datasets.layouts.files import without_ending
 from ..datasets.nifti import ELSEWHERE, affine_of, read_header, read_stored
 from ..errors import UserError, brief, shortened
 from ..warp import Deformation, voxel_grid
@@ -35,7 +36,6 @@ from ..warp import Deformation, voxel_grid
 Structures = Mapping[str, Sequence[int]]  # name -> the numbers that mean it in files of labels
 
 SNAP_TABLE, SLICER_TABLE = "labels.label.txt", "labels.ctbl"
-ENDING = re.compile(r"\.nii(\.gz)?$")
 VECTORS = 1007  # NIfTI's code of an image of vectors, which ITK takes as LPS
 SLAB = 2**20  # voxels whose coordinates are in memory at once
 SHEAR = 1e-4  # cosine of the angle between two axes, up to which ITK takes a grid for rectangular
@@ -67,8 +67,8 @@ def write_labels(array: np.ndarray, like: str | Path, to: Path, dtype: str = "")
     unit and voxel sizes it keeps as they stand.
 
     ``array``: integers (I, J, K), along the file's own axes, also of one that holds several images.
-    ``dtype``: "uint8", say; by default
-    the smallest that holds them. UserError if it cannot hold them exactly.
+    ``dtype``: "uint8", say; by default the smallest that holds them. UserError if it cannot hold
+    them exactly.
     """
     like = Path(like)
     own, shape = read_header(like, single=False)
@@ -194,8 +194,8 @@ def lps_displacement(phi: Deformation, moving: Scan, fixed: Scan) -> np.ndarray:
     dims = len(phi.shape)
     to_scan = torch.linalg.inv(fixed.to_source)
     shape = fixed.source.shape[:3]
-    displacement = np.empty((*_three(shape), 3), np.float32)
-    for slab, y in slabs(_three(shape)):
+    displacement = np.empty((*volume_sides(shape), 3), np.float32)
+    for slab, y in slabs(volume_sides(shape)):
         x = moved(to_scan, y)
         if dims == 2 and x[2].abs().max() > ELSEWHERE:
             raise UserError(
@@ -210,7 +210,8 @@ def lps_displacement(phi: Deformation, moving: Scan, fixed: Scan) -> np.ndarray:
     return displacement[:, :, 0, :2] if len(shape) == 2 else displacement
 
 
-def _three(shape: Sequence[int]) -> tuple[int, ...]:
+def volume_sides(shape: Sequence[int]) -> tuple[int, int, int]:
+    """The three sides of a file's grid: of a plane, and of one volume in a row of them, too."""
     return (*shape, 1)[:3]
 
 
@@ -247,7 +248,7 @@ def write_itk(displacement: np.ndarray, fixed_file: str | Path, to: Path) -> Pat
     _check_that_itk_knows(affine, fixed_file, flat=len(shape) == 2)
     new = _header_at(affine)
     new.set_intent(VECTORS)
-    vectors = displacement.reshape(*_three(shape), 1, displacement.shape[-1])
+    vectors = displacement.reshape(*volume_sides(shape), 1, displacement.shape[-1])
     _write(new, vectors.astype(np.float32, copy=False), to)
     return to
 
@@ -362,7 +363,7 @@ def learn2reg_name(fixed_file: str | Path, moving_file: str | Path) -> str:
     """
     parts = []
     for path in (fixed_file, moving_file):
-        stem = ENDING.sub("", Path(path).name)
+        stem = without_ending(Path(path).name)
         found = re.search(r"(?:^|_)(\d{4})_(\d{4})$", stem)
         parts += found.groups() if found else (stem, "0000")
     return "_".join(["disp", *parts])
@@ -379,7 +380,7 @@ def write_image(array: np.ndarray, affine: np.ndarray, to: Path) -> Path:
 
 def _write(header: nib.Nifti1Header, array: np.ndarray, to: Path) -> None:
     """``array`` behind ``header``, in one file, never half-written; the same bytes each time."""
-    if not ENDING.search(to.name):
+    if not to.name.endswith((".nii", ".nii.gz")):
         raise UserError(f"{to}: a name that ends in .nii or .nii.gz was wanted")
     if header.get_data_shape() != array.shape:  # it forgets the sides of axes beyond
         header.set_data_shape(array.shape)

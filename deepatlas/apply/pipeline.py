@@ -21,13 +21,14 @@ from torch import Tensor
 from .. import models
 from ..checkpoints import write_json
 from ..data import Scan, label_dtype
+from ..datasets.layouts.files import without_ending
 from ..datasets.nifti import Volume, load_scan
 from ..errors import UserError
 from ..registration import refine_pair
 from ..terms import SIMILARITIES
 from ..warp import TIE, Deformation, look_up, sample
 from . import formats, transform
-from .model import Model, check_free, load
+from .model import Model, load
 
 if TYPE_CHECKING:
     from IPython.display import HTML
@@ -65,7 +66,7 @@ class Segmentation:
         folder = Path(folder)
         labels, sidecar = segmentation_files(self.source, folder)
         for path in (labels, sidecar):
-            check_free(path, force)
+            formats.check_free(path, force)
         numbers = self.model.numbers
         about = {**_made_by(self.model), "image": str(self.source), "outside": self.outside}
         colours = formats.write_colours(numbers, folder, force=force)
@@ -124,7 +125,7 @@ def onto_file(probabilities: Tensor, scan: Scan) -> tuple[np.ndarray, float]:
     """
     agreed = _agreed(probabilities.argmax(0))
     dtype = label_dtype(len(probabilities))
-    found = torch.zeros(_sides(scan.source.shape), dtype=dtype)
+    found = torch.zeros(formats.volume_sides(scan.source.shape), dtype=dtype)
     outside = 0
     for planes, points, inside in _slabs(scan):
         cells = points.floor().long()
@@ -150,11 +151,6 @@ def _agreed(labels: Tensor) -> Tensor:
     return torch.where(least == most, least, -1)
 
 
-def _sides(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """The three sides of a file's grid: of a plane, and of one volume in a row of them, too."""
-    return (*shape, 1)[:3]
-
-
 def _slabs(scan: Scan) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Some planes of the scan's file at a time: (which along its first axis; where each of their
     voxels lies on the grid of the scan, (D, n, J, K) float32; which of them lie inside it).
@@ -162,7 +158,7 @@ def _slabs(scan: Scan) -> Iterator[tuple[slice, Tensor, Tensor]]:
     dims = len(scan.shape)
     to_scan = torch.linalg.inv(scan.to_source)
     last = torch.tensor(scan.shape, dtype=torch.float64).view(-1, 1, 1, 1) - 1
-    for planes, voxels in formats.slabs(_sides(scan.source.shape)):
+    for planes, voxels in formats.slabs(formats.volume_sides(scan.source.shape)):
         points = formats.moved(to_scan, voxels)[:dims]
         # a voxel reaches half a voxel beyond its centre
         inside = ((points >= -0.5 - TIE) & (points <= last + 0.5 + TIE)).all(0)
@@ -198,7 +194,7 @@ class Registration:
             of_moving.path, of_fixed.path, folder, inverse=inverse, format=format
         )
         for path in paths:
-            check_free(path, force)
+            formats.check_free(path, force)
         *warps, warped, sidecar = paths
         displacement = formats.lps_displacement(self.phi, self.moving, self.fixed)
         warp = formats.Warp(warps[0], displacement, of_fixed.affine.numpy())
@@ -278,7 +274,7 @@ def register(
 
 def segmentation_files(image: str | Path, folder: str | Path) -> list[Path]:
     """The labels and the sidecar that ``Segmentation.save`` writes for the file ``image``."""
-    name = f"{_stem(image)}_labels"
+    name = f"{without_ending(Path(image).name)}_labels"
     return [Path(folder) / f"{name}.nii.gz", Path(folder) / f"{name}.json"]
 
 
@@ -295,8 +291,7 @@ def registration_files(
     """
     if format not in FORMATS:
         raise UserError(f"there is no format {format!r} of warps: choose from {', '.join(FORMATS)}")
-    moving, fixed = _stem(moving), _stem(fixed)
-    pair = f"{moving}_to_{fixed}"
+    pair = "_to_".join(without_ending(Path(file).name) for file in (moving, fixed))
     if format == "itk":
         names = [f"{pair}_warp.nii.gz", f"{pair}_inverse_warp.nii.gz"]
     else:
@@ -310,11 +305,6 @@ def registration_files(
     if not inverse:
         names.pop()
     return [Path(folder) / name for name in (*names, f"{pair}.nii.gz", f"{pair}.json")]
-
-
-def _stem(path: str | Path) -> str:
-    """A file's name without the ending of NIfTI."""
-    return formats.ENDING.sub("", Path(path).name)
 
 
 def _write_warp(displacement: np.ndarray, fixed: str, moving: str, to: Path) -> None:
@@ -334,7 +324,7 @@ def _loaded(model: Model | str | Path) -> Model:
 
 def _read(path: str | Path, model: Model) -> Scan:
     """The scan in a file, without labels, on its own grid."""
-    name = _stem(path)
+    name = without_ending(Path(path).name)
     return load_scan(_stored(path, model), None, id=name, subject=name, structures={})
 
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from .. import checkpoints
+from ..datasets.layouts.files import without_ending
 from ..datasets.nifti import Volume, affine_of, read_stored, step_of, whole_numbers
 from ..errors import UserError, brief
 from ..warp import sample
 from .formats import (
-    ENDING,
     SIGNS,
     Warp,
     exactly,
@@ -76,7 +76,7 @@ def warped_file(file: str | Path, folder: str | Path, kind: Kind = "image") -> P
     file = Path(file)
     if kind == "points":
         return Path(folder) / f"{file.stem}_warped{file.suffix}"
-    return Path(folder) / f"{ENDING.sub('', file.name)}_warped.nii.gz"
+    return Path(folder) / f"{without_ending(file.name)}_warped.nii.gz"
 
 
 def write_warped(warp: Warp, image: str | Path | Volume, to: Path) -> Path:
@@ -101,10 +101,10 @@ def _warped_image(warp: Warp, image: str | Path | Volume) -> np.ndarray:
     volume = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
 
     def read(points: Tensor) -> Tensor:
-        return sample(volume[None, None], points[None])[0, 0]
+        return sample(volume[None, None], points[None])[0, 0].float()
 
     affine = affine_of(header, array.shape, file)
-    return _pulled(warp, affine, array.shape, read).astype(np.float32)
+    return _pulled(warp, affine, array.shape, read)
 
 
 def _warped_labels(warp: Warp, file: Path) -> np.ndarray:
