@@ -754,6 +754,14 @@ def test_of_two_layouts_the_surer_is_taken_and_the_other_named(tmp_path):
         ({"subject": "mouse"}, r"subject = 'mouse': a pattern that holds \{subject\} was wanted"),
         ({"image": "a.nii"}, r"image = 'a.nii': a pattern that holds \{scan\} was wanted"),
         ({"labels": "a.nii"}, r"labels = 'a.nii': a pattern that holds \{scan\} was wanted"),
+        (
+            {"image": "/nowhere/{scan}.nii"},
+            "image = '/nowhere/.*: a path that begins in",
+        ),
+        (
+            {"labels": "/nowhere/{scan}.nii"},
+            "labels = '/nowhere/.*: a path that begins in",
+        ),
         ({"layout": "zip"}, "there is no layout 'zip': choose from cohort, decathlon"),
     ],
 )

@@ -19,9 +19,6 @@ from .nifti import smallest_type
 from .preparation import Preparation
 from .reading import Reader
 
-NAME_PERSONS = ("bids", "table")  # layouts that say whose a scan is
-HAVE_DATASET_JSON = ("decathlon", "nnunet")  # layouts in which it may list a person's scans
-
 
 def load_cohort(
     entry: Entry | str, *, profile: Profile = "class", dims: int | None = None, seed: int = 0
@@ -202,7 +199,8 @@ def _say_warnings(entry: Entry, told: Sequence[str]) -> None:
 def _say_who_is_who(entry: Entry, files: Sequence[File]) -> None:
     """Nothing is guessed: what is assumed where neither the entry nor the files name a person."""
     alone = sum(file.subject == file.id for file in files)
-    names_persons = entry.scans is not None or entry.layout in NAME_PERSONS
+    layout = layout_of(entry.layout)
+    names_persons = entry.scans is not None or layout.names_persons
     if names_persons or entry.subject is not None or not alone:
         return
     by_list = ", or list the scans in 'same_person_twice' of dataset.json"
@@ -211,7 +209,7 @@ def _say_who_is_who(entry: Entry, files: Sequence[File]) -> None:
         f"whose a scan is, the entry does not say: {alone} of its {len(files)} scans count as "
         "persons of their own; where a person was scanned twice, add to the entry where a scan's "
         'name has the person, as in subject = "mouse_{subject}_*"'
-        + (by_list if entry.layout in HAVE_DATASET_JSON else ""),
+        + (by_list if layout.lists_persons else ""),
     )
 
 
@@ -237,7 +235,7 @@ def _how_to_join(entry: Entry) -> str:
     """What to do about two persons who are one."""
     if entry.scans is not None:
         return " from the cohort file, or give both the same subject"
-    if entry.layout in HAVE_DATASET_JSON:
+    if layout_of(entry.layout).lists_persons:
         return " from dataset.json, or join them in its 'same_person_twice'"
     return ", or mend how the entry or the folder names the person"
 

@@ -19,6 +19,7 @@ LAYOUTS = {
         msd.recognise,
         msd.read,
         "dataset.json",
+        lists_persons=True,
     ),
     "nnunet": Layout(
         "nnU-Net v2 raw data: a dataset.json with channel_names, imagesTr/CASE_0000.nii.gz and "
@@ -26,18 +27,22 @@ LAYOUTS = {
         nnunet.recognise,
         nnunet.read,
         "dataset.json",
+        lists_persons=True,
+        splits_channels=True,
     ),
     "bids": Layout(
         "BIDS: sub-*/anat/*_T1w.nii.gz, and labels as derivatives/*/sub-*/anat/*_dseg.nii.gz",
         bids.recognise,
         bids.read,
         "sub-*",
+        names_persons=True,
     ),
     "table": Layout(
         "a CSV or TSV file with columns image, labels and subject",
         tables.recognise,
         tables.read,
         "*.[ct]sv",
+        names_persons=True,
     ),
     "folders": Layout(
         "a folder of images beside a folder of labels, or CASE.nii.gz beside CASE_seg.nii.gz",
@@ -119,6 +124,12 @@ def _check_options(options: Options) -> None:
     ):
         if template is not None and part not in template:
             raise UserError(f"{name} = {template!r}: a pattern that holds {part} was wanted")
+    for name, template in (("image", options.image), ("labels", options.labels)):
+        if template is not None and Path(template).anchor:
+            raise UserError(
+                f"{name} = {template!r}: a path that begins in the folder was wanted, as in "
+                '"{scan}/t1.nii.gz"'
+            )
 
 
 def layout_of(name: str) -> Layout:
@@ -141,11 +152,11 @@ def list_files(folder: Path, entry: Entry) -> list[File]:
 def _files(folder: Path, entry: Entry) -> list[File]:
     if entry.scans is not None:
         return cohort.files_of(entry)
-    # of nnU-Net, each channel has a file of its own
-    of_nnu_net = entry.layout == "nnunet" and entry.channel is not None
-    contrast = str(entry.channel) if of_nnu_net else None
+    layout = layout_of(entry.layout)
+    by_channel = layout.splits_channels and entry.channel is not None
+    contrast = str(entry.channel) if by_channel else None
     options = Options(entry.subject, entry.image, entry.labels, contrast)
-    files = layout_of(entry.layout).read(folder, options).files
+    files = layout.read(folder, options).files
     if not files:
         raise UserError(f"{folder}: {entry.name}: no scan was found in the layout {entry.layout!r}")
     if entry.groups is None:

@@ -78,6 +78,10 @@ class Layout:
     recognise: Callable[[Path], str | None]
     read: Callable[[Path, Options], Listing]
     marker: str
+    names_persons: bool = False  # does it say of each scan whose it is?
+    # has it a dataset.json, which may list the scans of one person as 'same_person_twice'?
+    lists_persons: bool = False
+    splits_channels: bool = False  # is each channel of a scan a file of its own?
 
 
 def is_hidden(path: Path) -> bool:
