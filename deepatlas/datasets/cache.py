@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import scipy
 import torch
@@ -62,7 +63,7 @@ class Cache:
             "channel": file.channel,
             "labels": None if file.labels is None else sha256_of(file.labels),
             "code": self._code,
-            "versions": [torch.__version__, np.__version__, scipy.__version__],
+            "versions": [library.__version__ for library in (torch, np, scipy, nib)],
             **what_else,
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
