@@ -367,6 +367,7 @@ def test_from_a_run_to_a_warp_that_is_applied(own, tmp_path, ask):
     assert code == 0, complaint
     assert f"deepatlas apply {out}/d_to_e_warp.nii.gz LABELS --labels" in said
     assert "antsApplyTransforms" in said
+    assert "-n NearestNeighbor" in said, "GenericLabel smooths, and differs from deepatlas apply"
     assert {path.name for path in out.iterdir()} == {
         "d_to_e.json",
         "d_to_e.nii.gz",

@@ -372,7 +372,7 @@ def register(
             say(f"  {_quoted('deepatlas', 'apply', warp)} LABELS --labels -o {output.folder}")
             dims = len(result.phi.shape)
             ants = _quoted("antsApplyTransforms", "-d", dims, "-r", fixed, "-t", warp)
-            say(f"  {ants} -i LABELS -n GenericLabel -o warped.nii.gz")
+            say(f"  {ants} -i LABELS -n NearestNeighbor -o warped.nii.gz")
 
 
 @spread
@@ -385,7 +385,7 @@ def apply(
         typer.Argument(
             metavar="FILE",
             help="what is warped: images or labels (NIfTI) that lie where the moving image does, "
-            "or with --points tables (CSV)",
+            "or with --points tables (CSV, TSV)",
         ),
     ],
     output: Output,
@@ -546,7 +546,8 @@ def export(
 
     The file holds the networks, how a scan is prepared for them, the structures' names and numbers,
     and a model card, which is written beside it as text, too. It takes the place of the run folder
-    in `deepatlas segment --model FILE` and `deepatlas register --model FILE`.
+    in `deepatlas segment --model FILE` and `deepatlas register --model FILE`. The weights are
+    rounded to 16 bits: here and there a voxel at a border gets another label than by the folder.
 
         deepatlas export runs/MY_RUN -o hippocampus.pt
     """
