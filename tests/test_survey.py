@@ -145,6 +145,18 @@ def test_persons_are_told_where_the_folder_tells_them(tmp_path):
     assert folder.survey().persons.startswith("4 scans of 2 persons, told by")
 
 
+def test_what_a_cohort_file_leaves_out_is_one_sentence_and_persons_are_as_it_says(folder):
+    folder.cohort()
+    for id in ("s2", "s3"):
+        folder.rewrite(id, lambda array: np.where(array == 2, 7, array), only=["labels"])
+    folder.rewrite("s3", lambda array: np.where(array == 7, 9, array), only=["labels"])
+    found = survey(read_folder(folder.home / "cohort.toml"))
+    left_out = "not in the structures of the cohort file, so background: label numbers 7, 9"
+    assert said(found).startswith("scans s2, s3: ") and said(found).count(left_out) == 1
+    assert "in the folder" not in said(found)
+    assert found.persons.startswith("8 scans of 8 persons, as the cohort file says; where a ")
+
+
 # --- what is wrong --------------------------------------------------------------------------------
 
 

@@ -163,7 +163,7 @@ def survey(listing: Listing, *, quiet: bool = True) -> Survey:
         *_odd_words(usable),
         *_odd_lengths(usable),
         *_odd_intensities(usable),
-        *_odd_labels(usable, listing.names),
+        *_odd_labels(usable, listing),
     )
     return Survey(listing, tuple(scans), oddities, _persons(listing))
 
@@ -185,7 +185,12 @@ def who(ids: Sequence[str]) -> str:
 def _persons(listing: Listing) -> str:
     persons = {file.subject for file in listing.files}
     text = f"{len(listing.files)} scans of {len(persons)} persons"
-    if all(file.subject == file.id for file in listing.files):
+    alone = all(file.subject == file.id for file in listing.files)
+    if listing.layout == "cohort":
+        said = f"{text}, as the cohort file says"
+        twice = "; where a person was scanned twice, give both scans the same subject in it"
+        return said + twice if alone else said
+    if alone:
         return (
             f"{text}: assumed, nothing in the folder says whose a scan is, so each counts as a "
             "person of its own; where a person was scanned twice, say how the scans' names give "
@@ -547,8 +552,13 @@ def _odd_intensities(scans: Sequence[Looked]) -> list[Oddity]:
     return found + _said("share of zeros in the image", ids, column["zeros"], far)
 
 
-def _odd_labels(scans: Sequence[Looked], names: Mapping[int, str]) -> list[Oddity]:
-    """Label numbers that nobody named, that are rare or that a scan lacks, and their volumes."""
+def _odd_labels(scans: Sequence[Looked], listing: Listing) -> list[Oddity]:
+    """Label numbers that nobody named, that are rare or that a scan lacks, and their volumes.
+
+    What a cohort file does not list may be left out on purpose: one sentence says so of all.
+    """
+    names = listing.names
+    left_out: list[int] = []
     scans = [scan for scan in scans if scan.file.labels is not None]
     found = []
     empty = tuple(scan.file.id for scan in scans if not scan.voxels)
@@ -564,6 +574,9 @@ def _odd_labels(scans: Sequence[Looked], names: Mapping[int, str]) -> list[Oddit
         if number in names:
             title += f" ({shortened(names[number], 60)})"
         counts = f"{len(having)} of {len(scans)} labelled scans"
+        if names and number not in names and listing.layout == "cohort":
+            left_out.append(number)
+            continue
         if names and number not in names:
             voxels = sum(scan.voxels[number] for scan in having)
             text = f"label number {number} has {voxels} voxels and no name in the folder"
@@ -578,6 +591,11 @@ def _odd_labels(scans: Sequence[Looked], names: Mapping[int, str]) -> list[Oddit
             volumes = np.array([scan.voxels[number] * scan.volume for scan in having])
             far = _far(np.log10(volumes), SAME_VOLUME)
             found += _said(f"volume of {title}", ids, volumes, far, unit)
+    if left_out:
+        ids = tuple(scan.file.id for scan in scans if not scan.voxels.keys().isdisjoint(left_out))
+        numbers = shortened(", ".join(map(str, left_out)), 100)
+        text = f"not in the structures of the cohort file, so background: label numbers {numbers}"
+        found.append(Oddity(ids, text))
     return found
 
 

@@ -46,8 +46,8 @@ def person_of(id: str, template: str | None, path: Path) -> str:
     found = re.fullmatch(pattern, id)
     if found is None:
         raise UserError(
-            f"{path}: the name of the scan {id!r} does not fit subject = {template!r}, by which "
-            "the entry of the data set says whose a scan is: mend one of them"
+            f"{path}: the name of the scan {id!r} does not fit subject = {template!r}, which "
+            "(as --subject, or in the entry of the data set) says whose a scan is: mend the pattern"
         )
     return found.group(1)
 
