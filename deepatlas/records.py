@@ -151,9 +151,10 @@ def notes(record: Mapping) -> list[str]:
     lasting = [] if validated is None else [name for name in NETWORKS if name not in validated]
     if lasting:
         kept = " and the ".join(NETWORKS[name] for name in lasting)
+        persons = ", of 2 persons" if lasting == ["reg"] else ", for registration of 2 persons"
         found.append(
             f"of the {kept} the last weights are kept, not the best: that takes validation scans "
-            "with labels, of 2 persons for registration"
+            f"with labels{persons}"
         )
     missing = [task for task in TASKS if task not in scored_tasks(record)]
     if missing:

@@ -189,6 +189,9 @@ def test_smoke_takes_a_few_scans_and_the_labelled_ones_first(tmp_path):
     assert entry.split_sizes("smoke") == [4, 2, 3]
     assert [scan.id for scan in entry.scans_of("smoke", "train")] == ["l0", "l1", "l2", "u0"]
     assert entry.labelled_at_most("smoke") == 3
+    more = read_cohort(write(tmp_path, [scan("l3"), *scans]))
+    some = [scan.id for scan in more.scans_of("smoke", "train")]
+    assert some == ["l3", "l0", "l1", "u0"], "one is without labels, as in the whole training"
     assert entry.split_sizes("class") == entry.split_sizes("full") == [6, 5, 9]
 
 
@@ -361,7 +364,8 @@ def test_without_labelled_validation_scans_the_last_weights_are_kept(tmp_path):
 def test_what_can_be_scored_is_scored(tmp_path, capsys):
     folder = experiments.run(smoke(make(tmp_path, "llluvttT"), joint_steps=3), tmp_path / "runs")
     said = capsys.readouterr().out
-    assert "of the registration network the last weights are kept" in said
+    kept = "of the registration network the last weights are kept, not the best"
+    assert f"{kept}: that takes validation scans with labels, of 2 persons\n" in f"{said}\n"
     assert "cannot be scored" not in said
     record = records.read_record(folder)
     assert record["validated"] == ["seg"] and record["test_scans"] == 3

@@ -345,12 +345,20 @@ class Entry(BaseModel):
         return self.folder or self.name
 
     def scans_of(self, profile: Profile, part: str) -> list[ScanFile]:
-        """The scans of a cohort file in a ``part`` of PARTS; for smoke few, labelled ones first."""
+        """The scans of a cohort file in a ``part`` of PARTS.
+
+        For smoke few, labelled ones first, and in train one without labels, if there is any: a test
+        that leaves these out does not test joint training.
+        """
         scans = [scan for scan in self.scans if scan.part == part]
         if profile != "smoke":
             return scans
         labelled_first = sorted(scans, key=lambda scan: scan.labels is None)
-        return labelled_first[: SMOKE_SCANS[part]]
+        few = labelled_first[: SMOKE_SCANS[part]]
+        unlabelled = [scan for scan in scans if scan.labels is None]
+        if part == "train" and unlabelled and few[-1].labels is not None:
+            few[-1] = unlabelled[0]
+        return few
 
     def split_sizes(self, profile: Profile) -> list[int]:
         """Scans for train, validation and test.
