@@ -34,6 +34,7 @@ from .checkpoints import (
 )
 from .data import Cohort, Scan, label_dtype
 from .datasets.cohorts import load_cohort
+from .datasets.entries import Entry
 from .errors import UserError
 from .evaluation.cohorts import registration_pairs, score_registration, score_segmentation
 from .evaluation.overlap import score_labels
@@ -177,9 +178,13 @@ def _record_of(experiment: Experiment, folder: Path) -> dict | None:
             f"{folder / 'run.json'}: this is the record of another run, "
             f"{recorded_experiment(record).name}: put back the run's own, or {ALONE}"
         )
-    if record["experiment"]["dataset"] != experiment.dataset:  # the cohort's files were moved
+    moved = record["experiment"]["dataset"] != experiment.dataset
+    entry = experiment.entry.model_dump(mode="json")
+    if moved or record.get("entry") not in (None, entry):  # or its licence, say, was mended
         record["experiment"] = experiment.model_dump()
-        record["entry"] = experiment.entry.model_dump(mode="json")
+        record["entry"] = entry
+        if record.get("preparation") is not None:
+            record["preparation"] |= _rights(experiment.entry)
         write_record(record, folder)
     return record
 
@@ -234,9 +239,13 @@ def _preparation(experiment: Experiment, cohort: Cohort) -> dict[str, object]:
         "volume_spacing_mm": spacing,
         "aligned": cohort.reference is not None,
         "channel": experiment.entry.channel,
-        "licence": experiment.entry.licence,
-        "credit": experiment.entry.credit,
+        **_rights(experiment.entry),
     }
+
+
+def _rights(entry: Entry) -> dict[str, str]:
+    """What trained networks may be used for, and whose the scans are."""
+    return {"licence": entry.licence, "credit": entry.credit}
 
 
 def _with_labels(scans: Sequence[Scan]) -> list[Scan]:

@@ -269,4 +269,5 @@ def test_a_mistake_in_a_layout_is_one_sentence(tmp_path, changed, said):
 
 def test_of_a_named_set_every_training_scan_may_keep_its_labels(tmp_path):
     assert read(tmp_path).labelled_at_most("class") == 3
-    assert read(tmp_path).identity() == read(tmp_path).model_dump(mode="json")
+    words = {"title", "licence", "credit"}
+    assert read(tmp_path).identity() == read(tmp_path).model_dump(mode="json", exclude=words)

@@ -412,6 +412,21 @@ def test_a_run_is_found_again_where_its_files_were_moved_to(tmp_path, capsys):
     assert records.recorded_experiment(record).entry.home == tmp_path / "there"
 
 
+def test_a_licence_that_is_mended_is_that_of_the_finished_run(tmp_path, capsys):
+    """Nothing is trained again for it, and what is exported afterwards says it."""
+    path = make(tmp_path, "llt")
+    parameters = {"regimes": "joint", "joint_steps": 3}
+    folder = experiments.run(smoke(path, **parameters), tmp_path / "runs")
+    text = path.read_text()
+    path.write_text('credit = "by us"\n' + text.replace('licence = "CC0"', 'licence = "CC BY"'))
+    assert path.read_text() != text
+    assert experiments.run(smoke(path, **parameters), tmp_path / "runs") == folder
+    assert "finished before" in capsys.readouterr().out
+    record = records.read_record(folder)
+    for said in (record["entry"], record["preparation"]):
+        assert (said["licence"], said["credit"]) == ("CC BY", "by us")
+
+
 def test_other_labels_in_the_same_files_are_other_data(tmp_path):
     path = make(tmp_path, "llt")
     experiment = smoke(path, regimes="joint", joint_steps=3)

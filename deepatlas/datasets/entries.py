@@ -40,6 +40,7 @@ SMOKE_SIDE = 24  # voxels, at most, where a grid for smoke is derived
 
 PARTS = ("train", "validation", "test")
 SMOKE_SCANS = {"train": 4, "validation": 2, "test": 3}  # of a cohort file, at most
+WORDS = ("title", "licence", "credit")  # of an entry: what no training depends on
 COHORT_FILE = "cohort.toml"  # its name, where only a folder is named
 
 # more than any computer of today holds at once: a slip of the finger, not a wish
@@ -385,11 +386,12 @@ class Entry(BaseModel):
         return sum(scan.labels is not None for scan in self.scans_of(profile, "train"))
 
     def identity(self) -> dict:
-        """What makes it this data set, as JSON: all but where its scans are, which may be moved.
+        """What makes it this data set, as JSON: all but where its scans are, which may be moved,
+        and the WORDS about it, which may be mended.
 
         What is in the files is in ``Cohort.fingerprint``.
         """
-        said = self.model_dump(mode="json")
+        said = self.model_dump(mode="json", exclude=set(WORDS))
         for scan in said["scans"] or ():
             del scan["image"]
             scan["labels"] = scan["labels"] is not None
