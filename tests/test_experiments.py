@@ -895,7 +895,10 @@ def command(*arguments, **options):
             ["run", "device=cuda:99", "profile=smoke"],
             "deepatlas: device 'cuda:99' cannot train here",
         ),
-        (["data", "fetch", "oasis"], "deepatlas: there is no cohort 'oasis', did you mean 'oasis35'"),
+        (
+            ["data", "fetch", "oasis"],
+            "deepatlas: there is no cohort 'oasis', did you mean 'oasis35'",
+        ),
         (["table", "/nowhere"], "deepatlas: /nowhere: not a run folder"),
     ],
 )
