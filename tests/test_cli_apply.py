@@ -359,6 +359,15 @@ def test_a_cohort_file_stands_for_its_scans_and_for_their_labels(own, tmp_path, 
     assert code == 0 and "means over 5 cases" in said, complaint
     assert pd.read_csv(tmp_path / "scores.csv")["case"].unique().tolist() == list("abcde")
 
+    text = cohort.read_text().replace("images/", f"{own.folder}/images/")
+    unlabelled = tmp_path / "cohort.toml"
+    unlabelled.write_text(
+        text.replace('labels = "labels/b.nii.gz"\n', "").replace("labels/", f"{own.folder}/labels/")
+    )
+    code, said, complaint = ask("evaluate", out, unlabelled, "-o", tmp_path / "fewer.csv")
+    assert code == 0 and not complaint, "a scan without labels in the list lacks none"
+    assert "means over 4 cases" in said and "not scored: b_labels.nii.gz" in said
+
 
 def test_from_a_run_to_a_warp_that_is_applied(own, tmp_path, ask):
     out = tmp_path / "out"

@@ -196,7 +196,8 @@ def test_scans_in_folders_of_their_own_are_matched_by_a_list_of_them(tmp_path):
     table.write_text("\n".join(lines))
     found = scoring.match(tmp_path / "out", table)
     assert [pair.case for pair in found.pairs] == ["s1", "s2"]
-    assert [path.parent.name for path in found.without_reference] == ["s3"]  # it is unlabelled
+    assert [path.parent.name for path in found.unlabelled] == ["s3"]
+    assert not found.without_reference
     for pair in found.pairs:
         assert pair.predicted.parent.name == pair.reference.parent.name == pair.case
     assert apply.evaluate(tmp_path / "out", table)["dice"].tolist() == [1.0, 1.0]

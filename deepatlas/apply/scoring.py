@@ -7,7 +7,7 @@ be isotropic; their own label numbers count, and a sidecar says which belong to 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -142,11 +142,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Matches:
-    """Two folders of labels, matched by names."""
+    """Two folders of labels, matched by names.
+
+    ``unlabelled``: predictions of scans that a list names without labels, so that none are missing.
+    """
 
     pairs: list[Pair]
     without_reference: list[Path]
     without_prediction: list[Path]
+    unlabelled: list[Path] = field(default_factory=list)
 
 
 def match(predicted: str | Path, reference: str | Path) -> Matches:
@@ -182,13 +186,13 @@ def match(predicted: str | Path, reference: str | Path) -> Matches:
             by_name.setdefault(name, []).append(truth)
 
     owner: dict[Path, Path] = {}
-    pairs, alone = [], []
+    pairs, alone, unlabelled = [], [], []
     for guess in guesses:
         image = _image_of(guess)
         names = [image] if image in images else names_of(guess)
         name = next((name for name in names if name in by_name), None)
         if name is None:
-            alone.append(guess)
+            (unlabelled if image in images else alone).append(guess)
             continue
         found = by_name[name]
         if len(found) > 1:
@@ -210,7 +214,8 @@ def match(predicted: str | Path, reference: str | Path) -> Matches:
             f"{names_of(guesses[0])[-1]}.nii.gz, and there is {example.name}; compare single "
             "files, whose names do not matter, or rename them"
         )
-    return Matches(pairs, alone, [truth for truth in truths if truth not in owner])
+    unpredicted = [truth for truth in truths if truth not in owner]
+    return Matches(pairs, alone, unpredicted, unlabelled)
 
 
 def _listed(reference: Path) -> tuple[dict[Path, list[str]], set[str]]:

@@ -474,7 +474,9 @@ def evaluate(
     """Compare labels with an expert's: Dice, surface distances, volumes.
 
     Two files, or two folders, matched by names: CASE_labels.nii.gz is compared with CASE.nii.gz or
-    CASE_seg.nii.gz; what has no partner is named. Each pair must lie on one grid.
+    CASE_seg.nii.gz; what has no partner is named. Each pair must lie on one grid. A cohort.toml
+    stands for all its labelled scans, those that were trained on, too: segment those of its test
+    part alone where the means are to say what to expect of new scans.
 
     It prints the means over all cases; the CSV has a row for each case and structure: dice; nsd,
     the share of the boundary within a voxel; hd95_mm and surface_mm, distances between boundaries;
@@ -500,6 +502,9 @@ def evaluate(
 
     with saying(quiet) as say:
         failed = work_through(found.pairs, work, quiet, "case")
+        if found.unlabelled:
+            listed = ", ".join(path.name for path in found.unlabelled)
+            say(shortened(f"unlabelled in {reference}, not scored: {listed}"))
         if found.without_prediction:
             listed = ", ".join(path.name for path in found.without_prediction)
             say(shortened(f"no prediction for {len(found.without_prediction)}: {listed}"))
