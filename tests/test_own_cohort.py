@@ -210,7 +210,7 @@ def test_a_cohort_of_slices_has_grids_of_slices_alone(tmp_path):
     assert entry.grid("full", 2) == ((160, 192), 1.0)
     assert entry.grid("class", 2) == ((80, 96), 2.0)
     assert entry.grid("smoke", 2) == ((24, 24), 8.0)
-    with pytest.raises(UserError, match="no full-3d .* as its scans are slices"):
+    with pytest.raises(UserError, match=r"no full-3d .* as its scans are slices"):
         entry.grid("class", 3)
 
 
