@@ -451,3 +451,12 @@ def test_labels_that_do_not_fit_are_named_and_the_others_are_scored(own, tmp_pat
     names.write_text('{"structures": {"both": [1, 2]}}')
     words = ["evaluate", out / "a.nii.gz", own.labels("a"), "--names", names]
     assert "both" in ask(*words)[1]
+
+
+def test_an_image_may_be_registered_to_itself_but_nothing_is_replaced(ask, place, monkeypatch):
+    monkeypatch.setattr(commands.applied, "load", lambda *_: pytest.fail("refused before"))
+    Path("out").mkdir()
+    Path("out/a_to_a_warp.nii.gz").write_text("mine")
+    words = ["register", "scans/a.nii.gz", "scans/a.nii.gz", "--model", "m", "-o", "out"]
+    code, _, complaint = ask(*words)
+    assert code == 1 and "out/a_to_a_warp.nii.gz: there already" in complaint

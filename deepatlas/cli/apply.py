@@ -359,7 +359,7 @@ def register(
             raise FileNotFoundError(why_missing(path, "an image in NIfTI format"))
     how = {"inverse": warps.inverse, "format": warps.format.value}
     targets = applied.registration_files(moving, fixed, output.folder, **how)
-    output.check({moving: targets, fixed: []})
+    output.check({fixed: [], moving: targets})  # which may be one file
     with saying(output.quiet) as say:
         model = trained.load(output.folder)
         result = applied.register(moving, fixed, model, refine=warps.refine, inverse=warps.inverse)
@@ -427,7 +427,7 @@ def apply(
     )
     found, missing = existing(files, wanted)
     written = {file: [transform.warped_file(file, output.folder, kind)] for file in found}
-    output.check(written | {warp: []})
+    output.check({warp: []} | written)
     if not found:
         end(missing)
     with saying(output.quiet) as say:
@@ -561,4 +561,7 @@ def export(
     with saying(quiet) as say:
         applied.export(run, to, regime, with_reference=with_reference, force=force)
         say(f"{to}, with its model card: {to.with_suffix('.md')}")
+        written = applied.load(to)
+        if written.aligned and written.reference is None:
+            return  # nobody can use it as it is, which was said
         say(f"use it: deepatlas segment IMAGE --model {_quoted(to)} -o DIR")
