@@ -6,6 +6,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from deepatlas import apply, cli, experiments
 from deepatlas.cli import apply as commands
@@ -460,3 +461,13 @@ def test_an_image_may_be_registered_to_itself_but_nothing_is_replaced(ask, place
     words = ["register", "scans/a.nii.gz", "scans/a.nii.gz", "--model", "m", "-o", "out"]
     code, _, complaint = ask(*words)
     assert code == 1 and "out/a_to_a_warp.nii.gz: there already" in complaint
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_file_that_nobody_can_use_is_not_said_to_be_used(ask, tmp_path, monkeypatch, aligned):
+    preparation = SimpleNamespace(reference=None)
+    model = SimpleNamespace(aligned=aligned, preparation=preparation)
+    monkeypatch.setattr(commands.applied, "export", lambda *_, **__: None)
+    monkeypatch.setattr(commands.applied, "load", lambda path: model)
+    code, said, _ = ask("export", tmp_path, "-o", tmp_path / "ours.pt")
+    assert code == 0 and ("use it:" in said) is not aligned

@@ -562,6 +562,6 @@ def export(
         applied.export(run, to, regime, with_reference=with_reference, force=force)
         say(f"{to}, with its model card: {to.with_suffix('.md')}")
         written = applied.load(to)
-        if written.aligned and written.reference is None:
+        if written.aligned and written.preparation.reference is None:
             return  # nobody can use it as it is, which was said
         say(f"use it: deepatlas segment IMAGE --model {_quoted(to)} -o DIR")
