@@ -252,3 +252,9 @@ def test_names_that_tell_nothing_are_a_sentence(predicted, reference, sentence, 
 def test_two_files_are_compared_whatever_their_names(tmp_path):
     one, two = (write(tmp_path / f"{name}.nii.gz", blocks()) for name in ("x", "y"))
     assert apply.evaluate(one, two)["dice"].tolist() == [1.0, 1.0]
+
+
+def test_a_file_is_not_compared_with_itself(files):
+    """As where the results lie in the folder of the expert's: all would be perfect."""
+    with pytest.raises(UserError, match=r"a_labels\.nii\.gz: would be compared with itself"):
+        apply.evaluate(files[0].parent, files[0].parent)

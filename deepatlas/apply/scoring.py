@@ -55,6 +55,11 @@ def score_files(pair: Pair, structures: Structures | None = None) -> list[dict[s
     Numbers that ``structures`` do not list are background, like 0. UserError unless both files hold
     labels of one grid, and if the reference has none of the structures.
     """
+    if pair.predicted.resolve() == pair.reference.resolve():
+        raise UserError(
+            f"{pair.predicted}: would be compared with itself: name the expert's labels, which lie "
+            "elsewhere or have another name"
+        )
     guess, guess_affine = read_labels(pair.predicted)
     truth, affine = read_labels(pair.reference)
     _check_grids(pair, (guess.shape, guess_affine), (truth.shape, affine))
