@@ -1464,3 +1464,71 @@ def test_an_entry_names_the_channel_of_nnu_net(tmp_path):
     folder = write_nnunet(tmp_path, channels=("T1", "T2"))
     files = list_files(folder, plain_entry(layout="nnunet", channel=1))
     assert {file.image.name[-12:] for file in files} == {"_0001.nii.gz"}
+
+
+# --- what is said is followed, and what a network wrote is no expert's ---------------------------
+
+
+def write_segmentation(file):
+    """Labels such as `deepatlas segment` writes, and what it says of them."""
+    write_nifti(file, np.ones(SHAPE, np.uint8))
+    about = {"structures": {"low": [1]}, "model": "blobs", "deepatlas": "0.2.0"}
+    file.with_name(file.name.replace(".nii.gz", ".json")).write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize("labels", [".", "labels"])
+def test_labels_that_a_network_wrote_are_not_learned_from(tmp_path, labels):
+    """Results beside the scans: of labelled ones, too, which must not lose their expert's."""
+    images = "." if labels == "." else "images"
+    folder = write_folders(tmp_path, count=4, unlabelled=2, images=images, labels=labels)
+    for i in range(4):
+        write_segmentation(folder / labels / f"mouse{i:02d}_labels.nii.gz")
+    listing = read_folder(folder)
+    drawn = ["mouse00_seg.nii.gz", "mouse01_seg.nii.gz", None, None]
+    assert [name for _, name in names_of(listing)] == drawn
+    assert "4 files of labels were written by `deepatlas segment`, not drawn, and" in str(
+        listing.notes
+    )
+    if labels == ".":
+        assert listing.why == "mouse00_seg.nii.gz lies beside mouse00.nii.gz"
+    # another's JSON, as of BIDS, says nothing of the kind
+    for file in (folder / labels).glob("*_labels.json"):
+        file.write_text('{"RepetitionTime": 2}')
+    assert "deepatlas segment" not in str(read_folder(folder).notes)
+
+
+def test_in_the_folder_of_a_scan_they_are_none_either(tmp_path):
+    folder = write_subjects(tmp_path, labels="{scan}/z_seg.nii.gz")
+    for scan in folder.iterdir():
+        write_segmentation(scan / "t1_labels.nii.gz")
+    listing = read_folder(folder)
+    assert {name for _, name in names_of(listing)} == {"z_seg.nii.gz", None}
+    assert listing.files[5].labels is None
+
+
+@pytest.mark.parametrize(
+    "layout, options, said",
+    [
+        ("folders", {"labels": "labels/{scan}_seg.nii.gz"}, "'folders' knows itself where"),
+        ("folders", {"layout": "folders", "image": "{scan}.nii"}, "'folders' knows itself where"),
+        ("folders", {"contrast": "T2w"}, "'folders' knows no contrasts: leave it out"),
+        ("subjects", {"contrast": "T2w"}, "'subjects' knows no contrasts: leave it out"),
+    ],
+)
+def test_what_a_layout_does_not_take_is_refused_and_not_passed_over(
+    tmp_path, layout, options, said
+):
+    folder = WRITERS[layout](tmp_path)
+    with pytest.raises(UserError, match=said):
+        read_folder(folder, **options)
+
+
+def test_what_fits_no_template_is_named(tmp_path):
+    folder = write_folders(tmp_path, count=3)
+    for name in ("images/other.nii.gz", "labels/Mouse-1.nii.gz"):
+        write_nifti(folder / name, np.ones(SHAPE, np.uint8))
+    templates = {"image": "images/mouse{scan}.nii.gz", "labels": "labels/mouse{scan}_seg.nii.gz"}
+    listing = read_folder(folder, **templates)
+    assert len(listing.files) == 3
+    assert "2 files fit no template" in listing.notes[0]
+    assert "left out: images/other.nii.gz, labels/Mouse-1.nii.gz" in listing.notes[0]

@@ -110,7 +110,9 @@ def read_folder(
         layout, why = "subjects", "it was said where the images are"
     else:
         layout, why = recognise(path)
-    listing = layout_of(layout).read(path, options)
+    read = layout_of(layout).read
+    _check_that_it_takes(layout, options)
+    listing = read(path, options)
     if not listing.files:
         raise UserError(f"{path}: no scan was found in the layout {layout!r} ({why})")
     return replace(listing, layout=layout, why=why)
@@ -130,6 +132,27 @@ def _check_options(options: Options) -> None:
                 f"{name} = {template!r}: a path that begins in the folder was wanted, as in "
                 '"{scan}/t1.nii.gz"'
             )
+
+
+def _check_that_it_takes(layout: str, options: Options) -> None:
+    """What a user says of a folder is followed or refused, and never passed over."""
+    if layout != "subjects":
+        for name, template in (("image", options.image), ("labels", options.labels)):
+            if template is not None:
+                raise UserError(
+                    f"{name} = {template!r}: the layout {layout!r} knows itself where the files "
+                    "are: leave it out, or say image = ... as in '{scan}/t1.nii.gz', and no layout"
+                )
+    if options.contrast is not None and layout in ("cohort", "table", "folders", "subjects"):
+        raise UserError(
+            f"contrast = {options.contrast!r}: the layout {layout!r} knows no contrasts: leave it "
+            "out, and let the files say which image is meant"
+        )
+    if options.subject is not None and layout == "cohort":
+        raise UserError(
+            f"subject = {options.subject!r}: in a cohort file each scan has its subject: write it "
+            "there"
+        )
 
 
 def layout_of(name: str) -> Layout:

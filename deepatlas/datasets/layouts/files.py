@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...checkpoints import read_json
 from ...errors import UserError
 from ..nifti import Volume
 
@@ -117,6 +118,32 @@ def scans_below(folder: Path, depth: int) -> Iterator[Path]:
 def without_ending(name: str) -> str:
     """The name of a file, given by its path, without .nii or .nii.gz."""
     return ENDING.sub("", name.rpartition("/")[2])
+
+
+def is_segmentation(labels: Path) -> bool:
+    """Are these labels a network's? `deepatlas segment` says so in the JSON file beside them."""
+    beside = labels.with_name(f"{without_ending(labels.name)}.json")
+    if not beside.is_file():
+        return False
+    try:
+        content = read_json(beside)
+    except (UserError, OSError):
+        return False
+    return isinstance(content, dict) and content.keys() >= {"structures", "model", "deepatlas"}
+
+
+def drawn(labels: Collection[Path], notes: list[str]) -> list[Path]:
+    """Files of ``labels`` but those that a network wrote: nobody must learn from them, or be
+    measured by them, as if an expert had drawn them.
+    """
+    written = [file for file in labels if is_segmentation(file)]
+    if written:
+        notes.append(
+            f"{len(written)} files of labels were written by `deepatlas segment`, not drawn, and "
+            f"are left out: {some([file.name for file in written])}; a table of the files, or a "
+            "cohort file, takes them all the same"
+        )
+    return [file for file in labels if file not in written]
 
 
 def check_different(ids: Sequence[str], path: Path) -> None:

@@ -15,7 +15,9 @@ from .files import (
     Listing,
     Options,
     check_different,
+    drawn,
     folders_in,
+    is_segmentation,
     scans_in,
     some,
     without_ending,
@@ -57,7 +59,9 @@ def recognise(folder: Path) -> str | None:
         return f"it has a folder {images.name}/ of images and a folder {labels.name}/ of labels"
     image_files, label_files = _in_one_folder(folder)
     image_of = {without_ending(file.name): file for file in image_files}
-    label_of = {without_ending(file.name): file for file in label_files}
+    # what a network wrote tells the layout only where nobody drew anything
+    by_hand = [file for file in label_files if not is_segmentation(file)]
+    label_of = {without_ending(file.name): file for file in by_hand or label_files}
     for image, label in _matched(list(image_of), list(label_of)).items():
         return f"{label_of[label].name} lies beside {image_of[image].name}"
     return None
@@ -119,7 +123,7 @@ def _paired(
     """Images with their labels; the persons are told later, of all."""
     image_of = _by_case(images, notes)
     label_of: dict[str, Path] = {}
-    for file in labels:
+    for file in drawn(labels, notes):
         other = label_of.setdefault(without_ending(file.name), file)
         if other != file:
             raise UserError(f"{other} and {file.name} have one name: remove one")

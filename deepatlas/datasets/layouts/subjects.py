@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import UserError
-from .files import File, Listing, Options, check_different, folders_in, is_hidden, scans_in, some
+from .files import (
+    File,
+    Listing,
+    Options,
+    check_different,
+    folders_in,
+    is_hidden,
+    is_segmentation,
+    scans_in,
+    some,
+)
 from .persons import check_that_persons_share_no_labels, persons_of
 
 LABELS = re.compile(
@@ -37,9 +47,10 @@ def _templates(folder: Path) -> tuple[list[str], list[str]] | None:
     scans = [path for path in folders_in(folder) if scans_in(path)]
     if len(scans) < 2:
         return None
-    names_of = [
-        {file.name.replace(scan.name, "{scan}") for file in scans_in(scan)} for scan in scans
-    ]
+    names_of = []
+    for scan in scans:
+        given = [file for file in scans_in(scan) if not is_segmentation(file)]
+        names_of.append({file.name.replace(scan.name, "{scan}") for file in given})
     everywhere = set.union(*names_of)
     labels = sorted(name for name in everywhere if LABELS.search(name.lower()))
     images = sorted(everywhere - set(labels))
@@ -84,7 +95,20 @@ def read(folder: Path, options: Options) -> Listing:
     for id in ids:
         files.append(File(id, person[id], image_of[id], _labels(folder, labels, id)))
     check_that_persons_share_no_labels(files, folder)
+    if options.image is not None:
+        notes += _left_out(files)
     return Listing(files=files, notes=notes)
+
+
+def _left_out(files: Sequence[File]) -> list[str]:
+    """A note on what lies beside the scans' files and fits no template; none where all is taken."""
+    taken = {path for file in files for path in (file.image, file.labels) if path is not None}
+    beside = [path for home in sorted({path.parent for path in taken}) for path in scans_in(home)]
+    others = [path for path in beside if path not in taken]
+    if not others:
+        return []
+    listed = some([f"{path.parent.name}/{path.name}" for path in others])
+    return [f"{len(others)} files fit no template, or no image, and are left out: {listed}"]
 
 
 def _found(folder: Path, template: str) -> dict[str, Path]:
