@@ -35,6 +35,7 @@ from deepatlas.regimes import REGIMES, Regime, regimes, spent
 from deepatlas.warp import Deformation
 
 import nbformat
+import nibabel as nib
 import pandas as pd
 import pytest
 import torch
@@ -955,8 +956,8 @@ def test_the_command_lists_and_checks_data():
     )
 
 
-def test_the_readmes_python_runs(finished, monkeypatch, capsys):
-    """On a run of smoke size: the README shows the default one."""
+def test_the_readmes_python_runs(finished, monkeypatch, capsys, tmp_path):
+    """On a run of smoke size, the README shows the default one, and on files of its test scans."""
     blocks = re.findall(
         r"```python\n(.*?)```",
         places.README.read_text(encoding="utf-8"),
@@ -967,7 +968,12 @@ def test_the_readmes_python_runs(finished, monkeypatch, capsys):
     monkeypatch.setattr(
         datasets, "load_cohort", lambda name, **how: load(name, profile="smoke", **how)
     )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "RUN_FOLDER").symlink_to(finished)
+    names = ("new.nii.gz", "a.nii.gz", "b.nii.gz")
+    for name, scan in zip(names, load("phantom-brain", profile="smoke").test, strict=True):
+        nib.save(nib.Nifti1Image(scan.image[0].numpy(), scan.affine.numpy()), name)
     for code in blocks:
         exec(code, {})
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert "tensor([" in capsys.readouterr().out
