@@ -618,10 +618,14 @@ def test_a_reference_goes_along_only_where_the_licence_lets_it(trained, tmp_path
     path = apply.export(mine, tmp_path / "without.pt")
     assert "'ours' is not known to allow it" in capsys.readouterr().out
     assert load_tensors(path)["preparation"]["reference"] is None
-    assert "which this file does not hold" in path.with_suffix(".md").read_text()
+    card = path.with_suffix(".md").read_text()
+    assert "which this file does not hold" in card
+    assert "it takes no new scan" in card and "deepatlas segment" not in card
     with pytest.raises(UserError, match=r"aligned to one of them, which .* --with-reference"):
         apply.segment(file, path)
     whole = apply.export(mine, tmp_path / "with.pt", with_reference=True)
+    card = whole.with_suffix(".md").read_text()
+    assert "deepatlas segment" in card and "profile smoke" in card and "steps of seg" in card
     assert apply.segment(file, whole).labels.shape == nib.load(file).shape
 
 

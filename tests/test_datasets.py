@@ -546,6 +546,13 @@ def test_the_labelled_training_scans_of_a_cohort_file_can_be_hidden(home, tmp_pa
         cohort.hide_labels(6)
 
 
+def test_a_pattern_that_fits_no_scan_is_told(home, tmp_path, capsys):
+    head = 'labelled_first = "site1_*"\n' + OWN
+    cohort = load(write_own(tmp_path / "own", ["train"] * 3, head), profile="full")
+    assert cohort.preferred == ()
+    assert "labelled_first = 'site1_*' fits no training scan" in capsys.readouterr().out
+
+
 def test_test_scans_without_labels_are_for_cohort_files(home, tmp_path):
     path = write_own(tmp_path / "own", PARTS, unlabelled=["s4", "s5"])
     cohort = load(path)

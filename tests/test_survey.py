@@ -20,7 +20,7 @@ from deepatlas.viewers.montage import montage
 import nibabel as nib
 import numpy as np
 import pytest
-from folders import write_dataset
+from folders import write_dataset, write_nnunet
 
 SHAPE = (24, 28, 20)
 NAMES = {1: "lower", 2: "upper"}
@@ -765,3 +765,10 @@ def test_two_hundred_real_scans_in_seconds_and_one_page(real_data, tmp_path):
     assert any("the others 121 to 5.34e+03" in text for text in found.remarks)
     page = montage(found, {}, [])
     assert len(page) < 15e6 and page.count("<section>") == 200
+
+
+def test_a_proposed_name_is_none_of_the_kits(tmp_path):
+    """Rows of results are told apart by it."""
+    found = survey(read_folder(write_nnunet(tmp_path / "oasis35", count=5)))
+    assert propose(found, "oasis35").name == "oasis35-own"
+    assert propose(found, "my mice").name == "my_mice"

@@ -369,6 +369,19 @@ def _without_places(record: Mapping) -> dict:
 # --- the model card -------------------------------------------------------------------------------
 
 
+USE = (
+    "    deepatlas segment IMAGE.nii.gz --model THIS_FILE -o FOLDER",
+    "    deepatlas register MOVING.nii.gz FIXED.nii.gz --model THIS_FILE -o FOLDER",
+    "",
+    "or in Python: `from deepatlas import apply`, `apply.segment(image, THIS_FILE)`.",
+)
+NOT_USABLE = (
+    "As it is, it takes no new scan: these must be aligned to one of the training scans, which was "
+    "left out, since the licence is not known to allow it. Whoever may pass that scan on exports "
+    "the run again with `--with-reference`.",
+)
+
+
 def _card(record: Mapping, run: Path, regime: str, model: Model, left_out: bool) -> str:
     """What a user should know of the model, in Markdown."""
     experiment = recorded_experiment(record)
@@ -389,10 +402,7 @@ def _card(record: Mapping, run: Path, regime: str, model: Model, left_out: bool)
             "",
             "## Use",
             "",
-            "    deepatlas segment IMAGE.nii.gz --model THIS_FILE -o FOLDER",
-            "    deepatlas register MOVING.nii.gz FIXED.nii.gz --model THIS_FILE -o FOLDER",
-            "",
-            "or in Python: `from deepatlas import apply`, `apply.segment(image, THIS_FILE)`.",
+            *(NOT_USABLE if left_out else USE),
             "",
             "Meant for research on scans like those that it was trained on: the same body part, "
             "contrast and kind of people. On others it answers, too, and nothing says that it is "
@@ -409,7 +419,8 @@ def _card(record: Mapping, run: Path, regime: str, model: Model, left_out: bool)
             f"{printable(model.credit)}".rstrip(),
             f"- {record['labelled_training_scans']} of {record['training_scans']} training scans "
             "were seen with their labels.",
-            f"- Regime: {TITLES.get(regime, regime)} (`{regime}`), seed {experiment.seed}, "
+            f"- Regime: {TITLES.get(regime, regime)} (`{regime}`), profile {experiment.profile}, "
+            f"{_steps(record, regime)}, seed {experiment.seed}, "
             f"draw of the labelled scans {experiment.label_seed}, recipe {experiment.recipe}.",
             f"- Grid: {sides} voxels of {model.preparation.wanted[1]:g} mm, centred on each scan; "
             f"the scans were {alignment}. What of a file lies outside is called background.",
@@ -447,6 +458,12 @@ def _table(model: Model, scores: object) -> list[str]:
         merged = ", ".join(in_ranges(numbers))
         lines.append(f"| {numbers[0]} | {merged} | {printable(name).replace('|', '/')} | {value} |")
     return lines
+
+
+def _steps(record: Mapping, regime: str) -> str:
+    """As in "300 steps of seg and 400 steps of reg", by this regime alone."""
+    counted = [f"{count} steps of {network}" for network, count in record["steps"][regime].items()]
+    return " and ".join(counted)
 
 
 def _reached(scores: Mapping, record: Mapping) -> list[str]:

@@ -124,7 +124,14 @@ def _preferred(entry: Entry, train: Sequence[File]) -> tuple[str, ...]:
     """The training scans whose labels the entry wants to be kept first."""
     if entry.labelled_first is None:
         return ()
-    return tuple(file.id for file in train if fnmatchcase(file.id, entry.labelled_first))
+    found = tuple(file.id for file in train if fnmatchcase(file.id, entry.labelled_first))
+    if not found:
+        _say(
+            entry,
+            f"WARNING: labelled_first = {entry.labelled_first!r} fits no training scan, so the "
+            "seed alone says whose labels are kept",
+        )
+    return found
 
 
 def _split(

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..data import Scan, split_by_subject
 from ..errors import printable
-from .entries import LARGEST_NUMBER, PARTS, PROFILES, Entry, Grid, expand
+from .entries import LARGEST_NUMBER, PARTS, PROFILES, Entry, Grid, expand, manifest
 from .grid import centred_affine, resample
 from .layouts import File
 from .nifti import as_slice, label_indices, read_labels
@@ -93,7 +93,7 @@ def propose(survey: Survey, name: str, *, seed: int = 0, quiet: bool = True) -> 
     fit = _try_grids(scans, structures, _profiles(grids, dims), quiet)
     parts = _parts(scans, seed)
     return Proposal(
-        name=re.sub(r"[^\w.-]+", "_", name).strip("_.-")[:100] or "scans",
+        name=_name(name),
         title=_line(survey.listing.title) or _line(name) or "Scans of a folder",
         licence=_line(survey.listing.licence) or UNKNOWN_LICENCE,
         dims=dims,
@@ -106,6 +106,14 @@ def propose(survey: Survey, name: str, *, seed: int = 0, quiet: bool = True) -> 
         split_remarks=_split_remarks(scans, parts),
         fit=fit,
     )
+
+
+def _name(text: str) -> str:
+    """``text`` as the name of a data set, and not that of one of the kit's: their rows of results
+    would replace each other.
+    """
+    name = re.sub(r"[^\w.-]+", "_", text).strip("_.-")[:90] or "scans"
+    return f"{name}-own" if name in manifest() else name
 
 
 def as_said(survey: Survey, entry: Entry, *, quiet: bool = True) -> Proposal:
