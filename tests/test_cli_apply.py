@@ -454,6 +454,21 @@ def test_labels_that_do_not_fit_are_named_and_the_others_are_scored(own, tmp_pat
     assert "both" in ask(*words)[1]
 
 
+@pytest.mark.parametrize("shape, dims", [((8, 8), 2), ((8, 8, 1), 3), ((8, 8, 8), 3)])
+def test_ants_is_told_the_dimensions_of_the_file(ask, place, monkeypatch, shape, dims):
+    """A slice one voxel thick is a volume to it, and its warp is one of volumes."""
+    source = SimpleNamespace(shape=shape)
+    fixed = SimpleNamespace(source=source)
+    found = SimpleNamespace(fixed=fixed, save=lambda *_, **__: [Path("out/a_to_c_warp.nii.gz")])
+    model = SimpleNamespace(to=lambda *_, **__: None)
+    monkeypatch.setattr(commands.applied, "load", lambda *_: model)
+    monkeypatch.setattr(commands.applied, "register", lambda *_, **__: found)
+    words = ["register", "scans/a.nii.gz", "scans/c.nii.gz", "--model", "m", "-o", "out"]
+    code, said, complaint = ask(*words)
+    assert code == 0, complaint
+    assert f"antsApplyTransforms -d {dims} " in said
+
+
 def test_an_image_may_be_registered_to_itself_but_nothing_is_replaced(ask, place, monkeypatch):
     monkeypatch.setattr(commands.applied, "load", lambda *_: pytest.fail("refused before"))
     Path("out").mkdir()

@@ -382,43 +382,73 @@ def test_a_warp_on_the_common_grid_is_found_out(las_to_all):
 # --- planes ---------------------------------------------------------------------------------------
 
 
-def test_a_plane_is_warped_as_the_formula_says(tmp_path):
-    """Files of two axes, in SimpleITK and in ANTs."""
-    of_moving, of_fixed = las((1.5, 1.2, 1.0)), anisotropic((1.3, 1.4, 1.0))
-    of_moving[2, 3] = of_fixed[2, 3] = 0
+def planes(folder, thick, of_moving, of_fixed):
+    """Two files of a plane, of two axes or one voxel ``thick``: (files, scans, moving image)."""
     image = smooth((40, 36), 1.5, 5).astype(np.float32)
-    files = [tmp_path / "moving.nii.gz", tmp_path / "fixed.nii.gz"]
-    nib.save(nib.Nifti1Image(image, of_moving), files[0])
-    nib.save(nib.Nifti1Image(smooth((36, 44), 1.5, 6).astype(np.float32), of_fixed), files[1])
-    moving, fixed = (
+    other = smooth((36, 44), 1.5, 6).astype(np.float32)
+    files = [folder / "moving.nii.gz", folder / "fixed.nii.gz"]
+    for array, affine, path in ((image, of_moving, files[0]), (other, of_fixed, files[1])):
+        nib.save(nib.Nifti1Image(array[..., None] if thick else array, affine), path)
+    scans = [
         load_scan(path, None, id=path.name, subject=path.name, structures={}) for path in files
-    )
+    ]
+    return files, scans, image
+
+
+@pytest.mark.parametrize("thick", [False, True], ids=["two axes", "one thick"])
+def test_a_plane_is_warped_as_the_formula_says(thick, tmp_path):
+    """In SimpleITK and in ANTs; planes of two axes, and at two heights in volumes."""
+    of_moving, of_fixed = las((1.5, 1.2, 1.0)), anisotropic((1.3, 1.4, 1.0))
+    of_moving[2, 3], of_fixed[2, 3] = (16, 15) if thick else (0, 0)
+    files, (moving, fixed), image = planes(tmp_path, thick, of_moving, of_fixed)
     phi = Deformation(deformation((36, 44)))
     displacement = formats.lps_displacement(phi, moving, fixed)
     warp = formats.write_itk(displacement, files[1], tmp_path / "warp.nii.gz")
 
     q = phi.points[0].double().numpy()
-    world = through(of_moving, np.concatenate([q, 0 * q[:1]]))
+    world = through(moving.affine.numpy(), np.concatenate([q, 0 * q[:1]]))
     p = through(np.linalg.inv(of_moving), world)[:2]
     values = ndimage.map_coordinates(image, p, order=1, mode="nearest")
     sides = np.array(image.shape).reshape(2, 1, 1)
-    expected = np.where(((p >= -0.5) & (p < sides - 0.5)).all(0), values, 0)
+    of_scan = np.where(((p >= -0.5) & (p < sides - 0.5)).all(0), values, 0)
+    # a volume was turned into RAS
+    x = np.indices((36, 44, 1), dtype=np.float64)
+    i, j = through(fixed.to_source.numpy(), x)[:2, ..., 0].round().astype(int)
+    expected = np.empty_like(of_scan)
+    expected[i, j] = of_scan
 
     field = sitk.ReadImage(str(warp), sitk.sitkVectorFloat64)
-    resampled = sitk.Resample(
-        sitk.ReadImage(str(files[0])),
-        sitk.ReadImage(str(files[1])),
-        sitk.DisplacementFieldTransform(field),
-    )
+    read = [sitk.ReadImage(str(path)) for path in files]
+    resampled = sitk.Resample(*read, sitk.DisplacementFieldTransform(field))
     ants = antspyx()
     fixed_image, moving_image = (ants.image_read(str(path)) for path in files[::-1])
+    kit = nib.load(transform.apply_warp(warp, files[0], "image", tmp_path))
+    assert kit.shape == nib.load(files[1]).shape
     found = {
         "SimpleITK": sitk.GetArrayFromImage(resampled).T,
         "ANTs": ants.apply_transforms(fixed_image, moving_image, [str(warp)]).numpy(),
-        "the kit": nib.load(transform.apply_warp(warp, files[0], "image", tmp_path)).get_fdata(),
+        "the kit": kit.get_fdata(),
     }
     for reader, array in found.items():
-        assert np.abs(array - expected).mean() < MEAN * np.ptp(expected), reader
+        difference = array.reshape(expected.shape) - expected
+        assert np.abs(difference).mean() < MEAN * np.ptp(expected), reader
+
+
+@pytest.mark.parametrize("which", ["moving", "fixed"])
+def test_a_plane_of_two_axes_that_itk_would_misread_is_refused(which, tmp_path):
+    straight, tilted = las((1.5, 1.2, 1.0)), las((1.5, 1.2, 1.0))
+    turned = np.radians(20)
+    tilted[:3, :3] = [
+        [-1.5 * np.cos(turned), 0, np.sin(turned)],
+        [0, 1.2, 0],
+        [1.5 * np.sin(turned), 0, np.cos(turned)],
+    ]
+    affines = (tilted, straight) if which == "moving" else (straight, tilted)
+    files, (moving, fixed), _ = planes(tmp_path, False, *affines)
+    phi = Deformation(deformation((36, 44)))
+    with pytest.raises(UserError, match=r"fixed\.nii\.gz: .*one voxel thick"):
+        displacement = formats.lps_displacement(phi, moving, fixed)
+        formats.write_itk(displacement, files[1], tmp_path / "warp.nii.gz")
 
 
 # --- real scans -----------------------------------------------------------------------------------

@@ -37,8 +37,10 @@ Structures = Mapping[str, Sequence[int]]  # name -> the numbers that mean it in 
 
 SNAP_TABLE, SLICER_TABLE = "labels.label.txt", "labels.ctbl"
 VECTORS = 1007  # NIfTI's code of an image of vectors, which ITK takes as LPS
+TWICE = b"one plane, written twice"  # in the header of a warp of a file one voxel thick
 SLAB = 2**20  # voxels whose coordinates are in memory at once
 SHEAR = 1e-4  # cosine of the angle between two axes, up to which ITK takes a grid for rectangular
+TILTED = 0.01  # millimetres that a plane may lead out of itself, beside a shift of the whole
 LEVEL = 3  # of gzip: displacements hardly shrink, whatever the effort
 SIGNS = np.array([-1.0, -1.0, 1.0])  # RAS <-> LPS
 
@@ -207,7 +209,21 @@ def lps_displacement(phi: Deformation, moving: Scan, fixed: Scan) -> np.ndarray:
             q = torch.cat([q, torch.zeros_like(x[:1])])
         millimetres = moved(moving.affine, q) - moved(fixed.source.affine, y)
         displacement[slab] = millimetres.movedim(0, -1).numpy() * SIGNS
-    return displacement[:, :, 0, :2] if len(shape) == 2 else displacement
+    return _in_plane(displacement, fixed.source.path)[:, :, 0] if len(shape) == 2 else displacement
+
+
+def _in_plane(displacement: np.ndarray, path: Path) -> np.ndarray:
+    """(I, J, 1, 2) of (I, J, 1, 3): of a plane's displacements those that ITK takes, x and y.
+
+    UserError if the moving image is tilted: then these alone would lead elsewhere.
+    """
+    across = displacement[..., 2]
+    if across.max() - across.min() > TILTED:
+        raise UserError(
+            f"{path}: the moving image lies in a plane that is tilted against this one's, and of "
+            "files of two axes ITK knows x and y alone: store both as volumes one voxel thick"
+        )
+    return displacement[..., :2]
 
 
 def volume_sides(shape: Sequence[int]) -> tuple[int, int, int]:
@@ -235,6 +251,9 @@ def write_itk(displacement: np.ndarray, fixed_file: str | Path, to: Path) -> Pat
     """A warp for ITK, ANTs, Slicer and ITK-SNAP: NIfTI (I, J, K, 1, 3) float32 of intent 1007 on
     the grid of the fixed file, sform and qform alike.
 
+    Of a file whose third axis is one voxel thick the warp is two thick, both alike: of one, ITK
+    drops the axis, and where it lies.
+
     ``displacement``: what ``lps_displacement`` gives. UserError if the file's grid is one that ITK
     does not know.
     """
@@ -249,6 +268,9 @@ def write_itk(displacement: np.ndarray, fixed_file: str | Path, to: Path) -> Pat
     new = _header_at(affine)
     new.set_intent(VECTORS)
     vectors = displacement.reshape(*volume_sides(shape), 1, displacement.shape[-1])
+    if len(shape) > 2 and shape[2] == 1:
+        vectors = np.repeat(vectors, 2, axis=2)
+        new["descrip"] = TWICE
     _write(new, vectors.astype(np.float32, copy=False), to)
     return to
 
@@ -322,6 +344,8 @@ def read_warp(path: str | Path) -> Warp:
         )
     vectors = array[:, :, 0, 0] if flat else array[:, :, :, 0]
     affine = affine_of(header, vectors.shape[:-1], path)
+    if not flat and vectors.shape[2] == 2 and header["descrip"].item() == TWICE:
+        vectors = vectors[:, :, :1]
     return Warp(path, vectors.astype(np.float32), affine)
 
 

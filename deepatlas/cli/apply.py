@@ -370,7 +370,7 @@ def register(
             warp = written[0]
             say(f"\napply it to labels that lie where {moving} does:")
             say(f"  {_quoted('deepatlas', 'apply', warp)} LABELS --labels -o {output.folder}")
-            dims = len(result.phi.shape)
+            dims = min(3, len(result.fixed.source.shape))
             ants = _quoted("antsApplyTransforms", "-d", dims, "-r", fixed, "-t", warp)
             say(f"  {ants} -i LABELS -n NearestNeighbor -o warped.nii.gz")
 
