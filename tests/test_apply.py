@@ -460,6 +460,13 @@ def test_names_of_results_do_not_depend_on_how_an_ending_is_written():
     assert transform.warped_file("A.NII.GZ", "out") == Path("out/A_warped.nii.gz")
 
 
+def test_a_pair_of_one_name_is_told_apart_by_its_folders():
+    warp, *_ = apply.registration_files("p1/t1.nii.gz", "p2/t1.nii.gz", "out")
+    assert warp == Path("out/p1_t1_to_p2_t1_warp.nii.gz")
+    warp, *_ = apply.registration_files("p1/t1.nii.gz", "p1/t1.nii.gz", "out")
+    assert warp == Path("out/t1_to_t1_warp.nii.gz")
+
+
 def largest_within(phi):
     inner = (slice(None), slice(None), *[slice(6, -6)] * len(phi.shape))
     return float(phi.displacement[inner].abs().max())

@@ -287,11 +287,16 @@ def registration_files(
     format: str = "itk",
 ) -> list[Path]:
     """What ``Registration.save`` writes for two files: the warp, its inverse if it is wanted, the
-    warped moving image and the sidecar. UserError for a ``format`` that is none.
+    warped moving image and the sidecar. Files of one name, as t1 in a folder for each scan, are
+    told apart by their folders. UserError for a ``format`` that is none.
     """
     if format not in FORMATS:
         raise UserError(f"there is no format {format!r} of warps: choose from {', '.join(FORMATS)}")
-    pair = "_to_".join(without_ending(Path(file).name) for file in (moving, fixed))
+    names = [without_ending(Path(file).name) for file in (moving, fixed)]
+    folders = [Path(file).resolve().parent.name for file in (moving, fixed)]
+    if names[0] == names[1] and folders[0] != folders[1]:
+        names = [f"{place}_{name}" for place, name in zip(folders, names, strict=True)]
+    pair = "_to_".join(names)
     if format == "itk":
         names = [f"{pair}_warp.nii.gz", f"{pair}_inverse_warp.nii.gz"]
     else:
