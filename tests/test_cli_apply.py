@@ -1,6 +1,7 @@
 """The commands that take trained networks to files, as a user meets them."""
 
 import io
+import json
 import shutil
 import sys
 import warnings
@@ -467,6 +468,18 @@ def test_ants_is_told_the_dimensions_of_the_file(ask, place, monkeypatch, shape,
     code, said, complaint = ask(*words)
     assert code == 0, complaint
     assert f"antsApplyTransforms -d {dims} " in said
+
+
+def test_labels_of_one_name_are_told_apart_by_their_folders(ask, place):
+    for person in ("p1", "p2", "p3"):
+        write_nifti(Path(f"study/{person}/t1.nii.gz"), IMAGE)
+        write_nifti(Path(f"study/{person}/seg.nii.gz"), np.ones((3, 4, 5), np.uint8))
+    write_nifti(Path("out/p1/t1_labels.nii.gz"), np.ones((3, 4, 5), np.uint8))
+    sidecar = {"structures": {"s": [1]}, "image": str(place / "study/p1/t1.nii.gz")}
+    Path("out/p1/t1_labels.json").write_text(json.dumps(sidecar))
+    code, said, complaint = ask("evaluate", "out", "study")
+    assert code == 0, complaint
+    assert "no prediction for 2: p2/seg.nii.gz, p3/seg.nii.gz" in said
 
 
 def test_an_image_may_be_registered_to_itself_but_nothing_is_replaced(ask, place, monkeypatch):

@@ -239,6 +239,11 @@ def test_what_has_no_partner_is_named(tmp_path):
         (["a_labels"], ["x/a", "y/a"], "could both be its reference"),
         (["x/a_labels", "y/a_labels"], ["a"], "could both be meant"),
         (["a_labels"], ["b"], "a_labels.nii.gz would go with a.nii.gz, and there is b.nii.gz"),
+        (
+            ["a_labels"],
+            ["b"],
+            "name the cohort.toml or the table that lists images with their labels",
+        ),
     ],
 )
 def test_names_that_tell_nothing_are_a_sentence(predicted, reference, sentence, tmp_path):

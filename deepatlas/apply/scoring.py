@@ -216,8 +216,9 @@ def match(predicted: str | Path, reference: str | Path) -> Matches:
         example = next(iter(truths))
         raise UserError(
             f"{predicted}: no name fits one of {reference}: {guesses[0].name} would go with "
-            f"{names_of(guesses[0])[-1]}.nii.gz, and there is {example.name}; compare single "
-            "files, whose names do not matter, or rename them"
+            f"{names_of(guesses[0])[-1]}.nii.gz, and there is {example.name}; name the cohort.toml "
+            "or the table that lists images with their labels, compare single files, whose names "
+            "do not matter, or rename them"
         )
     unpredicted = [truth for truth in truths if truth not in owner]
     return Matches(pairs, alone, unpredicted, unlabelled)

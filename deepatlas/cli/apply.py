@@ -349,7 +349,8 @@ def register(
     FIXED.
 
     It writes MOVING_to_FIXED_warp.nii.gz, the warp on the grid of FIXED, and
-    MOVING_to_FIXED.nii.gz, the warped image. `deepatlas apply`, ANTs and 3D Slicer apply the warp
+    MOVING_to_FIXED.nii.gz, the warped image; two images of one name are told apart by their
+    folders, as in p1_t1_to_p2_t1_warp.nii.gz. `deepatlas apply`, ANTs and 3D Slicer apply the warp
     to whatever lies where MOVING lies: other contrasts, labels.
 
         deepatlas register a.nii.gz b.nii.gz --model runs/MY_RUN -o registered
@@ -503,10 +504,10 @@ def evaluate(
     with saying(quiet) as say:
         failed = work_through(found.pairs, work, quiet, "case")
         if found.unlabelled:
-            listed = ", ".join(path.name for path in found.unlabelled)
+            listed = ", ".join(_told_apart(found.unlabelled))
             say(shortened(f"unlabelled in {reference}, not scored: {listed}"))
         if found.without_prediction:
-            listed = ", ".join(path.name for path in found.without_prediction)
+            listed = ", ".join(_told_apart(found.without_prediction))
             say(shortened(f"no prediction for {len(found.without_prediction)}: {listed}"))
         if rows:
             table = pd.DataFrame(rows, columns=list(scoring.COLUMNS))
@@ -516,6 +517,12 @@ def evaluate(
                 write_csv(table, to)
                 say(f"\nscores of each case: {to}")
     end(failed + len(found.without_reference))
+
+
+def _told_apart(paths: Sequence[Path]) -> list[str]:
+    """Their names, with their folders where several have one name."""
+    names = Counter(path.name for path in paths)
+    return [path.name if names[path.name] == 1 else str(Path(*path.parts[-2:])) for path in paths]
 
 
 def _means(table: pd.DataFrame) -> str:
