@@ -21,6 +21,7 @@ from deepatlas.datasets.layouts import (
     recognise,
 )
 from deepatlas.datasets.layouts.persons import united
+from deepatlas.datasets.survey import survey
 from deepatlas.errors import UserError
 
 import nibabel as nib
@@ -1222,6 +1223,7 @@ def test_a_table_says_it_all(tmp_path, name):
         assert [file.group for file in listing.files] == ["test"] * 2 + ["train"] * 4
         assert listing.files[5].labels is None
         assert listing.files[0].labels == folder / "files" / "drawn 0.nii.gz"
+        assert "3 persons, told by the table's column of persons" in survey(listing).persons
 
 
 def test_columns_have_many_names_and_other_separators(tmp_path):

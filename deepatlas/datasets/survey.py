@@ -196,6 +196,8 @@ def _persons(listing: Listing) -> str:
             "person of its own; where a person was scanned twice, say how the scans' names give "
             'the person, as in --subject "mouse_{subject}_*", or write it into the cohort file'
         )
+    if listing.layout == "table":
+        return f"{text}, told by the table's column of persons, or by the names of the scans"
     return f"{text}, told by the names of the scans, or by what the folder says of them"
 
 
