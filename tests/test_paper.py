@@ -1,7 +1,10 @@
 """The tables of the paper: what it prints, and what runs of this kit put beside it."""
 
+from deepatlas import places, sweeps
+from deepatlas.cli import main
 from deepatlas.errors import UserError
 from deepatlas.evidence import paper
+from deepatlas.regimes import BASELINES, JOINT, SEMI
 
 import pandas as pd
 import pytest
@@ -92,3 +95,74 @@ def test_runs_fill_the_table_in_the_papers_layout(runs):
 def test_another_table_is_refused():
     with pytest.raises(UserError, match="no table 'knees', did you mean 'knee'"):
         paper.paper_table("knees", [])
+
+
+# --- as a sweep -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "counts"),
+    [
+        ("knee", "oai-zib", {1: 3, 5: 3, 10: 3, 200: 3}),
+        ("brain", "mindboggle101", {1: 3, 21: 3, 65: 3}),
+    ],
+)
+def test_the_papers_runs_are_planned(name, dataset, counts):
+    """With the paper's networks and recipe, batches of one, and each N of its table."""
+    file = places.NOTEBOOKS / "configs" / f"paper-{name}.toml"
+    assert sweeps.read_paper_table(file) == name
+    planned = sweeps.read_sweep(file)
+    assert {experiment.dataset for experiment in planned} == {dataset}
+    assert {n: sum(e.labelled == n for e in planned) for n in counts} == counts
+    assert len(planned) == sum(counts.values())
+    for experiment in planned:
+        assert experiment.networks == experiment.recipe == "paper"
+        assert (experiment.profile, experiment.dims, experiment.batch_size) == ("full", 3, 1)
+        keys = {*BASELINES.values(), JOINT}
+        assert set(experiment.table) >= keys
+        if experiment.labelled < max(counts):
+            assert set(experiment.table) == keys | {*SEMI.values()}
+    wanted = {labelled for labelled, _ in paper.PAPER[name].rows if labelled}
+    assert wanted == set(counts)
+
+
+def test_a_sweep_ends_with_the_papers_table(tmp_path, monkeypatch, capsys):
+    """On synthetic knees, which have the paper's four structures."""
+    file = tmp_path / "knees.toml"
+    file.write_text(
+        '[paper]\ntable = "knee"\n[[sweep]]\ndataset = "phantom-knee"\nprofile = "smoke"\n'
+        'regimes = "paper"\ndims = 2\nlabelled = 1\n'
+    )
+    words = ["deepatlas", "sweep", str(file), "--root", str(tmp_path / "runs")]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    told = capsys.readouterr().out
+    lines = told.splitlines()
+    assert "Table 1: knees, N of 200 training scans labelled" in told
+    (column,) = [line for line in lines if "Seg bones" in line]
+    assert column.index("Seg bones") < column.index("Seg cart.") < column.index("Reg all")
+    assert "88.92 (2.01)" in told, "the paper's own numbers stand beside"
+    here = next(line for line in lines if "DA" in line and "here" in line and "Semi" not in line)
+    assert here.count("(") == 6, "all six cells of DA at N = 1 are filled"
+    assert "- The paper does not say how many steps an epoch has" in told
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ('[paper]\ntable = "knees"\n', "no table 'knees', did you mean 'knee'"),
+        ("[paper]\n", r"\[paper\] wants the name of a table"),
+        ("paper = 3\n", r"\[paper\] wants the name of a table"),
+    ],
+)
+def test_a_table_that_is_none_is_refused_before_the_first_run(
+    said, sentence, tmp_path, monkeypatch, capsys
+):
+    file = tmp_path / "sweep.toml"
+    file.write_text(said + '[[sweep]]\ndataset = "phantom-knee"\nprofile = "smoke"\n')
+    monkeypatch.setattr("sys.argv", ["deepatlas", "sweep", str(file), "--root", str(tmp_path)])
+    with pytest.raises(SystemExit, match=sentence):
+        main()
+    assert not list(tmp_path.glob("phantom-knee*"))
