@@ -146,7 +146,7 @@ def test_a_sweep_ends_with_the_papers_table(tmp_path, monkeypatch, capsys):
     assert "88.92 (2.01)" in told, "the paper's own numbers stand beside"
     here = next(line for line in lines if "DA" in line and "here" in line and "Semi" not in line)
     assert here.count("(") == 6, "all six cells of DA at N = 1 are filled"
-    assert "- The paper does not say how many steps an epoch has" in told
+    assert "- How many steps the paper's 100 epochs have is not known" in told
 
 
 @pytest.mark.parametrize(

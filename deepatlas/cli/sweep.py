@@ -63,7 +63,7 @@ def _print_paper_table(name: str, folders: list[Path]) -> None:
     of_the_paper = evidence.PAPER[name]
     typer.echo(f"\n{of_the_paper.title}; Dice %, mean (SD) over test subjects")
     typer.echo(evidence.paper_table(name, folders).to_string())
-    typer.echo("What the paper does not say, and what is therefore different here:")
+    typer.echo("What is not known of the paper's runs, and what is therefore different here:")
     for sentence in of_the_paper.differences:
         typer.echo(f"- {sentence}")
 

@@ -37,7 +37,7 @@ class PaperTable:
     groups: Mapping[str, tuple[str, ...]]
     # (N, model) -> what the paper prints, by the table's columns; "-" where it prints nothing
     rows: Mapping[tuple[int, str], str]
-    # what the paper does not say, or what is otherwise here
+    # what is not known of the paper's runs, or is otherwise here
     differences: tuple[str, ...]
 
     @property
@@ -52,7 +52,7 @@ class PaperTable:
 
 
 COMMON = (
-    "The paper does not say how many steps an epoch has: each network takes the steps of the "
+    "How many steps the paper's 100 epochs have is not known: each network takes the steps of the "
     "profile full.",
     "The weight of the bending energy is this kit's: the authors' displacements have other units.",
     "The labelled scans of N are drawn by the seed.",
