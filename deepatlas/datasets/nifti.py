@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -103,14 +103,8 @@ def read_header(
     """
     path = Path(path)
     _check_that_it_is_there(path)
-    with open(path, "rb") as file:
-        compressed = file.read(2) == GZIP
-        file.seek(0)
-        stream = gzip.GzipFile(fileobj=file) if compressed else file
-        try:
-            header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise _unreadable(path, str(error)) from error
+    with _opened(path) as stream:
+        header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path)
     return header, _layout(header, path, single)[0]
 
 
@@ -149,30 +143,38 @@ def _read(path: Path, single: bool) -> tuple[nib.Nifti1Header, np.ndarray]:
     The file is read to its end: only there are the checksum and the length that gzip keeps, and
     only so is a header found out that tells of fewer voxels than there are.
     """
+    with _opened(path) as stream:
+        header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path)
+        shape, dtype, offset = _layout(header, path, single)
+        size = math.prod(shape) * dtype.itemsize
+        # before any memory is asked for
+        most = os.path.getsize(path) * (BEST_RATIO if isinstance(stream, gzip.GzipFile) else 1)
+        if offset + size > most:
+            raise _unreadable(
+                path, f"its header tells of {offset + size} bytes, it can hold only {most}"
+            )
+        stream.seek(offset)
+        content = stream.read(size)
+        if len(content) < size:
+            raise _unreadable(path, f"{size - len(content)} bytes are missing at its end")
+        if stream.read(1):
+            raise _unreadable(path, "it holds more bytes than its header tells of")
+    array = np.frombuffer(content, dtype).reshape(shape, order="F")
+    return header, _scaled(array, header, path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, unpacked where it is compressed; UserError where they turn out to be
+    damaged.
+    """
     with open(path, "rb") as file:
         compressed = file.read(2) == GZIP
         file.seek(0)
-        stream = gzip.GzipFile(fileobj=file) if compressed else file
         try:
-            header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path)
-            shape, dtype, offset = _layout(header, path, single)
-            size = math.prod(shape) * dtype.itemsize
-            # before any memory is asked for
-            most = os.path.getsize(path) * (BEST_RATIO if compressed else 1)
-            if offset + size > most:
-                raise _unreadable(
-                    path, f"its header tells of {offset + size} bytes, it can hold only {most}"
-                )
-            stream.seek(offset)
-            content = stream.read(size)
-            if len(content) < size:
-                raise _unreadable(path, f"{size - len(content)} bytes are missing at its end")
-            if stream.read(1):
-                raise _unreadable(path, "it holds more bytes than its header tells of")
+            yield gzip.GzipFile(fileobj=file) if compressed else file
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise _unreadable(path, str(error)) from error
-    array = np.frombuffer(content, dtype).reshape(shape, order="F")
-    return header, _scaled(array, header, path)
 
 
 def _unreadable(path: Path, reason: str) -> UserError:
