@@ -28,6 +28,7 @@ from torch import Tensor
 
 from .. import checkpoints
 from ..data import Scan
+from ..datasets.grid import volume_sides
 from ..datasets.layouts.files import without_ending
 from ..datasets.nifti import ELSEWHERE, affine_of, read_header, read_stored
 from ..errors import UserError, brief, shortened
@@ -224,11 +225,6 @@ def _in_plane(displacement: np.ndarray, path: Path) -> np.ndarray:
             "files of two axes ITK knows x and y alone: store both as volumes one voxel thick"
         )
     return displacement[..., :2]
-
-
-def volume_sides(shape: Sequence[int]) -> tuple[int, int, int]:
-    """The three sides of a file's grid: of a plane, and of one volume in a row of them, too."""
-    return (*shape, 1)[:3]
 
 
 def slabs(shape: tuple[int, ...]) -> Iterator[tuple[slice, Tensor]]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import models
 from ..checkpoints import write_json
 from ..data import Scan, label_dtype
+from ..datasets.grid import volume_sides
 from ..datasets.layouts.files import without_ending
 from ..datasets.nifti import Volume, load_scan
 from ..errors import UserError
@@ -125,7 +126,7 @@ def onto_file(probabilities: Tensor, scan: Scan) -> tuple[np.ndarray, float]:
     """
     agreed = _agreed(probabilities.argmax(0))
     dtype = label_dtype(len(probabilities))
-    found = torch.zeros(formats.volume_sides(scan.source.shape), dtype=dtype)
+    found = torch.zeros(volume_sides(scan.source.shape), dtype=dtype)
     outside = 0
     for planes, points, inside in _slabs(scan):
         cells = points.floor().long()
@@ -158,7 +159,7 @@ def _slabs(scan: Scan) -> Iterator[tuple[slice, Tensor, Tensor]]:
     dims = len(scan.shape)
     to_scan = torch.linalg.inv(scan.to_source)
     last = torch.tensor(scan.shape, dtype=torch.float64).view(-1, 1, 1, 1) - 1
-    for planes, voxels in formats.slabs(formats.volume_sides(scan.source.shape)):
+    for planes, voxels in formats.slabs(volume_sides(scan.source.shape)):
         points = formats.moved(to_scan, voxels)[:dims]
         # a voxel reaches half a voxel beyond its centre
         inside = ((points >= -0.5 - TIE) & (points <= last + 0.5 + TIE)).all(0)

@@ -30,8 +30,10 @@ def check_sides(shape: Shape) -> None:
         )
 
 
-def _as_volume(shape: Shape) -> tuple[int, int, int]:
-    """The three sides of a grid; a 2D one is one voxel deep."""
+def volume_sides(shape: Shape) -> tuple[int, int, int]:
+    """The three sides of a grid: a 2D one is one voxel deep, and of several volumes in a row the
+    sides of one count.
+    """
     return (*shape, 1)[:3]
 
 
@@ -44,8 +46,8 @@ def centred_affine(scan: Scan, shape: Shape, spacing: float) -> Tensor:
     """
     if not spacing > 0:
         raise UserError(f"spacing must be a positive number of millimetres, got {spacing}")
-    own = torch.tensor(_as_volume(scan.shape), dtype=torch.float64)
-    wanted = torch.tensor(_as_volume(shape), dtype=torch.float64)
+    own = torch.tensor(volume_sides(scan.shape), dtype=torch.float64)
+    wanted = torch.tensor(volume_sides(shape), dtype=torch.float64)
     affine = torch.eye(4, dtype=torch.float64)
     affine[:3, :3] = spacing * _axes(scan)
     in_scan = slice(None, len(scan.shape))  # how thick a slice is does not matter
@@ -94,10 +96,10 @@ def resample(scan: Scan, affine: Tensor, shape: Shape) -> Scan:
     # old voxels per new voxel, along each old axis; what exceeds one is smoothed away
     step = np.linalg.norm(matrix[:3, : len(shape)], axis=1)
     sigma = np.maximum(step - 1, 0) / 2
-    volume = scan.image.numpy()[0].reshape(_as_volume(scan.shape))
+    volume = scan.image.numpy()[0].reshape(volume_sides(scan.shape))
     smooth = ndimage.gaussian_filter(volume, sigma, mode="nearest")
     image = ndimage.affine_transform(
-        smooth, matrix[:3, :3], matrix[:3, 3], _as_volume(shape), order=1, mode="nearest"
+        smooth, matrix[:3, :3], matrix[:3, 3], volume_sides(shape), order=1, mode="nearest"
     )
     labels = None
     if scan.labels is not None:
@@ -129,7 +131,7 @@ def _majority(labels: np.ndarray, matrix: np.ndarray, shape: Shape) -> np.ndarra
 
 def _points(matrix: np.ndarray, shape: Shape) -> np.ndarray:
     """(3, I, J, K): where the centre of each new voxel lies, in old voxels."""
-    index = np.indices(_as_volume(shape), dtype=np.float64)
+    index = np.indices(volume_sides(shape), dtype=np.float64)
     return np.einsum("ij,j...->i...", matrix[:3, :3], index) + matrix[:3, 3, None, None, None]
 
 
@@ -159,8 +161,8 @@ def middle_plane(shape: Shape, spacing: float, flat: Shape, flat_spacing: float)
     """(4, 4) voxels of a 2D grid -> voxels of the 3D grid whose middle axial plane it is."""
     matrix = torch.eye(4, dtype=torch.float64) * (flat_spacing / spacing)
     matrix[3, 3] = 1
-    centre = (torch.tensor(_as_volume(shape), dtype=torch.float64) - 1) / 2
-    flat_centre = (torch.tensor(_as_volume(flat), dtype=torch.float64) - 1) / 2
+    centre = (torch.tensor(volume_sides(shape), dtype=torch.float64) - 1) / 2
+    flat_centre = (torch.tensor(volume_sides(flat), dtype=torch.float64) - 1) / 2
     matrix[:3, 3] = centre - matrix[:3, :3] @ flat_centre
     return matrix
 
