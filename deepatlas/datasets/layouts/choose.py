@@ -20,6 +20,7 @@ LAYOUTS = {
         msd.read,
         "dataset.json",
         lists_persons=True,
+        has_contrasts=True,
     ),
     "nnunet": Layout(
         "nnU-Net v2 raw data: a dataset.json with channel_names, imagesTr/CASE_0000.nii.gz and "
@@ -28,6 +29,7 @@ LAYOUTS = {
         nnunet.read,
         "dataset.json",
         lists_persons=True,
+        has_contrasts=True,
         splits_channels=True,
     ),
     "bids": Layout(
@@ -36,6 +38,7 @@ LAYOUTS = {
         bids.read,
         "sub-*",
         names_persons=True,
+        has_contrasts=True,
     ),
     "table": Layout(
         "a CSV or TSV file with columns image, labels and subject",
@@ -143,7 +146,7 @@ def _check_that_it_takes(layout: str, options: Options) -> None:
                     f"{name} = {template!r}: the layout {layout!r} knows itself where the files "
                     "are: leave it out, or say image = ... as in '{scan}/t1.nii.gz', and no layout"
                 )
-    if options.contrast is not None and layout in ("cohort", "table", "folders", "subjects"):
+    if options.contrast is not None and not layout_of(layout).has_contrasts:
         raise UserError(
             f"contrast = {options.contrast!r}: the layout {layout!r} knows no contrasts: leave it "
             "out, and let the files say which image is meant"

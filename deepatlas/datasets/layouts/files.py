@@ -82,6 +82,7 @@ class Layout:
     names_persons: bool = False  # does it say of each scan whose it is?
     # has it a dataset.json, which may list the scans of one person as 'same_person_twice'?
     lists_persons: bool = False
+    has_contrasts: bool = False  # may a scan have several images, of which one is named?
     splits_channels: bool = False  # is each channel of a scan a file of its own?
 
 
