@@ -140,7 +140,9 @@ def load(path: str | Path, regime: str | None = None) -> Model:
     damaged or of another version of the kit.
     """
     if Path(path).is_dir():
-        return _from_run(Path(path), regime or JOINT)
+        folder = Path(path)
+        record = load_record(folder)
+        return _of_run(record, _described(record, folder), folder, regime or JOINT)
     if regime is not None:
         raise UserError(
             f"{path}: a file holds the networks of one regime: leave regime={regime!r} out, or "
@@ -155,9 +157,8 @@ def load(path: str | Path, regime: str | None = None) -> Model:
     return _model(nets, content, Path(path), "export the run again with this version of the kit")
 
 
-def _from_run(folder: Path, regime: str) -> Model:
-    record = load_record(folder)
-    described = _described(record, folder)
+def _of_run(record: Mapping, described: Mapping, folder: Path, regime: str) -> Model:
+    """The model that ``regime`` left in the run ``folder``, of which its record says so much."""
     nets = load_networks(folder, regime)
     content = {
         "name": f"{folder.resolve().name}/{regime}",
@@ -330,7 +331,7 @@ def export(
         check_free(target, force)
     record = load_record(run)
     described = _described(record, run)
-    model = _from_run(run, regime)  # says what is wrong before anything is written
+    model = _of_run(record, described, run, regime)  # says what is wrong before anything is written
     left_out = model.aligned and not with_reference and not may_be_passed_on(model.licence)
     if left_out:
         described["reference"] = None
@@ -375,6 +376,11 @@ USE = (
     "",
     "or in Python: `from deepatlas import apply`, `apply.segment(image, THIS_FILE)`.",
 )
+MEANT_FOR = (
+    "Meant for research on scans like those that it was trained on: the same body part, contrast "
+    "and kind of people. On others it answers, too, and nothing says that it is wrong: look at "
+    "every result. It is no medical device, and nothing that a diagnosis may rest on."
+)
 NOT_USABLE = (
     "As it is, it takes no new scan: these must be aligned to one of the training scans, which was "
     "left out, since the licence is not known to allow it. Whoever may pass that scan on exports "
@@ -384,55 +390,47 @@ NOT_USABLE = (
 
 def _card(record: Mapping, run: Path, regime: str, model: Model, left_out: bool) -> str:
     """What a user should know of the model, in Markdown."""
-    experiment = recorded_experiment(record)
-    sides = " x ".join(map(str, model.shape))
     of_scans = "slices" if model.dims == 2 else "volumes"
     networks = " and ".join(task for task, network in NETWORK_OF.items() if network in model.nets)
     scores = _dice(run, regime)
+    lines = [
+        f"# {printable(model.name)}",
+        "",
+        f"Trained networks for {networks} of {of_scans}, made with deepatlas.",
+    ]
+    sections = {
+        "Use": (*(NOT_USABLE if left_out else USE), "", MEANT_FOR),
+        "What it segments": _table(model, scores.get("segmentation")),
+        "How it was trained": _training(record, regime, model, left_out),
+        "What it reached": _reached(scores, record),
+    }
+    for title, section in sections.items():
+        lines += ["", f"## {title}", "", *section]
+    return "\n".join([*lines, ""])
+
+
+def _training(record: Mapping, regime: str, model: Model, left_out: bool) -> list[str]:
+    """The scans, the regime, the grid and the versions behind a model."""
+    experiment = recorded_experiment(record)
+    sides = " x ".join(map(str, model.shape))
     alignment = "not aligned to each other"
     if model.aligned:
         alignment = "aligned to one of them by an affine map of the images"
         alignment += ", which this file does not hold" if left_out else ", which this file holds"
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    return "\n".join(
-        [
-            f"# {printable(model.name)}",
-            "",
-            f"Trained networks for {networks} of {of_scans}, made with deepatlas.",
-            "",
-            "## Use",
-            "",
-            *(NOT_USABLE if left_out else USE),
-            "",
-            "Meant for research on scans like those that it was trained on: the same body part, "
-            "contrast and kind of people. On others it answers, too, and nothing says that it is "
-            "wrong: look at every result. It is no medical device, and nothing that a diagnosis "
-            "may rest on.",
-            "",
-            "## What it segments",
-            "",
-            *_table(model, scores.get("segmentation")),
-            "",
-            "## How it was trained",
-            "",
-            f"- Scans: {printable(_title(record))}. Licence: {printable(model.licence)}. "
-            f"{printable(model.credit)}".rstrip(),
-            f"- {record['labelled_training_scans']} of {record['training_scans']} training scans "
-            "were seen with their labels.",
-            f"- Regime: {TITLES.get(regime, regime)} (`{regime}`), profile {experiment.profile}, "
-            f"{_steps(record, regime)}, seed {experiment.seed}, "
-            f"draw of the labelled scans {experiment.label_seed}, recipe {experiment.recipe}.",
-            f"- Grid: {sides} voxels of {model.preparation.wanted[1]:g} mm, centred on each scan; "
-            f"the scans were {alignment}. What of a file lies outside is called background.",
-            f"- Versions: deepatlas {version('deepatlas')} (export), Python {record['python']}, "
-            f"{versions}.",
-            "",
-            "## What it reached",
-            "",
-            *_reached(scores, record),
-            "",
-        ]
-    )
+    return [
+        f"- Scans: {printable(_title(record))}. Licence: {printable(model.licence)}. "
+        f"{printable(model.credit)}".rstrip(),
+        f"- {record['labelled_training_scans']} of {record['training_scans']} training scans "
+        "were seen with their labels.",
+        f"- Regime: {TITLES.get(regime, regime)} (`{regime}`), profile {experiment.profile}, "
+        f"{_steps(record, regime)}, seed {experiment.seed}, "
+        f"draw of the labelled scans {experiment.label_seed}, recipe {experiment.recipe}.",
+        f"- Grid: {sides} voxels of {model.preparation.wanted[1]:g} mm, centred on each scan; "
+        f"the scans were {alignment}. What of a file lies outside is called background.",
+        f"- Versions: deepatlas {version('deepatlas')} (export), Python {record['python']}, "
+        f"{versions}.",
+    ]
 
 
 def _title(record: Mapping) -> str:
