@@ -157,18 +157,27 @@ def _cells(
     table: PaperTable, labelled: int, model: str, runs: Iterable[tuple[int, pd.DataFrame]]
 ) -> Iterator[tuple[str, str]]:
     """(column, "mean (SD)") of each column that the runs can fill."""
-    found = [scores for count, scores in runs if count == max(labelled, 1)]
+    of_n = [scores for count, scores in runs if count == max(labelled, 1)]
     for short, task in TASKS.items():
         regime = MODELS[model][NETWORK_OF[task]]
+        rows = [scores[(scores["task"] == task) & (scores["regime"] == regime)] for scores in of_n]
         for group, structures in table.groups.items():
-            dice = []
-            for scores in found:
-                rows = scores[(scores["task"] == task) & (scores["regime"] == regime)]
-                if structures:
-                    rows = rows[rows["structure"].isin(structures)]
-                if len(rows):
-                    dice.append(100 * per_subject(rows))
-            if dice:
-                mean = pd.Series([one.mean() for one in dice]).mean()
-                deviation = pd.Series([one.std() for one in dice]).mean()
-                yield f"{short} {group}".strip(), f"{mean:.2f} ({deviation:.2f})"
+            cell = _mean_and_sd(rows, structures)
+            if cell:
+                yield f"{short} {group}".strip(), cell
+
+
+def _mean_and_sd(runs: Iterable[pd.DataFrame], structures: tuple[str, ...]) -> str:
+    """Dice % of some structures, all if none is named, as "mean (SD)" over the subjects of each
+    run, averaged over the runs; "" if there is none.
+    """
+    means, deviations = [], []
+    for rows in runs:
+        some = rows[rows["structure"].isin(structures)] if structures else rows
+        if len(some):
+            dice = 100 * per_subject(some)
+            means.append(dice.mean())
+            deviations.append(dice.std())
+    if not means:
+        return ""
+    return f"{pd.Series(means).mean():.2f} ({pd.Series(deviations).mean():.2f})"
