@@ -112,8 +112,14 @@ class RegistrationNet(nn.Module):
         self.head = near_zero(_conv(dims, widths[0], dims))
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        u = self.head(self.features(torch.cat([moving, fixed], 1)))
+        u = self.on_own_grid(moving, fixed)
         return _upsample(u) if self.half else u
+
+    def on_own_grid(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """What ``forward`` interpolates: (B, D, I/2, J/2, K/2) with ``half``, still in voxels of
+        the images.
+        """
+        return self.head(self.features(torch.cat([moving, fixed], 1)))
 
 
 def near_zero(head: nn.Module) -> nn.Module:
