@@ -5,7 +5,6 @@ training step in half.
 from __future__ import annotations
 
 import csv
-import errno
 import hashlib
 import io
 import json
@@ -25,7 +24,7 @@ import psutil
 import torch
 from torch import nn
 
-from .errors import UserError, printable
+from .errors import DISK_FULL, UserError, printable
 
 
 class Interrupted(KeyboardInterrupt):
@@ -36,7 +35,6 @@ class Interrupted(KeyboardInterrupt):
 
 # --- writing --------------------------------------------------------------------------------------
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DAY = 24 * 3600  # seconds
 PART = re.compile(r"(?P<name>.+?)(\.(?P<host>[0-9a-f]{8}))?\.(?P<process>\d+)\.part")
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import reprlib
 from collections.abc import Collection
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the numbers of an OSError that mean it
 
 
 class UserError(ValueError):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deepatlas import cli, evidence, experiments, notebooks, plots
 from deepatlas.cli import app, arguments, errors
+from deepatlas.datasets.layouts import LAYOUTS
 from deepatlas.errors import UserError
 from deepatlas.parameters import parse
 
@@ -87,6 +88,39 @@ def test_the_commands_are_these():
 def test_a_command_explains_itself(name):
     done = CliRunner().invoke(app, [name, "--help"])
     assert done.exit_code == 0 and "Usage" in done.output
+
+
+# Words after which nothing is computed; each of the packages takes a second, or a tenth of one.
+EXPLAINED = [["--help"], [], ["data", "--help"], *([name, "--help"] for name in COMMANDS)]
+MISTYPED = [["zebra"], ["run", "--zebra"], ["data", "--zebra"], ["table"], ["segment", "a.nii"]]
+HEAVY = ("torch", "numpy", "pandas", "scipy", "nibabel", "matplotlib", "IPython")
+
+
+def test_whoever_asks_for_help_or_mistypes_waits_for_no_heavy_package():
+    before = f"""
+import contextlib, io, sys
+for words in {EXPLAINED + MISTYPED!r}:
+    sys.argv = ["deepatlas", *words]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            cli.main()
+        except SystemExit:
+            pass
+    assert len(said.getvalue()) > 20, words
+    print(words, [name for name in {HEAVY!r} if name in sys.modules])
+sys.exit()
+"""
+    done = command(before=before)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(EXPLAINED + MISTYPED)
+    assert [line for line in lines if not line.endswith(" []")] == []
+
+
+def test_help_names_the_layouts():
+    done = CliRunner().invoke(app, ["data", "check", "--help"])
+    assert all(name in done.output for name in LAYOUTS) and "{layouts}" not in done.output
 
 
 def test_values_are_read_by_one_plain_rule():

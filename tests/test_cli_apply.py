@@ -66,7 +66,7 @@ class Labels:
         self.image = Path(image)
 
     def save(self, folder, *, force):
-        target = commands.applied.segmentation_files(self.image, folder)[0]
+        target = apply.segmentation_files(self.image, folder)[0]
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text("labels")
         return [target]
@@ -93,8 +93,8 @@ def networks(monkeypatch):
         except nib.filebasedimages.ImageFileError as error:
             raise UserError(f"{image}: cannot be read as NIfTI") from error
 
-    monkeypatch.setattr(commands.applied, "load", lambda path, regime: Networks())
-    monkeypatch.setattr(commands.applied, "segment", damaged)
+    monkeypatch.setattr(apply, "load", lambda path, regime: Networks())
+    monkeypatch.setattr(apply, "segment", damaged)
     return seen
 
 
@@ -172,7 +172,7 @@ def test_without_a_terminal_there_is_no_bar(ask, place, networks):
 
 
 def test_a_bug_keeps_its_traceback_among_many_images(ask, place, networks, monkeypatch):
-    monkeypatch.setattr(commands.applied, "segment", lambda *_: 1 / 0)
+    monkeypatch.setattr(apply, "segment", lambda *_: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["deepatlas", "segment", "scans", "--model", "m", "-o", "out"])
     with pytest.raises(ZeroDivisionError):
         cli.main()
@@ -208,7 +208,7 @@ def test_what_cannot_work_is_told_before_the_networks_are_loaded(
     for other in ("x/s/a.nii.gz", "y/s/a.nii.gz", "scans/a.nii"):
         write_nifti(Path(other), IMAGE)
     Path("none").mkdir()
-    monkeypatch.setattr(commands.applied, "load", lambda *_: pytest.fail("networks were loaded"))
+    monkeypatch.setattr(apply, "load", lambda *_: pytest.fail("networks were loaded"))
     before = everything(place)
     code, said, complaint = ask("segment", *words.split(), "--model", "m")
     assert code == 1 and said == "" and sentence in complaint and complaint.count("\n") == 1
@@ -462,8 +462,8 @@ def test_ants_is_told_the_dimensions_of_the_file(ask, place, monkeypatch, shape,
     fixed = SimpleNamespace(source=source)
     found = SimpleNamespace(fixed=fixed, save=lambda *_, **__: [Path("out/a_to_c_warp.nii.gz")])
     model = SimpleNamespace(to=lambda *_, **__: None)
-    monkeypatch.setattr(commands.applied, "load", lambda *_: model)
-    monkeypatch.setattr(commands.applied, "register", lambda *_, **__: found)
+    monkeypatch.setattr(apply, "load", lambda *_: model)
+    monkeypatch.setattr(apply, "register", lambda *_, **__: found)
     words = ["register", "scans/a.nii.gz", "scans/c.nii.gz", "--model", "m", "-o", "out"]
     code, said, complaint = ask(*words)
     assert code == 0, complaint
@@ -483,7 +483,7 @@ def test_labels_of_one_name_are_told_apart_by_their_folders(ask, place):
 
 
 def test_an_image_may_be_registered_to_itself_but_nothing_is_replaced(ask, place, monkeypatch):
-    monkeypatch.setattr(commands.applied, "load", lambda *_: pytest.fail("refused before"))
+    monkeypatch.setattr(apply, "load", lambda *_: pytest.fail("refused before"))
     Path("out").mkdir()
     Path("out/a_to_a_warp.nii.gz").write_text("mine")
     words = ["register", "scans/a.nii.gz", "scans/a.nii.gz", "--model", "m", "-o", "out"]
@@ -495,7 +495,7 @@ def test_an_image_may_be_registered_to_itself_but_nothing_is_replaced(ask, place
 def test_a_file_that_nobody_can_use_is_not_said_to_be_used(ask, tmp_path, monkeypatch, aligned):
     preparation = SimpleNamespace(reference=None)
     model = SimpleNamespace(aligned=aligned, preparation=preparation)
-    monkeypatch.setattr(commands.applied, "export", lambda *_, **__: None)
-    monkeypatch.setattr(commands.applied, "load", lambda path: model)
+    monkeypatch.setattr(apply, "export", lambda *_, **__: None)
+    monkeypatch.setattr(apply, "load", lambda path: model)
     code, said, _ = ask("export", tmp_path, "-o", tmp_path / "ours.pt")
     assert code == 0 and ("use it:" in said) is not aligned

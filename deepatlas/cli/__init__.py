@@ -1,4 +1,8 @@
-"""The command ``deepatlas``: one file for each kind of work, errors in one place."""
+"""The command ``deepatlas``: one file for each kind of work, errors in one place.
+
+What a command works with is imported inside it: PyTorch alone takes a second, for which nobody is
+to wait who asks for help or has mistyped a word.
+"""
 
 from __future__ import annotations
 

@@ -11,23 +11,22 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-import pandas as pd
 import typer
 from tqdm import tqdm
 
-from .. import apply as applied
-from .. import datasets, machine
-from ..apply import formats, scoring, transform
-from ..checkpoints import write_csv
-from ..datasets.layouts import read_folder
-from ..datasets.layouts.files import scans_in
 from ..errors import UserError, printable, shortened
-from ..evaluation.overlap import STRUCTURE_METRICS
+from ..places import WEIGHTS
 from ..regimes import JOINT
 from .arguments import check_file, spread
 from .errors import told
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .. import apply as applied
+    from ..apply import scoring
 
 Item = TypeVar("Item")
 
@@ -65,6 +64,9 @@ class Trained:
 
     def load(self, folder: Path) -> applied.Model:
         """The model; UserError if its words name none, or if results would go into it."""
+        from .. import apply as applied
+        from .. import machine
+
         path = Path(self.model)
         refuse_within_run(folder, path)
         self._refuse_cohorts(path)
@@ -83,11 +85,13 @@ class Trained:
 
     def _refuse_cohorts(self, path: Path) -> None:
         """Scans to learn from are no trained networks, which a newcomer may not know."""
+        from .. import datasets
+
         holds_cohort = (path / "cohort.toml").is_file() and not (path / "run.json").is_file()
         is_name = not path.exists() and self.model in datasets.manifest()
         if path.suffix != ".toml" and not holds_cohort and not is_name:
             return
-        if is_name and (applied.WEIGHTS / f"{self.model}.pt").is_file():
+        if is_name and (WEIGHTS / f"{self.model}.pt").is_file():
             return
         raise UserError(
             f"{self.model}: is a data set, not trained networks: train some by `deepatlas run "
@@ -195,6 +199,8 @@ def existing(
 
     A folder stands for what ``inside`` finds in it.
     """
+    from ..apply import scoring
+
     found: list[Path] = []
     missing = 0
     for path in paths:
@@ -215,6 +221,10 @@ def images_in(folder: Path) -> list[Path]:
     """The images in a folder, but what is named as labels; of a cohort file, or of a data set that
     is laid out as ``data check`` knows, all scans. UserError if there is none.
     """
+    from ..apply import scoring
+    from ..datasets.layouts import read_folder
+    from ..datasets.layouts.files import scans_in
+
     if folder.is_dir():
         images = [file for file in scans_in(folder) if not scoring.is_named_as_labels(file)]
         if images:
@@ -285,6 +295,8 @@ def segment(
 
     An image that cannot be read is named, and the others go on; the exit code is then 1.
     """
+    from .. import apply as applied
+
     wanted = "an image in NIfTI format (.nii or .nii.gz)"
     files, missing = existing(images, wanted, images_in)
     place = places_of(files, output.folder)
@@ -355,6 +367,8 @@ def register(
 
         deepatlas register a.nii.gz b.nii.gz --model runs/MY_RUN -o registered
     """
+    from .. import apply as applied
+
     for path in (moving, fixed):
         if not path.is_file():
             raise FileNotFoundError(why_missing(path, "an image in NIfTI format"))
@@ -416,6 +430,8 @@ def apply(
 
         deepatlas apply registered/a_to_b_warp.nii.gz a_labels.nii.gz --labels -o registered
     """
+    from ..apply import formats, transform
+
     if labels and points:
         raise typer.BadParameter("--labels or --points, not both: one command for each kind")
     if lps and not points:
@@ -487,6 +503,11 @@ def evaluate(
 
         deepatlas evaluate segmented study/cohort.toml -o scores.csv
     """
+    import pandas as pd
+
+    from ..apply import formats, scoring
+    from ..checkpoints import write_csv
+
     if to is not None:
         check_file(to)
         if to.suffix != ".csv":
@@ -527,6 +548,8 @@ def _told_apart(paths: Sequence[Path]) -> list[str]:
 
 def _means(table: pd.DataFrame) -> str:
     """The mean of each structure over the cases, and the mean of these, as text."""
+    from ..evaluation.overlap import STRUCTURE_METRICS
+
     metrics = list(STRUCTURE_METRICS)
     means = table.groupby("structure", sort=False)[metrics].mean()
     if len(means) > 1:
@@ -563,6 +586,8 @@ def export(
 
         deepatlas export runs/MY_RUN -o hippocampus.pt
     """
+    from .. import apply as applied
+
     check_file(to)
     refuse_within_run(to, run)
     with saying(quiet) as say:

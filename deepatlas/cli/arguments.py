@@ -9,13 +9,15 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import TYPE_CHECKING, Annotated, get_type_hints
 
 import typer
 
 from ..errors import UserError, brief, shortened
-from ..parameters import Experiment, plain
 from ..places import runs_folder
+
+if TYPE_CHECKING:
+    from ..parameters import Experiment
 
 PARAMETERS = (
     "dataset=cohort.toml, as `deepatlas data check` wrote it, or a name of `deepatlas data list`; "
@@ -65,6 +67,8 @@ def assignments(texts: list[str] | None) -> dict[str, object]:
 
     NAME.KEY=VALUE is an entry of the dictionary NAME, as in term_weights.similarity=0.5.
     """
+    from ..parameters import plain
+
     values: dict[str, object] = {}
     for text in texts or []:
         name, equals, value = text.partition("=")

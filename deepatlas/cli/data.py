@@ -7,20 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from .. import datasets
-from ..checkpoints import write_csv, write_text
-from ..datasets.entries import COHORT_FILE, read_cohort
-from ..datasets.layouts import LAYOUTS, Listing, read_folder
-from ..datasets.proposal import Proposal, as_said, cohort_text, propose
-from ..datasets.survey import Survey, survey
 from ..errors import UserError, printable, shortened
 from .arguments import check_file, spread
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .. import datasets
+    from ..datasets.layouts import Listing
+    from ..datasets.proposal import Proposal
+    from ..datasets.survey import Survey
 
 MOST_SAID = 20  # sentences that are printed; check.html has all
 TABLE_BEGINS = "id,subject,group,"  # by which a table of this command is known
@@ -31,12 +32,16 @@ class _Words(TyperGroup):
 
     def resolve_command(self, ctx, args):
         """As click has it: the name, the command and the words that are left."""
+        if args[0] in self.commands:
+            return super().resolve_command(ctx, args)
+        from .. import datasets
+
         if args[0] in datasets.manifest():
             raise UserError(
                 f"deepatlas data {args[0]}: a data set is fetched, and what is in it is said, by "
                 f"`deepatlas data fetch {args[0]}`"
             )
-        if args[0] not in self.commands and Path(args[0]).exists():
+        if Path(args[0]).exists():
             raise UserError(
                 f"deepatlas data {args[0]}: a folder of scans is looked at by "
                 f"`deepatlas data check {shlex.quote(args[0])}`"
@@ -57,11 +62,15 @@ def data(context: typer.Context) -> None:
 @app.command("list")
 def list_known() -> None:
     """List the data sets that the kit knows, with their licences."""
+    from .. import datasets
+
     for name, entry in datasets.manifest().items():
         typer.echo(f"{name}: {entry.title}. {entry.licence}. {_where(entry)}")
 
 
 def _where(entry: datasets.Entry) -> str:
+    from .. import datasets
+
     if entry.anatomy is not None:
         return "Made on the spot"
     if datasets.local(entry) is not None:
@@ -78,6 +87,8 @@ def fetch(
     dims: int | None = None,
 ) -> None:
     """Load a data set (downloading it if need be) and say what is in it."""
+    from .. import datasets
+
     cohort = datasets.load_cohort(name, profile=profile, dims=dims)
     typer.echo(
         f"{len(cohort.train)} training, {len(cohort.validation)} validation and {len(cohort.test)} "
@@ -96,7 +107,7 @@ class Reading:
 
     layout: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help=f"how it is laid out: {', '.join(LAYOUTS)}"),
+        typer.Option(metavar="NAME", help="how it is laid out: {layouts}"),
     ] = None
     subject: Annotated[
         str | None,
@@ -120,6 +131,8 @@ class Reading:
 
     def list(self, path: Path) -> Listing:
         """The scans of a folder, or of a file that lists them."""
+        from ..datasets.layouts import read_folder
+
         return read_folder(
             path,
             self.layout,
@@ -135,7 +148,7 @@ class Report:
     """Where the proposal and what was found are written, and what is said of it."""
 
     to: Annotated[
-        Path, typer.Option(metavar="DIR", help=f"where {COHORT_FILE}, check.csv, check.html go")
+        Path, typer.Option(metavar="DIR", help="where cohort.toml, check.csv, check.html go")
     ] = Path()
     force: Annotated[
         bool, typer.Option("--force", help="replace files that are there, your edits too")
@@ -146,6 +159,8 @@ class Report:
 
     def check(self) -> None:
         """UserError now, not after the work, if something else would be replaced."""
+        from ..datasets.entries import COHORT_FILE
+
         for file, begins in (
             (self.to / COHORT_FILE, ""),
             (self.to / "check.csv", TABLE_BEGINS),
@@ -167,12 +182,25 @@ class Report:
             typer.echo(printable(line))
 
 
-@app.command()
+class _NamesLayouts(TyperCommand):
+    """A command whose help names the layouts, which are imported only when it is asked for."""
+
+    def format_help(self, ctx, formatter):
+        """As click has it, with the names."""
+        from ..datasets.layouts import LAYOUTS
+
+        for option in self.params:
+            if option.name == "layout":
+                option.help = option.help.format(layouts=", ".join(LAYOUTS))
+        super().format_help(ctx, formatter)
+
+
+@app.command(cls=_NamesLayouts)
 @spread
 def check(
     path: Annotated[
         Path,
-        typer.Argument(help=f"a folder of scans, a CSV that lists them, or a {COHORT_FILE}"),
+        typer.Argument(help="a folder of scans, a CSV that lists them, or a cohort.toml"),
     ],
     reading: Reading,
     report: Report,
@@ -184,6 +212,10 @@ def check(
         deepatlas data check my_scans
         deepatlas data check my_mice --subject 'mouse_{subject}_*' --to study
     """
+    from ..datasets.entries import COHORT_FILE, read_cohort
+    from ..datasets.proposal import as_said, propose
+    from ..datasets.survey import survey
+
     report.check()
     listing = reading.list(path)
     report.say(f"layout: {listing.layout}, {listing.why}")
@@ -223,6 +255,7 @@ def _mark() -> str:
 
 def _write_what_was_found(found: Survey, proposal: Proposal | None, report: Report) -> list[str]:
     """Write the table and the page; lines that say where they are."""
+    from ..checkpoints import write_csv, write_text
     from ..viewers import montage
 
     parts = {} if proposal is None else proposal.parts
@@ -243,6 +276,10 @@ def _write_what_was_found(found: Survey, proposal: Proposal | None, report: Repo
 
 def _write_cohort(found: Survey, proposal: Proposal, file: Path, report: Report) -> str | None:
     """Write the cohort file, unless a person's is there; a sentence if a run would refuse it."""
+    from ..checkpoints import write_text
+    from ..datasets.entries import read_cohort
+    from ..datasets.proposal import cohort_text
+
     if found.listing.layout == "cohort":
         report.say(f"cohort:  {file}, as you wrote it")
     elif file.exists() and not report.force:
@@ -325,6 +362,8 @@ def _some(names: Sequence[str]) -> str:
 
 def _values(column: pd.Series) -> str:
     """The values of a column, the most frequent first, and how many scans have each."""
+    import pandas as pd
+
     values = column.dropna()
     if pd.api.types.is_numeric_dtype(values):
         values = values.map("{:g}".format)  # beside a scan that has none they are no integers

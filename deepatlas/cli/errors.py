@@ -9,17 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-import torch
 import typer
 from tqdm import tqdm
 
-from ..checkpoints import DISK_FULL, Interrupted
-from ..errors import UserError, shortened
+from ..errors import DISK_FULL, UserError, shortened
 
 shown = SimpleNamespace(tracebacks=False)  # set by the option --debug
 
 # What the user can mend: by other words, other files, another learning rate, more memory.
-OF_THE_USER = (UserError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError)
+OF_THE_USER = (UserError, OSError, FloatingPointError, MemoryError)
 LONGEST = 2000  # characters of a sentence
 # What typer raises of words that it does not understand; it hands on no name of this class.
 Misunderstood = typer.BadParameter.__base__
@@ -62,6 +60,8 @@ def told(error: Exception) -> str | None:
         return None
     if isinstance(error, RuntimeError) and _memory_is_short(error):
         error = MemoryError()
+    if _memory_of_gpu_is_short(error):
+        return "the GPU has too little memory: lower batch_size, or take profile=class"
     if not isinstance(error, OF_THE_USER):
         return None
     return shortened(_sentence(error), LONGEST)
@@ -88,8 +88,6 @@ def _flush() -> None:
 
 def _sentence(error: BaseException) -> str:
     """What happened, and what to do."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return "the GPU has too little memory: lower batch_size, or take profile=class"
     if isinstance(error, MemoryError):
         what = f" ({error})" if str(error) else ""
         return (
@@ -109,9 +107,17 @@ def _memory_is_short(error: RuntimeError) -> bool:
     return "DefaultCPUAllocator" in str(error) and "memory" in str(error)
 
 
+def _memory_of_gpu_is_short(error: Exception) -> bool:
+    """Is it PyTorch's error? Where PyTorch was not imported, nobody has raised it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
     """A training that is stopped from outside ends the command with its sentence."""
+    from ..checkpoints import Interrupted
+
     try:
         yield
     except Interrupted as stop:

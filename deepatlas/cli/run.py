@@ -7,12 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .. import doctor as machine_doctor
-from .. import experiments, models, notebooks, reporting
 from ..errors import UserError, printable
-from ..parameters import parse
 from ..places import CHECKOUT, WEIGHTS
-from ..records import notes, recorded_experiment, scored_tasks
 from ..regimes import JOINT
 from .arguments import Parameters, Root, assignments, check_file, check_runs
 from .errors import stoppable
@@ -20,7 +16,9 @@ from .errors import stoppable
 
 def doctor() -> None:
     """Say what this machine can do, and what to do next."""
-    for line in machine_doctor.examine():
+    from ..doctor import examine
+
+    for line in examine():
         typer.echo(printable(line))
 
 
@@ -32,6 +30,9 @@ def run(
     root: Root = None,
 ) -> None:
     """Train every regime, score it on the test scans, and show the result in a notebook."""
+    from .. import experiments, notebooks, reporting
+    from ..parameters import parse
+
     experiment = parse(assignments(parameters))
     check_runs(root, experiment)
     if not no_notebook:
@@ -48,6 +49,9 @@ def run(
 
 def table(folder: Path) -> None:
     """Print the tables of a finished run."""
+    from .. import reporting
+    from ..records import scored_tasks
+
     _print_table(folder)
     for task in scored_tasks(reporting.load_record(folder)):
         structures = reporting.structure_table(folder, task).to_string()
@@ -63,6 +67,9 @@ def keep_weights(
     """Keep the networks that joint training leaves in one small file; the run is found, or done
     first.
     """
+    from .. import experiments, models
+    from ..parameters import parse
+
     experiment = parse(assignments(parameters))
     own = experiment.entry.scans is not None
     if to is None and (own or experiment != parse({"dataset": experiment.dataset})):
@@ -84,6 +91,8 @@ def keep_weights(
 
 
 def _refuse_other_than_weights(file: Path) -> None:
+    from .. import models
+
     try:
         models.load(file)
     except UserError as error:
@@ -94,6 +103,9 @@ def _refuse_other_than_weights(file: Path) -> None:
 
 
 def _print_table(folder: Path) -> None:
+    from .. import reporting
+    from ..records import notes, recorded_experiment, scored_tasks
+
     record = reporting.load_record(folder)
     name = printable(recorded_experiment(record).entry.name)
     typer.echo(

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from .. import evidence, experiments, sweeps
-from ..checkpoints import write_atomically, write_text
 from ..errors import UserError, printable
 from ..places import CHECKOUT, RESULTS, runs_folder
 from .arguments import Root, assignments, check_file, check_folder, check_runs
@@ -34,6 +32,8 @@ def sweep(
     """Run many experiments, one after the other, and collect their rows; finished ones are not
     repeated. A file that says which table of the paper it fills ends with that table.
     """
+    from .. import evidence, experiments, sweeps
+
     results = results or (root or runs_folder()) / "results"
     todo = sweeps.read_sweep(file, assignments(only))
     of_the_paper = sweeps.read_paper_table(file)
@@ -60,6 +60,8 @@ def sweep(
 
 
 def _print_paper_table(name: str, folders: list[Path]) -> None:
+    from .. import evidence
+
     of_the_paper = evidence.PAPER[name]
     typer.echo(f"\n{of_the_paper.title}; Dice %, mean (SD) over test subjects")
     typer.echo(evidence.paper_table(name, folders).to_string())
@@ -75,7 +77,8 @@ def gains(
     subjects; draw Dice against N into dice_against_n.png beside them; fill the tables of the
     project's pages. What came in a wheel is not written to: its figure goes to the current folder.
     """
-    from .. import plots  # here: a machine that only trains lacks IPython
+    from .. import evidence, plots
+    from ..checkpoints import write_atomically, write_text
 
     ours = results.resolve() == RESULTS
     in_wheel = ours and not CHECKOUT

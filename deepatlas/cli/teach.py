@@ -9,13 +9,9 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
 import typer
 
-from .. import exercises, experiments, notebooks
-from ..checkpoints import read_csv, write_csv, write_text
 from ..errors import UserError, printable
-from ..parameters import parse
 from ..places import CHECKOUT, EXPERIMENT, LESSON_COSTS, NOTEBOOKS, home, runs_folder
 from ..regimes import TAUGHT
 from .arguments import Parameters, assignments, check_file, check_folder, check_runs
@@ -29,6 +25,8 @@ def lab(
     ] = None,
 ) -> None:
     """Open JupyterLab on the lessons; further options go to it, as in --no-browser."""
+    from ..checkpoints import write_text
+
     if folder is None:
         folder = NOTEBOOKS if CHECKOUT else home() / "notebooks"
     if importlib.util.find_spec("jupyterlab") is None:
@@ -54,11 +52,13 @@ def build_site(
     """Execute the lessons and write them as pages that work from disk, with slides; begin with
     index.html.
     """
+    from .. import notebooks
+
     values = assignments(parameters)
     folder = to or home() / "site"
     check_folder(folder)
     notebooks.check_installed()
-    from .. import site  # here: a machine that only trains lacks nbformat
+    from .. import site  # here: only now is it known that nbformat is installed
 
     for page in site.build(folder, values):
         typer.echo(printable(str(page)))
@@ -72,6 +72,11 @@ def measure(
     """Run the lessons, each from an empty folder of runs and again, and write into their headers
     what that costs.
     """
+    import pandas as pd
+
+    from .. import notebooks
+    from ..checkpoints import read_csv, write_csv
+
     if not CHECKOUT:
         raise UserError("the lessons that came with the kit are not written to: take a checkout")
     notebooks.check_installed()
@@ -98,6 +103,9 @@ def warm(parameters: Parameters = None) -> None:
     """Train before class what the lessons train; they find it in the folder of runs
     (DEEPATLAS_RUNS, to share it).
     """
+    from .. import experiments
+    from ..parameters import parse
+
     experiment = parse({"dims": 2, "labelled": 1, **assignments(parameters)})  # as lessons do
     check_runs(None, experiment)
     with stoppable():
@@ -112,6 +120,11 @@ def collect(
     to: Annotated[Path, typer.Option(help="the table to write")] = Path("answers.csv"),
 ) -> None:
     """Gather the answers of a class in one table, for the teacher."""
+    import pandas as pd
+
+    from .. import exercises
+    from ..checkpoints import write_csv
+
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         raise FileNotFoundError(
@@ -126,6 +139,8 @@ def collect(
 
 def _refuse_other_than_a_table(to: Path, files: list[Path]) -> None:
     """UserError rather than replace answers, or anything else that this command has not written."""
+    from .. import exercises
+
     if not to.exists():
         return
     if any(os.path.samefile(file, to) for file in files):
@@ -140,7 +155,7 @@ def _refuse_other_than_a_table(to: Path, files: list[Path]) -> None:
 
 def handout(folder: Annotated[Path, typer.Argument(help="where the copies go")]) -> None:
     """Copy the lessons without their solutions, for a class."""
-    from .. import lessons
+    from .. import exercises, lessons
 
     check_folder(folder)
     copies = exercises.hand_out([*lessons.paths(), EXPERIMENT], folder)
