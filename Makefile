@@ -44,6 +44,8 @@ lab: .venv/run.stamp
 
 bench: .venv/test.stamp
 	$(BIN)/python -m pip install --quiet --editable ".[peers]"
+	$(BIN)/python benchmarks/operations.py
+	$(BIN)/python benchmarks/operations.py --growth
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/viewing.py
 

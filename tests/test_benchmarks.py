@@ -1,0 +1,76 @@
+"""The benchmarks run, compare like with like, and keep their rows; nothing is timed here."""
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import runner  # noqa: E402
+
+ONCE = runner.Turns(least=1, seconds=0, shortest=0)
+
+
+def run(name, *words):
+    """The text that a benchmark prints."""
+    command = [sys.executable, str(BENCHMARKS / name), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_every_operation_is_compared_with_its_peers_at_a_tiny_size(tmp_path):
+    pytest.importorskip("monai")
+    path = tmp_path / "rows.csv"
+    run("operations.py", "--smoke", "--to", str(path))
+    rows = runner.read_rows(path)
+    compared = [row for row in rows if math.isnan(row.exponent)]
+    assert {row.program for row in compared} >= {"deepatlas", "MONAI", "PyTorch"}
+    assert all(row.seconds > 0 and row.ratio > 0 and row.over_floor > 0 for row in compared)
+    assert all(row.memory_mib > 0 and row.version and row.processor for row in compared)
+    goals = {row.operation for row in compared if row.goal > 0}
+    assert len(goals) >= 6
+
+
+def doubled(x):
+    return 2 * x
+
+
+def test_programs_that_do_other_work_are_not_compared():
+    x = torch.rand(1, 1, 4, 4, requires_grad=True)
+    machine = runner.Machine(copy_rate=1e9, matrix_rate=1e9)
+    work = runner.Work("doubling", "4^2", (x,), {"deepatlas": doubled, "MONAI": lambda x: x + x})
+    kit, _ = runner.compare(work, machine, ONCE)
+    assert kit.program == "deepatlas" and kit.error == 0
+    other = replace(work, programs={"deepatlas": doubled, "MONAI": lambda x: 3 * x})
+    with pytest.raises(AssertionError, match="not the same work"):
+        runner.compare(other, machine, ONCE)
+
+
+def test_peak_memory_is_what_is_held_at_once():
+    def work():
+        first = torch.ones(2**18)  # 1 MiB
+        second = first + 1
+        del first
+        third = second + 1
+        return second.sum() + third.sum()
+
+    assert runner.peak_mib(work, "cpu") == pytest.approx(2, abs=0.01)
+
+
+def test_a_row_that_is_measured_again_takes_its_place(tmp_path):
+    path = tmp_path / "rows.csv"
+    old = runner.Row("warp", "64^3", "deepatlas", threads=1, seconds=2.0, note="slow, at first")
+    other = runner.Row("warp", "64^3", "MONAI", threads=1, ratio=1.0)
+    runner.keep([old, other], path)
+    runner.keep([replace(old, seconds=1.0, note="")], path)
+    found = runner.read_rows(path)
+    assert [row.program for row in found] == ["deepatlas", "MONAI"]
+    assert found[0].seconds == 1.0 and math.isnan(found[0].ratio) and found[1].ratio == 1.0
+
+
+def test_an_exponent_is_a_slope_of_logarithms():
+    assert runner.exponent([1.0, 2.0, 4.0], [3.0, 12.0, 48.0]) == pytest.approx(2)
