@@ -54,6 +54,7 @@ class Row:
     goal: float = UNKNOWN  # for the ratio, of the kit's row
     memory_goal: float = UNKNOWN
     error: float = UNKNOWN  # from the kit's answer, or as the note says
+    dice: float = UNKNOWN  # percent, on test scans, of what was registered or trained
     floor_seconds: float = UNKNOWN  # no program on this machine can be faster
     over_floor: float = UNKNOWN  # time over the floor
     exponent: float = UNKNOWN  # time grows as size^exponent
@@ -384,6 +385,7 @@ def told(row: Row) -> str:
         ("memory_ratio", "x memory", 1),
         ("over_floor", "x floor", 1),
         ("error", "error", 1),
+        ("dice", "% Dice", 1),
         ("exponent", "exponent", 1),
     ):
         value = getattr(row, name)
