@@ -161,7 +161,7 @@ def measure_machine(device: str) -> Machine:
 def best_seconds(work: Callable[[], object], device: str, tries: int = 7) -> float:
     """The shortest of several times, after one that does not count."""
     work()
-    return min(_timed(work, device, 1)[0] for _ in range(tries))
+    return min(timed(work, device, 1)[0] for _ in range(tries))
 
 
 # --- time and memory ------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _timed(work: Callable[[], object], device: str, times: int) -> tuple[float, float]:
+def timed(work: Callable[[], object], device: str, times: int) -> tuple[float, float]:
     """Seconds of the wall clock and of this process that one call of ``work`` takes, the mean of
     so many.
     """
@@ -226,7 +226,7 @@ def take_turns(
     times = {}
     for name, work in works.items():
         work()  # the first call reserves memory and chooses algorithms
-        seconds, _ = _timed(work, device, 1)
+        seconds, _ = timed(work, device, 1)
         times[name] = max(1, math.ceil(turns.shortest / max(seconds, 1e-7)))
     found = {name: [] for name in works}
     names, begun, count = list(works), time.perf_counter(), 0
@@ -237,7 +237,7 @@ def take_turns(
             count < turns.most and time.perf_counter() - begun < turns.seconds
         ):
             for name in names:
-                found[name].append(_timed(works[name], device, times[name]))
+                found[name].append(timed(works[name], device, times[name]))
             names.append(names.pop(0))  # another one first
             count += 1
     finally:
