@@ -1,10 +1,15 @@
 """The benchmarks run, compare like with like, and keep their rows; nothing is timed here."""
 
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+
+from deepatlas import evidence
+from deepatlas.errors import UserError
+from deepatlas.places import RESULTS
 
 import pytest
 import torch
@@ -87,3 +92,30 @@ def test_a_row_that_is_measured_again_takes_its_place(tmp_path):
 
 def test_an_exponent_is_a_slope_of_logarithms():
     assert runner.exponent([1.0, 2.0, 4.0], [3.0, 12.0, 48.0]) == pytest.approx(2)
+
+
+def test_a_page_quotes_the_kit_beside_its_peers(tmp_path):
+    kit = runner.Row(
+        "warp",
+        "64^3",
+        "deepatlas",
+        seconds=0.3,
+        cpu_seconds=0.02,
+        memory_mib=12.0,
+        ratio=0.5,
+        goal=0.6,
+        memory_ratio=0.9,
+        memory_goal=0.8,
+        over_floor=7.0,
+    )
+    peer = runner.Row("warp", "64^3", "MONAI", seconds=0.3, cpu_seconds=0.04)
+    growth = runner.Row("warp", "voxels", "deepatlas", exponent=1.04, note="1, 2 ms")
+    runner.keep([kit, peer, growth], tmp_path / "benchmarks.csv")
+    for name in ("regimes.csv", "subjects.csv"):
+        shutil.copy(RESULTS / name, tmp_path)
+    page = "<!-- speed device=cpu -->\n<!-- end -->\n<!-- growth -->\n<!-- end -->"
+    lines = evidence.fill_tables(page, tmp_path).splitlines()
+    assert "| warp | 64^3 | 20 | 12 | **0.50** | 0.60 | 0.90 | 0.80 | 7 | MONAI 2.00 |" in lines
+    assert "| warp | voxels | 1.04 | 1, 2 ms |" in lines
+    with pytest.raises(UserError, match="'zebra' to select by: operation, size, device"):
+        evidence.fill_tables("<!-- speed zebra=1 -->\n<!-- end -->", tmp_path)

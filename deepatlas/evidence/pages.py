@@ -19,6 +19,9 @@ from .gains import cohort_names, gains, load_results
 PAGES = (README, RESULTS / "README.md")  # their tables are made from the results
 END = "<!-- end -->"
 
+BENCHMARKS = "benchmarks.csv"  # written by the programs in the folder benchmarks
+BENCHMARKED = ("operation", "size", "device", "threads", "dtype")  # what its rows are chosen by
+
 Line = list[str]  # the cells of a line
 
 
@@ -26,14 +29,19 @@ def fill_tables(page: str, results: Path = RESULTS) -> str:
     """The text of a Markdown ``page`` with its tables made anew from the results.
 
     A table stands between ``<!-- dice labelled=1 -->`` and ``<!-- end -->``. Its kind is "dice"
-    (regimes by cohorts), "gains" (of joint training, with intervals) or "joint" (a line for each
-    thing changed); what follows selects rows. Raises UserError for a mark that cannot be read.
+    (regimes by cohorts), "gains" (of joint training, with intervals), "joint" (a line for each
+    thing changed), "speed" (the kit beside its peers) or "growth" (exponents of cost); what follows
+    selects rows. Raises UserError for a mark that cannot be read.
     """
     regimes, subjects = read_table(results, "regimes"), load_results(results)
     rows_of = {"dice": regimes, "gains": subjects, "joint": regimes}
+    if (results / BENCHMARKS).exists():
+        rows_of["speed"] = rows_of["growth"] = _benchmarks(results)
 
     def filled(mark: re.Match) -> str:
         begin = mark["begin"]
+        if mark["kind"] not in rows_of:
+            raise UserError(f"{begin}: there is no {BENCHMARKS} in {results}")
         rows = _selected(rows_of[mark["kind"]], mark["conditions"].split(), begin)
         lines = [f"| {' | '.join(cells)} |" for cells in TABLES[mark["kind"]](rows)]
         return "\n".join([begin, *lines, END])
@@ -56,8 +64,9 @@ def _selected(rows: pd.DataFrame, conditions: Iterable[str], mark: str) -> pd.Da
     """The rows with NAME=VALUE, for all ``conditions``; UserError naming the ``mark`` if none."""
     for condition in conditions:
         name, value = condition.split("=")
-        if name not in PARAMETERS:
-            raise UserError(f"{mark}: there is no {name!r} to select by: {', '.join(PARAMETERS)}")
+        known = [column for column in rows if column in (*PARAMETERS, *BENCHMARKED)]
+        if name not in known:
+            raise UserError(f"{mark}: there is no {name!r} to select by: {', '.join(known)}")
         rows = rows[rows[name].astype(str) == value]
     if rows.empty:
         raise UserError(f"{mark}: no such rows among the results")
@@ -185,8 +194,74 @@ def _minus_the_recipe(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(minus=(rows["Dice %"] - rows["usual"]).mask(recipe))
 
 
+# --- time and memory beside others ----------------------------------------------------------------
+
+SPEED_HEADER = [
+    "work",
+    "size",
+    "ms",
+    "MiB",
+    "time / best peer's",
+    "goal",
+    "memory / best peer's",
+    "goal",
+    "time / floor",
+    "others' time / ours",
+]
+
+
+def _benchmarks(results: Path) -> pd.DataFrame:
+    texts = {"program": str, "version": str, "note": str}
+    return pd.read_csv(results / BENCHMARKS, dtype=texts).fillna({"note": ""})
+
+
+def _speed_table(rows: pd.DataFrame) -> Iterator[Line]:
+    """A line for each work and size, in the order of the file; a ratio that meets its goal is bold.
+
+    Time is that of the process on a CPU, all its threads together, and of the clock on a GPU.
+    """
+    yield SPEED_HEADER
+    yield _rule(len(SPEED_HEADER))
+    rows = rows[rows["exponent"].isna()]
+    on_cpu = rows["device"] == "cpu"
+    rows = rows.assign(time=rows["cpu_seconds"].where(on_cpu, rows["seconds"]))
+    for (work, size), some in rows.groupby(["operation", "size"], sort=False):
+        ours = some[some["program"] == "deepatlas"]
+        if ours.empty:
+            continue
+        kit = ours.iloc[0]
+        others = []
+        for _, row in some[some["program"] != "deepatlas"].iterrows():
+            others.append(f"{row['program']} {row['time'] / kit['time']:.2f}")
+        yield [
+            work,
+            size,
+            f"{1000 * kit['time']:.3g}",
+            *_cells([kit["memory_mib"]], ".3g"),
+            *_against_goal(kit["ratio"], kit["goal"]),
+            *_against_goal(kit["memory_ratio"], kit["memory_goal"]),
+            *_cells([kit["over_floor"]], ".3g"),
+            ", ".join(others),
+        ]
+
+
+def _against_goal(ratio: float, goal: float) -> Line:
+    told, wanted = _cells([ratio, goal], ".2f")
+    return [f"**{told}**" if ratio <= goal else told, wanted]
+
+
+def _growth_table(rows: pd.DataFrame) -> Iterator[Line]:
+    header = ["work", "grows with", "exponent", "at these sizes"]
+    yield header
+    yield _rule(len(header))
+    for _, row in rows[rows["exponent"].notna()].iterrows():
+        yield [row["operation"], row["size"], f"{row['exponent']:.2f}", row["note"]]
+
+
 TABLES: dict[str, Callable[[pd.DataFrame], Iterator[Line]]] = {
     "dice": _dice_table,
     "gains": _gains_table,
     "joint": _joint_table,
+    "speed": _speed_table,
+    "growth": _growth_table,
 }
