@@ -21,10 +21,6 @@ import time
 import warnings
 from pathlib import Path
 
-THREADS = "1"  # of every program, so that none profits from cores that another leaves idle
-for variable in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
-    os.environ[variable] = THREADS
-
 from deepatlas import evaluation, experiments, losses, models, registration
 from deepatlas.datasets import load_cohort
 from deepatlas.records import recorded_experiment
@@ -36,6 +32,7 @@ import torch
 from runner import KIT, ROWS, keep, row_of, told
 
 GOAL = 0.01  # of the fastest peer's time
+THREADS = 1  # of every program, so that none profits from cores that another leaves idle
 
 # --- the kit --------------------------------------------------------------------------------------
 
@@ -186,7 +183,8 @@ def main():
     parser.add_argument("--to", type=Path, default=ROWS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # of the peers
-    torch.set_num_threads(int(THREADS))
+    torch.set_num_threads(THREADS)
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(THREADS)  # of ANTs and elastix
     record = experiments.read_record(options.run)
     experiment = recorded_experiment(record)
     cohort = load_cohort(
