@@ -8,6 +8,8 @@ value.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,22 +67,71 @@ def sample(volume: Tensor, points: Tensor) -> Tensor:
     """``volume`` (B, C, I, J, K) at ``points`` (B, D, ...), in voxels, by linear interpolation in
     every dimension -> (B, C, ...); outside, the nearest border voxel.
     """
-    b, d = points.shape[:2]
-    _check_axes(volume, d)
+    _check_axes(volume, points.shape[1])
+    first_voxel = points.new_tensor(-1.0)
+    return _interpolate(volume, points, [first_voxel] * points.shape[1])
+
+
+def pull(volume: Tensor, u: Tensor) -> Tensor:
+    """``volume`` (B, C, I, J, K) at ``x + u(x)`` of every voxel x of the grid of ``u`` (B, D, ...),
+    in voxels -> (B, C, ...): ``sample(volume, voxel_grid + u)``, in fewer passes over memory.
+    """
+    shape = u.shape[2:]
+    _check_axes(volume, len(shape))
+    origins = []
+    for axis, (n, side) in enumerate(zip(shape, volume.shape[2:], strict=True)):
+        last = 2 * (n - 1) / max(side - 1, 1) - 1
+        voxels = torch.linspace(-1, last, n, dtype=u.dtype, device=u.device)
+        origins.append(voxels.view(-1, *[1] * (len(shape) - 1 - axis)))
+    return _interpolate(volume, u, origins)
+
+
+def _interpolate(volume: Tensor, offsets: Tensor, origins: list[Tensor]) -> Tensor:
+    """``volume`` at ``origins + offsets``: an origin per axis, in grid_sample's frame, and offsets
+    (B, D, ...), in voxels.
+    """
+    b, d = offsets.shape[:2]
     # grid_sample wants [-1, 1] from the first voxel's centre to the last one's, and the last voxel
     # axis first
-    size = torch.tensor(volume.shape[2:], dtype=points.dtype, device=points.device)
-    steps = (size - 1).clamp(min=1).view(1, d, *[1] * (points.ndim - 2))
-    normalised = (2 * points / steps - 1).flip(1)
-    # and the coordinates last: (B, D, ...) -> (B, 1, 1, N, D), a grid of one row
-    normalised = normalised.flatten(2).transpose(1, 2)
-    normalised = normalised.view(b, *[1] * (d - 1), -1, d)
+    coordinates = []
+    for axis, offset in enumerate(offsets.unbind(1)):
+        half_side = max(volume.shape[2 + axis] - 1, 1) / 2
+        coordinates.append(torch.add(origins[axis], offset, alpha=1 / half_side))
+    normalised = torch.stack(coordinates[::-1], dim=-1).view(b, -1, d)
     # never round the points to a volume's half precision
-    dtype = torch.promote_types(volume.dtype, points.dtype)
-    values = F.grid_sample(
-        volume.to(dtype), normalised.to(dtype), "bilinear", "border", align_corners=True
+    dtype = torch.promote_types(volume.dtype, offsets.dtype)
+    values = _grid_sample(volume.to(dtype), normalised.to(dtype))
+    return values.to(volume.dtype).view(*values.shape[:2], *offsets.shape[2:])
+
+
+def _grid_sample(volume: Tensor, points: Tensor) -> Tensor:
+    """``volume`` (B, C, I, J, K) at ``points`` (B, N, D), in grid_sample's frame -> (B, C, N)."""
+    b, n, d = points.shape
+    # On a CPU grid_sample gives each item of a batch to a thread. Of one item each thread gets its
+    # share of the points, and the same volume, which is not copied as long as it needs no gradient.
+    shares = 1
+    if b == len(volume) == 1 and points.device.type == "cpu" and not volume.requires_grad:
+        shares = math.gcd(n, torch.get_num_threads())
+        volume = volume.expand(shares, *volume.shape[1:])
+    grid = points.view(b * shares, *[1] * (d - 1), -1, d)  # rows of points
+    values = F.grid_sample(volume, grid, "bilinear", "border", align_corners=True).flatten(2)
+    return values if shares == 1 else values.transpose(0, 1).reshape(b, -1, n)
+
+
+def determinant(columns: Sequence[Tensor]) -> Tensor:
+    """det (..., I, J, K) of the D x D matrices whose columns are D tensors (..., D, I, J, K): far
+    faster than ``torch.linalg.det`` so small.
+    """
+    d = len(columns)
+    if d == 2:
+        a, b = (column.unbind(-d - 1) for column in columns)
+        return a[0] * b[1] - a[1] * b[0]
+    a, b, c = (column.unbind(-d - 1) for column in columns)
+    return (
+        a[0] * (b[1] * c[2] - b[2] * c[1])
+        + a[1] * (b[2] * c[0] - b[0] * c[2])
+        + a[2] * (b[0] * c[1] - b[1] * c[0])
     )
-    return values.to(volume.dtype).view(*values.shape[:2], *points.shape[2:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,26 +163,42 @@ class Deformation:
     @classmethod
     def affine(cls, matrix: Tensor, shape: tuple[int, ...]) -> Deformation:
         """``phi(x) = A x + t`` from ``matrix`` = [[A, t], [0, 1]] (B, D + 1, D + 1), voxels to
-        voxels.
+        voxels: ``u(x) = (A - I) x + t``.
         """
+        d = len(shape)
         grid = voxel_grid(shape, matrix)
-        points = torch.einsum("bij,j...->bi...", matrix[:, :-1, :-1], grid)
-        shift = matrix[:, :-1, -1].view(len(matrix), -1, *[1] * len(shape))
-        return cls(points + shift - grid)
+        change = matrix[:, :d, :d] - torch.eye(d, dtype=matrix.dtype, device=matrix.device)
+        shift = matrix[:, :d, d].view(-1, d, *[1] * d)
+        return cls(torch.einsum("bij,j...->bi...", change, grid) + shift)
 
     @classmethod
-    def exp(cls, velocity: Tensor, squarings: int = 7) -> Deformation:
+    def exp(
+        cls, velocity: Tensor, squarings: int = 3, shape: tuple[int, ...] | None = None
+    ) -> Deformation:
         """``exp(v)``: one unit of time along the stationary velocity ``v`` (B, D, I, J, K), in
         voxels.
 
-        Scaling and squaring: ``exp(v) = exp(v / 2^n)^(2^n)``, with ``exp(w) = x + w(x)`` for the
-        tiny ``w = v / 2^n`` (Arsigny et al., MICCAI 2006). Invertible as long as a squaring step
-        does not fold: ``exp(v) @ exp(-v) = id``.
+        Scaling and squaring: ``exp(v) = exp(v / 2^n)^(2^n)`` (Arsigny et al., MICCAI 2006), with
+        ``exp(w) = x + w(x + w(x) / 2)`` for the small ``w = v / 2^n``: the velocity halfway along a
+        step, where 3 squarings come as close as 7 from the velocity at its beginning. Invertible as
+        long as a step does not fold: ``exp(v) @ exp(-v) = id``.
+
+        With ``shape``, of the grid of phi, ``v`` is in voxels of that grid but may be known on a
+        coarser one: the steps are taken there, and phi is interpolated.
         """
-        phi = cls(velocity / 2**squarings)
+        own = velocity.shape[2:]
+        shape = tuple(own if shape is None else shape)
+        # voxels of the grid of phi in one of v's
+        size = velocity.new_tensor([n / m for n, m in zip(shape, own, strict=True)])
+        size = size.view(-1, *[1] * len(own))
+        step = cls(velocity / (2**squarings * size)).displacement
+        phi = cls(pull(step, step / 2))
         for _ in range(squarings):
             phi = phi @ phi
-        return phi
+        if shape == own:
+            return phi
+        mode = "bilinear" if len(shape) == 2 else "trilinear"
+        return cls(F.interpolate(phi.displacement * size, size=shape, mode=mode))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -149,7 +216,7 @@ class Deformation:
 
     def __matmul__(self, first: Deformation) -> Deformation:
         """``(phi @ psi)(x) = phi(psi(x))``: psi acts on the point first, phi on the image first."""
-        return Deformation(first.displacement + sample(self.displacement, first.points))
+        return Deformation(first.displacement + pull(self.displacement, first.displacement))
 
     def warp(self, moving: Tensor) -> Tensor:
         """``moving(phi(x))`` by linear interpolation: (B, C, I, J, K) floats -> the same on the
@@ -159,7 +226,7 @@ class Deformation:
             raise TypeError(
                 f"warp interpolates, and labels must not be: use warp_labels for {moving.dtype}"
             )
-        return sample(moving, self.points)
+        return pull(moving, self.displacement)
 
     def warp_labels(self, labels: Tensor) -> Tensor:
         """``labels(phi(x))`` of the nearest voxel: (B, I, J, K) integers -> the same. It has no
@@ -187,7 +254,7 @@ class Deformation:
         """
         inverse = Deformation(-self.displacement)
         for _ in range(iterations):
-            inverse = Deformation(-sample(self.displacement, inverse.points))
+            inverse = Deformation(-pull(self.displacement, inverse.displacement))
         return inverse
 
     def jacobian_determinant(self) -> Tensor:
@@ -196,9 +263,9 @@ class Deformation:
         """
         axes = tuple(range(2, self.displacement.ndim))
         columns = torch.gradient(self.displacement, dim=axes)  # one-sided at the border
-        du_dx = torch.stack(columns, dim=2).movedim((1, 2), (-2, -1))  # (B, I, J, K, D, D)
-        identity = torch.eye(len(axes), dtype=du_dx.dtype, device=du_dx.device)
-        return torch.linalg.det(identity + du_dx)
+        for axis, column in enumerate(columns):
+            column[:, axis] += 1
+        return determinant(columns)
 
     def detach(self) -> Deformation:
         """The same deformation; no gradient flows back to the network that made it."""
