@@ -179,6 +179,7 @@ def plain_exp(velocity, steps=64):
         points = points + warp.sample(velocity, halfway) / steps
     return points - grid
 
+
 # --- networks -------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import one_thread  # noqa: F401
+from plain import plain_block, plain_features, plain_upsample
 
 SHAPES = {2: (16, 24), 3: (16, 8, 24)}
 PAPER_SHAPE = (16, 16, 32)
@@ -104,6 +105,93 @@ def test_a_registration_network_sees_both_images_and_which_of_them_moves(dims):
         a, b = images(*shape_for(net, dims)), images(*shape_for(net, dims), seed=1)
         outputs = [net(a, b), net(b, a), net(a, a), net(b, b)]
         assert all((x - y).abs().max() > 0.1 for x, y in itertools.combinations(outputs, 2))
+
+
+# --- the same arithmetic as the plain layers ------------------------------------------------------
+
+
+def with_gradients(compute, inputs, net):
+    """The output, and the gradients of the inputs and of the parameters."""
+    inputs = inputs.clone().requires_grad_()
+    output = compute(inputs)
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(3))
+    parameters = list(net.parameters())
+    gradients = torch.autograd.grad((output * weights.to(output)).sum(), [inputs, *parameters])
+    return [output.detach(), *gradients]
+
+
+@both
+@pytest.mark.parametrize("half", [False, True], ids=["whole", "half"])
+def test_the_features_are_those_of_plain_layers(dims, half):
+    """In float64 to its last digits; so are the gradients."""
+    torch.manual_seed(0)
+    net = networks.UNet(dims, 2, (16, 32, 16), half=half).double()
+    x = images(*SHAPES[dims], channels=2).double()
+    fast = with_gradients(net, x, net)
+    plain = with_gradients(lambda x: plain_features(net, x), x, net)
+    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [(1, 16), (16, 16), (16, 3)])
+def test_a_small_scan_alone_is_convolved_by_the_same_arithmetic(count, stride, channels):
+    """oneDNN's kernels, which PyTorch would leave for one small float32 scan, against float64."""
+    torch.manual_seed(0)
+    layer = networks._conv(3, *channels, stride=stride)
+    x = torch.randn(count, channels[0], 10, 8, 6)
+    fast = with_gradients(layer, x, layer)
+    fast = [value.double() for value in fast]
+    plain = torch.nn.Conv3d(*channels, 3, padding=1, stride=stride).double()
+    plain.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(fast, with_gradients(plain, x.double(), plain), rtol=1e-4, atol=1e-4)
+
+
+def test_a_small_scan_alone_is_convolved_by_onednn(monkeypatch):
+    """If PyTorch's rule for it moves, this says so."""
+    layer = networks._conv(3, 16, 16)
+    small, large = torch.randn(1, 16, 8, 8, 8), torch.randn(1, 16, 40, 40, 8)
+    for x in (small, large):
+        with torch.profiler.profile() as profile:
+            layer(x.requires_grad_()).sum().backward()
+        names = {event.name for event in profile.events()}
+        assert "aten::mkldnn_convolution" in names
+        assert not any("slow_conv" in name for name in names)
+
+
+@both
+def test_a_block_in_bfloat16_is_near_the_exact_one(dims):
+    torch.manual_seed(0)
+    block = networks.block(dims, 16, 16)
+    x = images(*SHAPES[dims], channels=16)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = block(x)
+    assert fast.dtype == torch.bfloat16
+    torch.testing.assert_close(fast.float(), plain_block(block, x), rtol=0, atol=0.1)
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_upsampling_is_linear_interpolation(dims, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *(4, 1, 5)[:dims], dtype=dtype)
+    nothing = torch.nn.Identity()
+    fast = with_gradients(networks.upsample, x, nothing)
+    plain = with_gradients(plain_upsample, x.double(), nothing)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype]
+    assert all(value.dtype == dtype for value in fast)
+    torch.testing.assert_close(
+        [value.double() for value in fast], plain, rtol=tolerance, atol=tolerance
+    )
+
+
+def test_upsampling_first_without_gradients_then_with_them():
+    """What it keeps between calls can be used in a training whoever asked first."""
+    networks._doubling.cache_clear()
+    x = torch.randn(1, 1, 6, 7)
+    with torch.inference_mode():
+        networks.upsample(x)
+    with_gradients(networks.upsample, x, torch.nn.Identity())
 
 
 def doubled(values, axis):
