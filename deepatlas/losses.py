@@ -3,20 +3,30 @@ whatever comes in.
 
 Half precision and TF32 make differences of large numbers, such as a variance, wrong or negative;
 nothing here multiplies matrices or convolves, and sums run on centred values.
+
+LNCC, bending energy and Dice bring their own gradient, for half the time and a third of the memory
+that autograd needs. tests/plain.py has the same losses as a textbook writes them, and
+tests/test_losses.py compares values and gradients.
 """
 
 from __future__ import annotations
 
-from itertools import combinations
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import combinations_with_replacement
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from .data import as_labels
 
 EPSILON = 1e-6  # of an image's largest magnitude: what varies less is rounding noise
 FAINT = 0.01  # of an image's variance: a window that varies less counts as flat
+# Numbers in a slab: few enough for the cache of a core; for a GPU, enough to be worth a launch.
+SLAB = {"cpu": 2**17, "cuda": 2**20}
 
 
 def _exact(x: Tensor) -> Tensor:
@@ -29,6 +39,44 @@ def _same_shape(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
             f"two images of one shape were wanted, got {tuple(a.shape)} and {tuple(b.shape)}"
         )
     return _exact(a), _exact(b)
+
+
+class _WithGradients(torch.autograd.Function):
+    """A number that comes with its gradients: ``formula(*tensors, needed)`` returns both.
+
+    Of all the tensors on the way only the gradients are kept until ``backward``.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, formula: Callable, *tensors: Tensor) -> Tensor:
+        value, gradients = formula(*tensors, ctx.needs_input_grad[1:])
+        ctx.save_for_backward(*gradients)
+        return value
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, by_value: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_gradient()
+        gradients = (None if g is None else by_value * g for g in ctx.saved_tensors)
+        return None, *gradients
+
+
+def _refuse_second_gradient() -> None:
+    """In a backward pass that is itself to be differentiated, gradients are enabled."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "this loss brings its own gradient, which has none in turn: "
+            "take it without create_graph"
+        )
+
+
+def _slabs(x: Tensor, axis: int) -> tuple[Tensor, ...]:
+    """Views of ``x``, cut across ``axis`` into pieces that a processor's cache holds."""
+    return x.split(_thickness(x, axis), axis)
+
+
+def _thickness(x: Tensor, axis: int) -> int:
+    of_one = x.numel() // max(1, x.shape[axis])
+    return max(1, SLAB.get(x.device.type, SLAB["cuda"]) // max(1, of_one))
 
 
 # --- similarity of images -------------------------------------------------------------------------
@@ -79,26 +127,66 @@ def lncc(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
     hardly counts. Inverted contrast counts as agreement, as in VoxelMorph: an image has no distance
     from itself, nor from a multiple of itself, be it negative.
 
-    At the border a window is what lies inside the image. Computed by running sums, at a cost that
-    does not depend on ``window``.
+    At the border a window is what lies inside the image. A window of twice the side costs one
+    addition an axis more.
     """
     if window < 3 or window % 2 == 0:
         raise ValueError(f"window must be an odd number of at least 3 voxels, got {window}")
     a, b = _same_shape(a, b)
-    a, b = _centred(a), _centred(b)
-    count = _window_sums(torch.ones_like(a[:1, :1]), window)
+    formula = partial(_mean_squared_ncc, window=window)
+    return 1 - _WithGradients.apply(formula, _centred(a), _centred(b))
 
-    def window_mean(x: Tensor) -> Tensor:
-        return _window_sums(x, window) / count
 
-    aa, bb, ab = a * a, b * b, a * b
-    mean_a, mean_b = window_mean(a), window_mean(b)
-    mean_aa, mean_bb, mean_ab = window_mean(aa), window_mean(bb), window_mean(ab)
-    texture_a, texture_b = _faint_variance(aa), _faint_variance(bb)
+def _squared_ncc(means: list[Tensor], textures: list[Tensor]) -> Tensor:
+    """NCC^2 of each window, from its means of a, b, a^2, b^2, a b, and from s_a^2, s_b^2."""
+    mean_a, mean_b, mean_aa, mean_bb, mean_ab = means
+    texture_a, texture_b = textures
     covariance = (mean_ab - mean_a * mean_b).abs() + (texture_a * texture_b).sqrt()
     variance_a = (mean_aa - mean_a**2).clamp(min=0) + texture_a
     variance_b = (mean_bb - mean_b**2).clamp(min=0) + texture_b
-    return 1 - (covariance**2 / (variance_a * variance_b)).clamp(max=1).mean()
+    return (covariance**2 / (variance_a * variance_b)).clamp(max=1)
+
+
+def _mean_squared_ncc(
+    a: Tensor, b: Tensor, needed: tuple[bool, bool], window: int
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The mean of NCC^2 over all windows, and its gradients by the centred a and b.
+
+    Autograd differentiates ``_squared_ncc``, slab by slab, and the gradient by each mean takes its
+    place. Only the steps from the voxels to the means, and back, are by hand.
+    """
+    means = [a.clone(), b.clone(), a * a, b * b, a * b]
+    textures = [_faint_variance(means[2]), _faint_variance(means[3])]
+    shares = _window_shares(a, window)
+    for x in means:
+        _window_means_(x, window, shares)
+
+    total = a.new_zeros(())
+    by_textures = [torch.zeros_like(texture) for texture in textures]
+    for slab in zip(*(_slabs(x, 2) for x in means), strict=True):
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in (*slab, *textures)]
+            part = _squared_ncc(leaves[:5], leaves[5:]).sum() / a.numel()
+        total += part.detach()
+        if any(needed):
+            by_leaves = torch.autograd.grad(part, leaves)
+            for x, by_x in zip(slab, by_leaves[:5], strict=True):
+                x.copy_(by_x)
+            for x, by_x in zip(by_textures, by_leaves[5:], strict=True):
+                x += by_x
+    if not any(needed):
+        return total, [None, None]
+
+    for x in means:
+        _window_means_(x, window, shares, transposed=True)
+    by_a, by_b, by_aa, by_bb, by_ab = means
+    by_aa += by_textures[0] * FAINT / a[0, 0].numel()
+    by_bb += by_textures[1] * FAINT / b[0, 0].numel()
+    if needed[0]:
+        by_a.addcmul_(by_aa, a, value=2).addcmul_(by_ab, b)
+    if needed[1]:
+        by_b.addcmul_(by_bb, b, value=2).addcmul_(by_ab, a)
+    return total, [by_a if needed[0] else None, by_b if needed[1] else None]
 
 
 def _faint_variance(squares: Tensor) -> Tensor:
@@ -107,26 +195,60 @@ def _faint_variance(squares: Tensor) -> Tensor:
     return FAINT * variance + EPSILON**2
 
 
-def _window_sums(x: Tensor, window: int) -> Tensor:
-    """Sum over the window around each voxel, axis by axis: running[i + r] - running[i - r - 1]."""
-    radius = window // 2
+def _window_shares(x: Tensor, window: int) -> list[Tensor]:
+    """Along each axis, shaped to multiply ``x`` by: 1 / the voxels of a window that are inside."""
+    shares = []
     for axis in range(2, x.ndim):
-        n = x.shape[axis]
-        running = x.cumsum(axis)
-        upper = torch.arange(n, device=x.device).add(radius).clamp(max=n - 1)
-        total = running.index_select(axis, upper)
-        if n > radius + 1:
-            lower = running.narrow(axis, 0, n - radius - 1)
-            total = total - F.pad(lower, _front(x.ndim, axis, radius + 1))
-        x = total
-    return x
+        i = torch.arange(x.shape[axis], device=x.device, dtype=x.dtype)
+        before, after = i, i.flip(0)
+        radius = window // 2
+        size = 1 + before.clamp(max=radius) + after.clamp(max=radius)
+        shares.append((1 / size).view(-1, *[1] * (x.ndim - 1 - axis)))
+    return shares
 
 
-def _front(ndim: int, axis: int, amount: int) -> list[int]:
-    """Padding for ``F.pad``: ``amount`` zeros in front along ``axis``."""
-    pads = [0] * (2 * (ndim - axis))
-    pads[-2] = amount
-    return pads
+def _window_means_(
+    x: Tensor, window: int, shares: list[Tensor], *, transposed: bool = False
+) -> None:
+    """Replace each voxel of ``x`` by the mean over the window around it, axis by axis.
+
+    ``transposed``: what turns a gradient by those means into one by ``x``. A voxel is in the window
+    of another if that is in its own: it is again a sum over windows, of numbers divided before.
+    """
+    for axis, share in enumerate(shares, 2):
+        radius = min(window // 2, x.shape[axis] - 1)
+        # along one axis, slabs of another do not mix
+        for slab in _slabs(x, 3 if axis == 2 else 2):
+            if transposed:
+                slab *= share
+            sums = _sums_of_runs(_padded(slab, axis, radius), 2 * radius + 1, axis)
+            slab.copy_(sums if transposed else sums * share)
+
+
+def _padded(x: Tensor, axis: int, amount: int) -> Tensor:
+    """``x`` with zeros at both ends of ``axis``."""
+    return F.pad(x, [0, 0] * (x.ndim - 1 - axis) + [amount, amount])
+
+
+def _sums_of_runs(x: Tensor, length: int, axis: int) -> Tensor:
+    """x[i] + ... + x[i + length - 1] along ``axis``, wherever there are so many.
+
+    Sums of 1, 2, 4, 8, ... numbers, each from two of the sums before: a run of 9 is one of 1 and
+    one of 8. Few additions, and none of large sums that are subtracted again.
+    """
+    runs = x.shape[axis] - length + 1
+    total, taken = None, 0
+    size = 1
+    while True:
+        if length & size:
+            part = x.narrow(axis, taken, runs)
+            total = part if total is None else total + part
+            taken += size
+        if 2 * size > length:
+            return total
+        there = x.shape[axis] - size
+        x = x.narrow(axis, 0, there) + x.narrow(axis, size, there)
+        size *= 2
 
 
 # --- regularity of deformations -------------------------------------------------------------------
@@ -150,11 +272,7 @@ def bending_energy(u: Tensor) -> Tensor:
     J, K) D times MONAI's ``BendingEnergyLoss``, which averages over the D channels. Doubling the
     resolution of the grid divides it by 4: lambda_r belongs to a grid.
     """
-    u = _exact(u)
-    axes = range(2, u.ndim)
-    pure = sum(_mean_square(u.diff(n=2, dim=i)) for i in axes)
-    mixed = sum(2 * _mean_square(u.diff(dim=i).diff(dim=j)) for i, j in combinations(axes, 2))
-    return pure + mixed
+    return _WithGradients.apply(_bending_and_gradient, _exact(u))
 
 
 def _mean_square(x: Tensor) -> Tensor:
@@ -162,6 +280,43 @@ def _mean_square(x: Tensor) -> Tensor:
     a side that is too short for them.
     """
     return x.square().sum(1).mean() if x.numel() else x.sum()
+
+
+# Where a second difference takes its numbers: steps along its two axes, and the factor there.
+_ALONG_ONE_AXIS = (((0, 0), 1), ((1, 0), -2), ((2, 0), 1))
+_ALONG_TWO_AXES = (((0, 0), 1), ((1, 0), -1), ((0, 1), -1), ((1, 1), 1))
+
+
+def _bending_and_gradient(u: Tensor, needed: tuple[bool]) -> tuple[Tensor, list[Tensor | None]]:
+    """The bending energy and its gradient, slab by slab: |D u|^2 has the gradient 2 D^T D u, where
+    D^T adds a difference back to the voxels it was taken from, with the same factors.
+    """
+    energy = u.new_zeros(())
+    gradient = torch.zeros_like(u) if needed[0] else None
+    thick = _thickness(u, 2)
+    for start in range(0, u.shape[2], thick):
+        for i, j in combinations_with_replacement(range(2, u.ndim), 2):
+            reach = (i, j).count(2)  # a difference starts in this slab, and may end beyond it
+            here = slice(start, start + thick + reach)
+            d = u[:, :, here].diff(dim=i).diff(dim=j)
+            if d.numel() == 0:
+                continue
+            weight = (1 if i == j else 2) / _count_of_differences(u, i, j)
+            if gradient is not None:
+                for (along_i, along_j), factor in _ALONG_ONE_AXIS if i == j else _ALONG_TWO_AXES:
+                    source = gradient[:, :, here].narrow(i, along_i, d.shape[i])
+                    source = source.narrow(j, along_j, d.shape[j])
+                    source.add_(d, alpha=2 * weight * factor)
+            energy += weight * d.square_().sum()
+    return energy, [gradient]
+
+
+def _count_of_differences(u: Tensor, i: int, j: int) -> int:
+    """How many second differences along axes i and j there are, in all of the batch."""
+    sides = list(u.shape)
+    sides[i] -= 1
+    sides[j] -= 1
+    return math.prod(sides) // u.shape[1]
 
 
 # --- overlap of structures ------------------------------------------------------------------------
@@ -180,29 +335,129 @@ def soft_dice(probabilities: Tensor, target: Tensor) -> Tensor:
     without_structures = probabilities.shape[:1] + probabilities.shape[2:]
     if target.shape == probabilities.shape:
         q = _exact(target).flatten(2)
-        overlap = (p * q).sum(-1)
-        size = q.sum(-1)
+        overlap, size = _Sums.apply(p, q)
     elif target.shape == without_structures and not target.is_floating_point():
-        # gather the one probability that counts; no one-hot tensor is made
         index = as_labels(target).flatten(1).long()
-        own = p.gather(1, index[:, None])[:, 0]
-        overlap = _sums_of(own, index, target.shape, p.shape[1])
-        size = _sums_of(torch.ones_like(own), index, target.shape, p.shape[1])
+        overlap, size = _SumsOfLabels.apply(p, index, target.shape[1])
     else:
         raise ValueError(
             f"probabilities {tuple(probabilities.shape)} want a target of that shape, or integer "
             f"labels without the axis of structures, got {tuple(target.shape)} of {target.dtype}"
         )
-    dice = (2 * overlap + 1) / (p.sum(-1) + size + 1)
-    return 1 - dice.mean()
+    return _one_minus_dice(overlap, size)
 
 
-def _sums_of(values: Tensor, index: Tensor, shape: torch.Size, structures: int) -> Tensor:
-    """(B, C): the sum of ``values`` (B, voxels) over the voxels of each structure.
+def softmax_dice(scores: Tensor, labels: Tensor) -> Tensor:
+    """``soft_dice(scores.softmax(1), labels)`` of a network's scores (B, C, I, J, K) and integer
+    labels (B, I, J, K), in a third of the memory.
+
+    Its gradient can be taken once only: ``retain_graph`` is in vain.
+    """
+    if labels.shape != scores.shape[:1] + scores.shape[2:]:
+        raise ValueError(
+            f"scores {tuple(scores.shape)} want integer labels without the axis of structures, "
+            f"got {tuple(labels.shape)} of {labels.dtype}"
+        )
+    index = as_labels(labels).flatten(1).long()
+    overlap, size = _SumsOfSoftmax.apply(scores.flatten(2), index, labels.shape[1])
+    return _one_minus_dice(overlap, size)
+
+
+def _one_minus_dice(overlap: Tensor, size: Tensor) -> Tensor:
+    """1 - Dice from sum(p q) and sum p + sum q, both (B, C)."""
+    return 1 - ((2 * overlap + 1) / (size + 1)).mean()
+
+
+# The two sums that Dice is made of, for p and q (B, C, voxels). By p, the one has the gradient q
+# and the other 1: the gradient of both is written in one go, where autograd would make a tensor for
+# each and add them up.
+
+
+class _Sums(torch.autograd.Function):
+    """sum(p q) and sum p + sum q, over voxels."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(p, q)
+        parts = zip(_slabs(p, 2), _slabs(q, 2), strict=True)
+        overlap = torch.stack([(part_p * part_q).sum(-1) for part_p, part_q in parts]).sum(0)
+        return overlap, p.sum(-1) + q.sum(-1)
+
+    @staticmethod
+    def backward(
+        ctx: FunctionCtx, by_overlap: Tensor, by_size: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        _refuse_second_gradient()
+        p, q = ctx.saved_tensors
+        by_overlap, by_size = by_overlap[..., None], by_size[..., None]
+        of_p = (by_overlap * q).add_(by_size) if ctx.needs_input_grad[0] else None
+        of_q = (by_overlap * p).add_(by_size) if ctx.needs_input_grad[1] else None
+        return of_p, of_q
+
+
+class _SumsOfLabels(torch.autograd.Function):
+    """The same, where q is the one-hot tensor of labels (B, voxels), which is never made."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, p: Tensor, labels: Tensor, planes: int) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(labels)
+        overlap, size = _overlap_and_size(p, labels, planes)
+        return overlap, p.sum(-1) + size
+
+    @staticmethod
+    def backward(
+        ctx: FunctionCtx, by_overlap: Tensor, by_size: Tensor
+    ) -> tuple[Tensor, None, None]:
+        _refuse_second_gradient()
+        (labels,) = ctx.saved_tensors
+        return _by_probabilities(by_overlap, by_size, labels), None, None
+
+
+class _SumsOfSoftmax(torch.autograd.Function):
+    """The same, where moreover p is the softmax of scores.
+
+    The gradient takes the place of p, so ``backward`` works once: autograd refuses a second time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, scores: Tensor, labels: Tensor, planes: int
+    ) -> tuple[Tensor, Tensor]:
+        p = scores.softmax(1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        ctx.save_for_backward(p, labels)
+        overlap, size = _overlap_and_size(p, labels, planes)
+        return overlap, p.sum(-1) + size
+
+    @staticmethod
+    def backward(
+        ctx: FunctionCtx, by_overlap: Tensor, by_size: Tensor
+    ) -> tuple[Tensor, None, None]:
+        _refuse_second_gradient()
+        p, labels = ctx.saved_tensors
+        by_size = by_size[..., None]
+        own = p.gather(1, labels[:, None]) * by_overlap.gather(1, labels)[:, None]
+        # The gradient g by p is by_size, and by_overlap more in a voxel's own structure; the one by
+        # the scores is p (g - sum of p g).
+        for p_part, own_part in zip(_slabs(p, 2), own.split(_thickness(p, 2), 2), strict=True):
+            expected = (p_part * by_size).sum(1, keepdim=True) + own_part
+            p_part *= by_size - expected
+        return p.scatter_add_(1, labels[:, None], own), None, None
+
+
+def _by_probabilities(by_overlap: Tensor, by_size: Tensor, labels: Tensor) -> Tensor:
+    """(B, C, voxels): ``by_size``, and ``by_overlap`` more where a voxel is of that structure."""
+    gradient = by_size[..., None].repeat(1, 1, labels.shape[1])
+    own = by_overlap.gather(1, labels)
+    return gradient.scatter_add_(1, labels[:, None], own[:, None])
+
+
+def _overlap_and_size(p: Tensor, labels: Tensor, planes: int) -> tuple[Tensor, Tensor]:
+    """(B, C): of each structure, the sum of p over its voxels, and how many they are.
 
     Plane by plane, then over the planes: added up one by one, float32 stops at 16.8 million.
     """
-    b, planes = shape[:2]
-    values, index = values.view(b, planes, -1), index.view(b, planes, -1)
-    of_plane = values.new_zeros(b, planes, structures).scatter_add(2, index, values)
-    return of_plane.sum(1)
+    own = p.gather(1, labels[:, None])
+    own, labels = own.view(len(p), planes, -1), labels.view(len(p), planes, -1)
+    zeros = p.new_zeros(len(p), planes, p.shape[1])
+    overlap = zeros.scatter_add(2, labels, own).sum(1)
+    return overlap, zeros.scatter_add(2, labels, torch.ones_like(own)).sum(1)

@@ -209,3 +209,47 @@ def plain_features(unet, x):
     for up in unet.up:
         x = plain_block(up, torch.cat([plain_upsample(x), skips.pop()], 1))
     return x
+
+
+# --- losses.py ------------------------------------------------------------------------------------
+
+
+def plain_window_means(x, window):
+    """The mean of what lies inside the image, of the window around each voxel."""
+    for axis in range(2, x.ndim):
+        i = torch.arange(x.shape[axis])
+        inside = ((i[:, None] - i).abs() <= window // 2).to(x)
+        share = inside / inside.sum(1, keepdim=True)
+        x = torch.tensordot(x, share, dims=([axis], [1])).movedim(-1, axis)
+    return x
+
+
+def plain_lncc(a, b, window):
+    """1 - the mean of NCC^2 over all windows of a and b (B, C, I, J, K)."""
+    voxels = tuple(range(2, a.ndim))
+    a = (a - a.mean(voxels, keepdim=True)) / a.detach().abs().amax(voxels, keepdim=True)
+    b = (b - b.mean(voxels, keepdim=True)) / b.detach().abs().amax(voxels, keepdim=True)
+    texture_a = losses.FAINT * a.square().mean(voxels, keepdim=True) + losses.EPSILON**2
+    texture_b = losses.FAINT * b.square().mean(voxels, keepdim=True) + losses.EPSILON**2
+    mean_a, mean_b = plain_window_means(a, window), plain_window_means(b, window)
+    covariance = plain_window_means(a * b, window) - mean_a * mean_b
+    covariance = covariance.abs() + (texture_a * texture_b).sqrt()
+    variance_a = plain_window_means(a * a, window) - mean_a**2 + texture_a
+    variance_b = plain_window_means(b * b, window) - mean_b**2 + texture_b
+    return 1 - (covariance**2 / (variance_a * variance_b)).mean()
+
+
+def plain_bending_energy(u):
+    """The mean of each squared second difference of u, mixed ones twice."""
+    total = 0
+    for i in range(2, u.ndim):
+        for j in range(2, u.ndim):
+            total = total + u.diff(dim=i).diff(dim=j).square().sum(1).mean()
+    return total
+
+
+def plain_soft_dice(p, q):
+    """1 - Dice of two (B, C, I, J, K), averaged over structures and batch."""
+    p, q = p.flatten(2), q.flatten(2)
+    dice = (2 * (p * q).sum(-1) + 1) / (p.sum(-1) + q.sum(-1) + 1)
+    return 1 - dice.mean()

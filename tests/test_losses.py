@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from monai.losses import BendingEnergyLoss, DiceLoss, LocalNormalizedCrossCorrelationLoss
+from plain import plain_bending_energy, plain_lncc, plain_soft_dice
 from scipy.stats import pearsonr
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-9}
@@ -20,6 +21,7 @@ similarities = pytest.mark.parametrize("loss", [losses.mse, losses.ncc, losses.l
 DICES = {
     "soft_dice": losses.soft_dice,
     "soft_dice of integers": lambda p, q: losses.soft_dice(p, q.argmax(1)),
+    "softmax_dice": lambda p, q: losses.softmax_dice(p, q.argmax(1)),
 }
 ALL = {
     "mse": losses.mse,
@@ -384,6 +386,17 @@ def test_regularity_of_a_side_too_short_for_differences(shape):
     assert_number(losses.diffusion(u).detach(), losses.diffusion(long))
 
 
+@both
+@shapes
+def test_softmax_dice_agrees_with_monai(shape, dtype):
+    scores, q = two_inputs("softmax_dice", shape, dtype)
+    scores, labels = 9 * scores, q.argmax(1)
+    monai = DiceLoss(softmax=True, to_onehot_y=True, smooth_nr=1, smooth_dr=1)
+    assert_number(
+        losses.softmax_dice(scores, labels), monai(scores, labels[:, None]), TOLERANCE[dtype]
+    )
+
+
 @pytest.mark.parametrize(
     "labels",
     [
@@ -402,10 +415,86 @@ def test_soft_dice_refuses_a_target_that_does_not_fit(labels):
         losses.soft_dice(torch.zeros(2, 3, 4, 4), labels)
 
 
+@pytest.mark.parametrize("labels", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 5)])
+def test_softmax_dice_wants_integer_labels(labels):
+    with pytest.raises(ValueError, match=r"scores \(2, 3, 4, 4\) want integer labels .* got"):
+        losses.softmax_dice(torch.zeros(2, 3, 4, 4), labels.long())
+    with pytest.raises(TypeError, match="labels must be integers"):
+        losses.softmax_dice(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4))
+
+
 # --- gradients and precision ----------------------------------------------------------------------
 
+PLAIN = {
+    "lncc": plain_lncc,
+    "bending_energy": plain_bending_energy,
+    "soft_dice": plain_soft_dice,
+    "soft_dice of integers": lambda p, labels: plain_soft_dice(p, one_hot(labels)),
+    "softmax_dice": lambda s, labels: plain_soft_dice(s.softmax(1), one_hot(labels)),
+}
 
-@every
+
+def fast_and_plain(name, shape):
+    """(the loss, its plain version, what both are given) of PLAIN."""
+    fast = getattr(losses, name.split()[0])
+    if name == "bending_energy":
+        return fast, PLAIN[name], [9 * random(2, len(shape), *shape)]
+    if name == "lncc":
+        a, b = two_images(shape)
+        return fast, PLAIN[name], [a, b]
+    p, q = two_inputs(name, shape)
+    return fast, PLAIN[name], [p, q if name == "soft_dice" else q.argmax(1)]
+
+
+@pytest.mark.parametrize("slab", [50, 300, 2**16])  # numbers: all sizes of a last one
+@pytest.mark.parametrize("name", PLAIN)
+@shapes
+def test_own_gradients_are_those_of_the_plain_loss(name, shape, slab, monkeypatch):
+    monkeypatch.setitem(losses.SLAB, "cpu", slab)
+    fast, plain, inputs = fast_and_plain(name, shape)
+    for window in (3, 5, 9, 31) if name == "lncc" else (None,):
+        words = [window] if window else []
+        leaves = [x.requires_grad_() for x in inputs if x.is_floating_point()]
+        value, expected = fast(*inputs, *words), plain(*inputs, *words)
+        assert_number(value.detach(), expected.detach(), 1e-12)
+        gradients = torch.autograd.grad(value, leaves, 3 * torch.ones_like(value))
+        expected = torch.autograd.grad(3 * expected, leaves)
+        torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if name != "softmax_dice"])
+def test_own_gradients_come_for_what_wants_one_and_as_often_as_asked(name):
+    fast, _, inputs = fast_and_plain(name, (6, 7))
+    assert not fast(*inputs).requires_grad
+    for number, x in enumerate(inputs):
+        if not x.is_floating_point():
+            continue
+        leaf = x.clone().requires_grad_()
+        value = fast(*inputs[:number], leaf, *inputs[number + 1 :])
+        with torch.no_grad():
+            assert_number(fast(*inputs[:number], leaf, *inputs[number + 1 :]), value)
+        once = torch.autograd.grad(value, leaf, retain_graph=True)[0]
+        twice = torch.autograd.grad(2 * value, leaf)[0]
+        torch.testing.assert_close(twice, 2 * once)
+
+
+def test_the_gradient_of_softmax_dice_comes_once():
+    _, _, (scores, labels) = fast_and_plain("softmax_dice", (6, 7))
+    value = losses.softmax_dice(scores.requires_grad_(), labels)
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_gradient_of_an_own_gradient_is_refused(name):
+    fast, _, inputs = fast_and_plain(name, (6, 7))
+    value = fast(inputs[0].requires_grad_(), *inputs[1:])
+    with pytest.raises(RuntimeError, match=r"brings its own gradient, .* without create_graph"):
+        torch.autograd.grad(value, inputs[0], create_graph=True)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "softmax_dice"])  # asks twice
 @pytest.mark.parametrize("shape", [(4, 5), (3, 4, 3)], ids=["2D", "3D"])
 def test_gradients_are_those_of_finite_differences(name, shape):
     a, b = two_inputs(name, shape)
