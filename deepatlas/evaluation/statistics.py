@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -88,15 +89,27 @@ def resampled_means(
     """
     if sum(len(group) for group in groups) < 2:
         return np.full((resamples, groups[0].shape[1]), math.nan)
+    of_rows, of_groups = _draws(tuple(len(group) for group in groups), resamples, seed)
+    means = []
+    for drawn, group in zip(of_rows, groups, strict=True):
+        means.append(drawn @ group / len(group))
+    # means: (groups, resamples, columns)
+    return np.einsum("rg,grc->rc", of_groups, np.stack(means)) / len(groups)
+
+
+@lru_cache(maxsize=2)  # a table of gains asks a hundred times for as many runs and subjects
+def _draws(
+    sizes: tuple[int, ...], resamples: int, seed: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """How often each of n is drawn, of n draws with replacement, (resamples, n): of the rows of
+    each group, n of ``sizes``, and then of the groups.
+    """
     rng = np.random.default_rng(seed)
 
     def drawn(n: int) -> np.ndarray:
-        """(resamples, n): how often each of n is drawn, of n draws with replacement."""
         return rng.multinomial(n, np.full(n, 1 / n), size=resamples)
 
-    means = np.stack([drawn(len(group)) @ group / len(group) for group in groups])
-    # means: (groups, resamples, columns)
-    return np.einsum("rg,grc->rc", drawn(len(groups)), means) / len(groups)
+    return [drawn(n) for n in sizes], drawn(len(sizes))
 
 
 def middle(resampled: np.ndarray) -> tuple[float, float]:
