@@ -265,25 +265,48 @@ class Batch:
     """Several scans as tensors; labelled and unlabelled ones side by side."""
 
     image: Tensor  # (B, 1, I, J, K) float32
-    one_hot: Tensor  # (B, C, I, J, K) float32, all 0 where unknown
-    known: Tensor  # (B,) bool: has this scan an expert's labels?
+    labels: Tensor  # (B, I, J, K) integers, index into Cohort.structures; 0 where unknown
+    known: Tensor  # (B,) bool, on the CPU: has this scan an expert's labels?
     ids: tuple[str, ...]
+    structures: int  # background included
 
     @classmethod
     def of(
         cls, scans: Sequence[Scan], structures: int, device: torch.device | None = None
     ) -> Batch:
-        """A batch of ``scans`` with ``structures`` channels, background included; on ``device``, by
+        """A batch of ``scans`` that know of ``structures``, background included; on ``device``, by
         default where the scans are.
         """
         image = torch.stack([scan.image for scan in scans]).to(device)
-        one_hot = image.new_zeros(len(scans), structures, *image.shape[2:])
-        for row, scan in zip(one_hot, scans, strict=True):
+        shape = (len(scans), *image.shape[2:])
+        labels = torch.zeros(shape, dtype=label_dtype(structures), device=image.device)
+        for row, scan in zip(labels, scans, strict=True):
             if scan.labels is not None:
-                row.scatter_(0, scan.labels[None].to(image.device).long(), 1.0)
-        known = torch.tensor([scan.labels is not None for scan in scans], device=image.device)
-        ids = tuple(scan.id for scan in scans)
-        return cls(image, one_hot, known, ids)
+                row.copy_(scan.labels)
+        # where Python asks who is labelled, no GPU has to answer
+        known = torch.tensor([scan.labels is not None for scan in scans])
+        return cls(image, labels, known, tuple(scan.id for scan in scans), structures)
+
+    @property
+    def one_hot(self) -> Tensor:
+        """(B, C, I, J, K) float32, a channel for each structure, all 0 where unknown; made anew
+        each time: it is much larger than ``labels``.
+        """
+        b, voxels = len(self.labels), self.labels.shape[1:]
+        one = self.known.to(self.image).view(b, 1, *[1] * len(voxels)).expand(b, 1, *voxels)
+        zeros = self.image.new_zeros(b, self.structures, *voxels)
+        return zeros.scatter_(1, self.labels[:, None].long(), one)
+
+    def __getitem__(self, rows: Tensor) -> Batch:
+        """The scans of these numbers (R,), or of those for which ``rows`` (B,) is True; on the
+        CPU.
+        """
+        if rows.dtype == torch.bool:
+            rows = rows.nonzero()[:, 0]
+        ids = tuple(self.ids[number] for number in rows.tolist())
+        there = rows.to(self.image.device)
+        image, labels = self.image[there], self.labels[there]
+        return Batch(image, labels, self.known[rows], ids, self.structures)
 
 
 # --- labels ---------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +20,45 @@ CASES = {  # (is moving labelled?, is fixed?)
     "unlabelled, unlabelled": (False, False),
 }
 
-Partners = list[tuple[Scan, list[Scan]]]  # each moving scan with the fixed scans it may meet
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of one case: a moving scan with any fixed scan of another subject."""
+
+    moving: list[Scan]  # those that have a partner
+    fixed: list[Scan]
+    places: Mapping[str, list[int]]  # of each subject's scans in ``fixed``, in order
+
+    @classmethod
+    def between(cls, moving: Sequence[Scan], fixed: Sequence[Scan]) -> Pairs:
+        """Of all ``moving`` scans that have a partner among the ``fixed`` ones."""
+        places = defaultdict(list)
+        for place, scan in enumerate(fixed):
+            places[scan.subject].append(place)
+        of_others = [scan for scan in moving if len(places.get(scan.subject, ())) < len(fixed)]
+        return cls(of_others, list(fixed), dict(places))
+
+    def partners(self, moving: Scan) -> int:
+        """How many fixed scans are of other subjects."""
+        return len(self.fixed) - len(self.places.get(moving.subject, ()))
+
+    def partner(self, moving: Scan, number: int) -> Scan:
+        """The fixed scan with this number, counted from 0, among those of other subjects.
+
+        The moving scan's own subject is stepped over: a list of partners for each scan would hold
+        the square of the number of scans.
+        """
+        place = number
+        for own in self.places.get(moving.subject, ()):
+            if own <= place:
+                place += 1
+        return self.fixed[place]
 
 
 def pairs_by_case(
     scans: Sequence[Scan], turn: str, consults: bool, fourth_case: bool = False
-) -> list[Partners]:
-    """For each case that ``scans`` offer and a ``turn`` ("seg" or "reg") can learn from: every
-    moving scan with the fixed scans, of other subjects, that it can be paired with.
+) -> list[Pairs]:
+    """The pairs of each case that ``scans`` offer and a ``turn`` ("seg" or "reg") can learn from.
 
     Segmentation learns from a pair with at least one label, and from none only with
     ``fourth_case``; the baseline, which consults nobody, from the moving side.
@@ -40,8 +73,8 @@ def pairs_by_case(
     for moving_known, fixed_known in CASES.values():
         if not useful(moving_known, fixed_known):
             continue
-        pairs = _partners(_of_kind(scans, moving_known), _of_kind(scans, fixed_known))
-        if pairs:
+        pairs = Pairs.between(_of_kind(scans, moving_known), _of_kind(scans, fixed_known))
+        if pairs.moving:
             found.append(pairs)
     return found
 
@@ -51,27 +84,17 @@ def _of_kind(scans: Sequence[Scan], known: bool) -> list[Scan]:
     return [scan for scan in scans if (scan.labels is not None) == known]
 
 
-def _partners(moving: Sequence[Scan], fixed: Sequence[Scan]) -> Partners:
-    pairs = []
-    for one in moving:
-        others = [other for other in fixed if other.subject != one.subject]
-        if others:
-            pairs.append((one, others))
-    return pairs
-
-
-def draw_pair(cases: list[Partners], generator: torch.Generator) -> tuple[Scan, Scan]:
+def draw_pair(cases: list[Pairs], generator: torch.Generator) -> tuple[Scan, Scan]:
     """(moving, fixed): first the case, then the scans, so that a few labels among many scans are
     still seen often.
     """
 
-    def pick(choices: Sequence):
-        number = int(torch.randint(len(choices), (), generator=generator))
-        return choices[number]
+    def number_below(count: int) -> int:
+        return int(torch.randint(count, (), generator=generator))
 
-    case = pick(cases)
-    moving, others = pick(case)
-    return moving, pick(others)
+    case = cases[number_below(len(cases))]
+    moving = case.moving[number_below(len(case.moving))]
+    return moving, case.partner(moving, number_below(case.partners(moving)))
 
 
 # --- augmentation ---------------------------------------------------------------------------------
@@ -84,18 +107,20 @@ def augment(
     contrasts for each.
 
     At ``strength`` 1: rotations, scalings and shears of about 4 %, shifts of 3 % of a side, gamma
-    from 0.7 to 1.4, a smooth bias field of about 10 %. Labels move with their image. The map is
-    shared, so that registering the pair does not become harder than it is.
+    from 0.7 to 1.4, a smooth bias field of about 10 %. Labels move with their image, to the nearest
+    voxel. The map is shared, so that registering the pair does not become harder than it is.
     """
     if strength == 0:
         return moving, fixed
     phi = _small_affine(fixed.image, strength, generator)
-
-    def elsewhere(batch: Batch) -> Batch:
-        image = _recontrast(phi.warp(batch.image), strength, generator)
-        return Batch(image, phi.warp(batch.one_hot), batch.known, batch.ids)
-
-    return elsewhere(moving), elsewhere(fixed)
+    # two channels of one volume: where to look is worked out once
+    images = phi.warp(torch.cat([moving.image, fixed.image], 1)).split(1, 1)
+    elsewhere = []
+    for batch, image in zip((moving, fixed), images, strict=True):
+        labels = phi.warp_labels(batch.labels) if batch.known.any() else batch.labels
+        seen = _recontrast(image, strength, generator)
+        elsewhere.append(replace(batch, image=seen, labels=labels))
+    return elsewhere[0], elsewhere[1]
 
 
 def _small_affine(image: Tensor, strength: float, generator: torch.Generator) -> Deformation:

@@ -10,15 +10,19 @@ plotted and drawn in the live view, since everything that lists terms reads this
 is that of the row unless an experiment gives another, ``term_weights={name: 0.1}``. A term of
 segmentation that looks at phi returns 0 where ``turn.phi`` is None, as the baseline has none (see
 ``_seg_anatomy``). To add a similarity, name it in ``SIMILARITIES``.
+
+Nothing is computed that no term looks at, and no scan is segmented, registered or warped in vain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import losses
 from .data import Batch
@@ -29,39 +33,55 @@ from .warp import Deformation
 SIMILARITIES = {"ncc": losses.ncc, "lncc": losses.lncc, "mse": losses.mse}
 
 
-def labels_or_guess(batch: Batch, guess: Tensor) -> Tensor:
-    """The expert's labels where they exist, the network's own guess where they do not."""
-    return torch.where(_per_pair(batch.known, guess), batch.one_hot, guess)
+def labels_or_guess(known: Tensor, one_hot: Tensor, probabilities: Tensor) -> Tensor:
+    """The expert's labels where they exist, the network's own guess where they do not.
+
+    ``known`` (B,), the others (B, C, I, J, K).
+    """
+    known = known.to(one_hot.device).view(-1, *[1] * (one_hot.ndim - 1))
+    return torch.where(known, one_hot, probabilities)
 
 
 # --- what a turn holds, and the terms that look at it ---------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RegTurn:
     """What a term of registration may look at; labels and guesses are (B, C, I, J, K)."""
 
     moving: Batch
     fixed: Batch
     phi: Deformation  # what the registration network means: gradients flow through it
-    s_moving: Tensor  # S_m: the expert's labels, or the segmentation network's guess
-    s_fixed: Tensor  # S_f
-    counted: Tensor  # (B,) bool: pairs with an S on both sides
+    seg_net: nn.Module | None  # only consulted
     similarity: Callable[[Tensor, Tensor], Tensor]
 
+    @cached_property
+    def counted(self) -> Tensor:
+        """(B,) bool: pairs with an S on both sides."""
+        if self.seg_net is None:
+            return self.moving.known & self.fixed.known
+        return torch.ones_like(self.moving.known)
 
-@dataclass(frozen=True)
+    @cached_property
+    def labels(self) -> tuple[Tensor, Tensor]:
+        """S_m and S_f of the pairs that count: the expert's labels where they exist, the guess of
+        the segmentation network where they do not. It is asked when a term first looks here.
+        """
+        return _labels(self.seg_net, self.moving[self.counted], self.fixed[self.counted])
+
+
+@dataclass(frozen=True, eq=False)
 class SegTurn:
-    """What a term of segmentation may look at; labels and guesses are (B, C, I, J, K)."""
+    """What a term of segmentation may look at; labels and guesses are (R, C, I, J, K), of so many
+    pairs of the batch as count.
+    """
 
-    guess: Tensor  # F_S of the labelled side of each pair
-    truth: Tensor  # the expert's labels of that side
-    known: Tensor  # (B,) bool: pairs that have such a side
-    compared: Tensor  # (B,) bool: pairs whose two sides are compared through phi
-    # None where no pair of the batch is compared:
+    guess: Tensor  # F_S of the labelled scan of each pair that has one
+    truth: Tensor  # the expert's labels of it
+    # of the pairs that are compared, in the order of cases; None where none is
     phi: Deformation | None = None
-    s_moving: Tensor | None = None  # the expert's labels where they exist, else F_S(I_m)
-    s_fixed: Tensor | None = None
+    warped: Tensor | None = None  # S_m o phi; S_m: the expert's labels where they exist, else F_S
+    s_fixed: Tensor | None = None  # S_f
 
 
 def _similarity(turn: RegTurn) -> Tensor:
@@ -76,19 +96,29 @@ def _regularity(turn: RegTurn) -> Tensor:
 
 def _reg_anatomy(turn: RegTurn) -> Tensor:
     """L_a(S_m o phi, S_f), over the pairs that count."""
-    return _warped_dice(turn.phi, turn.s_moving, turn.s_fixed, turn.counted)
+    if not turn.counted.any():
+        return turn.moving.image.new_zeros(())
+    s_moving, s_fixed = turn.labels
+    return losses.soft_dice(_only(turn.phi, turn.counted).warp(s_moving), s_fixed)
 
 
 def _seg_anatomy(turn: SegTurn) -> Tensor:
     """L_a(S_m o phi, S_f), over the pairs that are compared."""
     if turn.phi is None:
         return turn.guess.new_zeros(())
-    return _warped_dice(turn.phi, turn.s_moving, turn.s_fixed, turn.compared)
+    return losses.soft_dice(turn.warped, turn.s_fixed)
 
 
 def _supervised(turn: SegTurn) -> Tensor:
     """L_sp(F_S(I), S), over the pairs with a labelled side."""
-    return _mean_dice(turn.guess, turn.truth, turn.known)
+    if not len(turn.guess):
+        return turn.guess.new_zeros(())
+    return losses.soft_dice(turn.guess, turn.truth)
+
+
+def _only(phi: Deformation, rows: Tensor) -> Deformation:
+    """phi of the pairs for which ``rows`` (B,), on the CPU, is True."""
+    return phi if rows.all() else Deformation(phi.displacement[rows])
 
 
 @dataclass(frozen=True)
@@ -148,29 +178,54 @@ def reg_terms(
     moving: Batch,
     fixed: Batch,
     similarity: Callable[[Tensor, Tensor], Tensor] = losses.ncc,
+    *,
+    names: Collection[str] = TERMS.keys(),
 ) -> dict[str, Tensor]:
-    """Loss terms of a registration turn: L_i(I_m o phi, I_f), L_r(phi), L_a(S_m o phi, S_f).
+    """Loss terms of a registration turn: L_i(I_m o phi, I_f), L_r(phi), L_a(S_m o phi, S_f); of
+    them, those in ``names``.
 
     A missing S is the guess of ``seg_net``, which is only consulted; without one, only pairs that
     an expert labelled on both sides have an anatomy term.
     """
     phi = register(reg_net, moving.image, fixed.image)
-    if seg_net is None:
-        counted = moving.known & fixed.known
-        s_moving, s_fixed = moving.one_hot, fixed.one_hot
-    else:
-        counted = torch.ones_like(moving.known)
-        s_moving, s_fixed = _consulted(seg_net, moving), _consulted(seg_net, fixed)
-    turn = RegTurn(moving, fixed, phi, s_moving, s_fixed, counted, similarity)
-    return {name: term.reg(turn) for name, term in TERMS.items() if term.reg}
+    turn = RegTurn(moving, fixed, phi, seg_net, similarity)
+    return {name: term.reg(turn) for name, term in TERMS.items() if term.reg and name in names}
 
 
 @torch.no_grad()
-def _consulted(seg_net: nn.Module, batch: Batch) -> Tensor:
-    """The labels of ``batch``, guessed where an expert's are missing; nobody is asked in vain."""
-    if batch.known.all():
-        return batch.one_hot
-    return labels_or_guess(batch, probabilities(seg_net, batch.image))
+def _labels(seg_net: nn.Module | None, *sides: Batch) -> tuple[Tensor, ...]:
+    """The labels of each side of the pairs, guessed where an expert's are missing."""
+    if all(side.known.all() for side in sides):
+        return tuple(side.one_hot for side in sides)
+    guesses = _segment(seg_net, [side.image[~side.known] for side in sides])
+    return tuple(_filled(side, guess) for side, guess in zip(sides, guesses, strict=True))
+
+
+def _filled(side: Batch, guess: Tensor) -> Tensor:
+    """The labels of one side of pairs, or the ``guess`` for those of its scans that have none."""
+    if side.known.all():
+        return side.one_hot
+    if not side.known.any():
+        return guess
+    whole = guess.new_zeros(len(side.known), *guess.shape[1:])
+    whole[~side.known] = guess
+    return labels_or_guess(side.known, side.one_hot, whole)
+
+
+def _segment(seg_net: nn.Module, *roles: Sequence[Tensor]) -> list[Tensor]:
+    """F_S of the images (R, 1, I, J, K) that play each role: probabilities (R, C, I, J, K) of each
+    tensor of images, in order.
+
+    In one forward pass, which is faster than two; but batch normalisation that is learning would
+    mix the statistics of the roles, and sees one at a time.
+    """
+    learning = any(isinstance(part, _BatchNorm) and part.training for part in seg_net.modules())
+    passes = roles if learning else [[images for role in roles for images in role]]
+    found = []
+    for tensors in passes:
+        guess = probabilities(seg_net, torch.cat(list(tensors)))
+        found += guess.split([len(images) for images in tensors])
+    return found
 
 
 def seg_terms(
@@ -181,8 +236,10 @@ def seg_terms(
     *,
     sampled_warps: bool = False,
     fourth_case: bool = False,
+    names: Collection[str] = TERMS.keys(),
 ) -> dict[str, Tensor]:
-    """Loss terms of a segmentation turn, by case; ``reg_net`` is only consulted.
+    """Loss terms of a segmentation turn, by case; of them, those in ``names``. ``reg_net`` is only
+    consulted.
 
     ======== ======== ============================ ======================
     moving   fixed    anatomy                      supervised
@@ -199,17 +256,17 @@ def seg_terms(
     L_sp(F_S(I_m o phi), S_m o phi). ``fourth_case`` lets two guesses be compared, to show why they
     must not be.
     """
-    nobody = torch.zeros_like(moving.known)
-    mixed = nobody if reg_net is None else moving.known ^ fixed.known
-    compared = mixed
-    if fourth_case and reg_net is not None:
-        compared = mixed | ~(moving.known | fixed.known)
-    if compared.any():
-        turn = _compared_turn(seg_net, reg_net, moving, fixed, (mixed, compared), sampled_warps)
+    compared = moving.known ^ fixed.known
+    if fourth_case:
+        compared = compared | ~(moving.known | fixed.known)
+    if reg_net is not None and compared.any():
+        turn = _compared_turn(seg_net, reg_net, moving, fixed, compared, sampled_warps)
     else:
-        guess = probabilities(seg_net, moving.image)
-        turn = SegTurn(guess, moving.one_hot, moving.known, nobody)
-    return {name: term.seg(turn) for name, term in TERMS.items() if term.seg}
+        labelled = moving[moving.known]
+        truth = labelled.one_hot
+        guess = probabilities(seg_net, labelled.image) if len(truth) else truth
+        turn = SegTurn(guess, truth)
+    return {name: term.seg(turn) for name, term in TERMS.items() if term.seg and name in names}
 
 
 def _compared_turn(
@@ -217,50 +274,46 @@ def _compared_turn(
     reg_net: nn.Module,
     moving: Batch,
     fixed: Batch,
-    pairs: tuple[Tensor, Tensor],
+    compared: Tensor,
     sampled_warps: bool,
 ) -> SegTurn:
-    """A turn in which both sides are segmented; ``pairs``: (B,) bool, those of one label, those
-    compared.
-    """
-    mixed, compared = pairs
+    """A turn in which the pairs for which ``compared`` (B,) is True are compared through phi."""
+    alone = moving[moving.known & ~compared]  # their fixed scans teach nothing
+    # Pairs whose moving scan is labelled come first.
+    order = torch.cat([(compared & side).nonzero() for side in (moving.known, ~moving.known)])[:, 0]
+    moving, fixed = moving[order], fixed[order]
+    known, unknown = moving[moving.known], moving[~moving.known]
     with torch.no_grad():
         phi = register(reg_net, moving.image, fixed.image)
+    u_known, u_unknown = phi.displacement.split([len(known.ids), len(unknown.ids)])
 
-    # The labelled moving scan as it is, or as it looks when it lies like the fixed scan.
-    image, truth = moving.image, moving.one_hot
+    # The labelled moving scans as they are, or as they look when they lie like the fixed scans.
+    image, truth = known.image, known.one_hot
+    warped_truth = _warp(u_known, truth)
     if sampled_warps:
-        warped = _per_pair(moving.known & mixed, image)
-        image = torch.where(warped, phi.warp(image), image)
-        truth = torch.where(warped, phi.warp(truth), truth)
-    p_moving, p_fixed = probabilities(seg_net, image), probabilities(seg_net, fixed.image)
+        image, truth = _warp(u_known, image), warped_truth
 
-    # Of each pair the side that an expert labelled; of two, the moving one.
-    side = _per_pair(moving.known, p_moving)
+    guesses = _segment(
+        seg_net,
+        [alone.image, image, unknown.image],
+        [fixed.image[fixed.known], fixed.image[~fixed.known]],
+    )
+    p_alone, p_known, p_unknown, p_fixed_known, p_fixed_unknown = guesses
     return SegTurn(
-        guess=torch.where(side, p_moving, p_fixed),
-        truth=torch.where(side, truth, fixed.one_hot),
-        known=moving.known | mixed,
-        compared=compared,
+        guess=_stack([p_alone, p_known, p_fixed_known]),
+        truth=_stack([alone.one_hot, truth, fixed[fixed.known].one_hot]),
         phi=phi,
-        s_moving=labels_or_guess(moving, p_moving),
-        s_fixed=labels_or_guess(fixed, p_fixed),
+        warped=_stack([warped_truth, _warp(u_unknown, p_unknown)]),
+        s_fixed=_filled(fixed, p_fixed_unknown),
     )
 
 
-def _per_pair(flags: Tensor, like: Tensor) -> Tensor:
-    """(B,) shaped to choose between tensors (B, C, I, J, K)."""
-    return flags.view(-1, *[1] * (like.ndim - 1))
+def _stack(rows: Sequence[Tensor]) -> Tensor:
+    """All rows as one batch, without a copy where one tensor holds them all."""
+    some = [tensor for tensor in rows if len(tensor)]
+    return some[0] if len(some) == 1 else torch.cat(list(rows))
 
 
-def _warped_dice(phi: Deformation, s_moving: Tensor, s_fixed: Tensor, pairs: Tensor) -> Tensor:
-    """1 - Dice of S_m o phi and S_f, a mean over ``pairs`` (B,); they are warped linearly."""
-    if not pairs.any():
-        return phi.displacement.new_zeros(())
-    return _mean_dice(phi.warp(s_moving), s_fixed, pairs)
-
-
-def _mean_dice(p: Tensor, q: Tensor, counted: Tensor) -> Tensor:
-    if not counted.any():
-        return p.new_zeros(())
-    return losses.soft_dice(p[counted], q[counted])
+def _warp(u: Tensor, volume: Tensor) -> Tensor:
+    """``volume`` warped by x + u(x); there may be none."""
+    return Deformation(u).warp(volume) if len(volume) else volume

@@ -112,6 +112,19 @@ def train(
     return trainer.history
 
 
+def identity(cohort: Cohort, regime: Regime, settings: Settings) -> dict[str, str]:
+    """What a checkpoint is of, and goes on with: this way of training, on these data, seeing these
+    labels.
+    """
+    data = (cohort.fingerprint, [scan.id for scan in cohort.labelled])
+    return {
+        "regime": regime.title,
+        "run": settings.run,
+        "data": hashlib.sha256(repr(data).encode()).hexdigest()[:16],
+        "settings": str(settings),
+    }
+
+
 class Trainer:
     """A training in progress: all that a turn changes, so that it is saved and restored as one."""
 
@@ -147,8 +160,7 @@ class Trainer:
         self.best_score: dict[str, float] = {}
         self.seconds = 0.0
         self.history: list[dict] = []
-        seen = (cohort.fingerprint, [scan.id for scan in cohort.labelled])
-        self.data = hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
+        self.identity = identity(cohort, regime, settings)
 
     @staticmethod
     def _cases(cohort: Cohort, regime: Regime, turn: str, fourth_case: bool) -> list:
@@ -195,10 +207,15 @@ class Trainer:
         mixed = self.settings.mixed_precision
         with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
             terms = self._terms(turn, moving, fixed)
-        values = {name: term.item() for name, term in terms.items()}
+        # In one question for all: each waits until a GPU has done its work. And before any
+        # gradient is computed, since that of a lookup at NaN crashes on a CPU.
+        numbers = torch.stack(list(terms.values())).tolist() if terms else []
+        values = dict(zip(terms, numbers, strict=True))
         self._check_finite({f"term {name}": value for name, value in values.items()}, turn, pairs)
 
-        rate = self._step(turn, self.settings.weights.total(terms), pairs)
+        norm = self._gradient(turn, terms)
+        self._check_finite({"gradient": norm.item()}, turn, pairs)
+        rate = self._step(turn)
         self.turns[turn] += 1
         self.seconds += time.perf_counter() - start
         row = {"step": self.step, "turn": turn, "rate": rate, "seconds": self.seconds, **values}
@@ -206,31 +223,41 @@ class Trainer:
         return row
 
     def _terms(self, turn: str, moving: Batch, fixed: Batch) -> dict[str, Tensor]:
-        """The named loss terms of a turn; the other network, or its average, is only consulted."""
+        """The named loss terms of a turn, but those of weight 0; the other network, or its average,
+        is only consulted.
+        """
+        names = [name for name, weight in self.settings.weights.items() if weight]
         other = "seg" if turn == "reg" else "reg"
         consulted = self.networks[other] if self.regime.consults else None
         if other in self.teachers:
             consulted = self.teachers[other].module.eval()
         if turn == "seg":
             return seg_terms(
-                self.networks["seg"], consulted, moving, fixed, **self.settings.options
+                self.networks["seg"],
+                consulted,
+                moving,
+                fixed,
+                **self.settings.options,
+                names=names,
             )
-        return reg_terms(
-            self.networks["reg"], consulted, moving, fixed, SIMILARITIES[self.settings.similarity]
-        )
+        similarity = SIMILARITIES[self.settings.similarity]
+        return reg_terms(self.networks["reg"], consulted, moving, fixed, similarity, names=names)
 
-    def _step(self, turn: str, loss: Tensor, pairs: list) -> float:
-        """One step of the optimiser of this turn's network; returns the learning rate."""
-        optimiser = self.optimisers[turn]
-        rate = self._rate(turn)
-        optimiser.param_groups[0]["lr"] = rate
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+    def _gradient(self, turn: str, terms: Mapping[str, Tensor]) -> Tensor:
+        """The length of the gradient of the loss, left with the weights of this turn's network; 0
+        where these pairs teach it nothing, as its only term may be without one.
+        """
+        self.optimisers[turn].zero_grad(set_to_none=True)
+        if any(term.requires_grad for term in terms.values()):
+            self.settings.weights.total(terms).backward()
         gradients = [p.grad for p in self.networks[turn].parameters() if p.grad is not None]
-        self._check_finite(
-            {"gradient": torch.nn.utils.get_total_norm(gradients).item()}, turn, pairs
-        )
-        optimiser.step()
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def _step(self, turn: str) -> float:
+        """One step of the optimiser of this turn's network; returns the learning rate."""
+        rate = self._rate(turn)
+        self.optimisers[turn].param_groups[0]["lr"] = rate
+        self.optimisers[turn].step()
         if turn in self.teachers:
             self.teachers[turn].update_parameters(self.networks[turn])
         return rate
@@ -292,25 +319,13 @@ class Trainer:
             "best_score": self.best_score,
             "history": self.history,
             "seconds": self.seconds,
-            "of": self._identity(),
-        }
-
-    def _identity(self) -> dict[str, str]:
-        """What a checkpoint is of, and goes on with: this way of training, on these data, seeing
-        these labels.
-        """
-        return {
-            "regime": self.regime.title,
-            "run": self.settings.run,
-            "data": self.data,
-            "settings": str(self.settings),
+            "of": self.identity,
         }
 
     def load(self, state: Mapping, path: Path) -> None:
         """Go on from a checkpoint; UserError if it is of another regime, run, settings or data."""
-        wanted = self._identity()
         found = state["of"] if isinstance(state["of"], dict) else {}
-        others = [name for name, value in wanted.items() if found.get(name) != value]
+        others = [name for name, value in self.identity.items() if found.get(name) != value]
         if others:
             raise UserError(
                 f"{path}: is of another training than {self.regime.title} in this folder: "

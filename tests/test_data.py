@@ -626,6 +626,8 @@ def test_a_batch_puts_labelled_and_unlabelled_side_by_side(shape):
     batch = Batch.of([b, a], 4)
     assert batch.ids == ("b", "a")
     assert batch.known.tolist() == [False, True]
+    assert batch.labels.dtype == torch.uint8 and not batch.labels[0].any()
+    np.testing.assert_array_equal(batch.labels[1], labels)
     assert torch.equal(batch.image, torch.stack([b.image, a.image]))
     assert batch.one_hot.shape == (2, 4, *shape)
     assert torch.equal(
@@ -639,12 +641,28 @@ def test_a_batch_puts_labelled_and_unlabelled_side_by_side(shape):
     )
 
 
+def test_rows_of_a_batch_are_a_batch():
+    labels = rng().integers(0, 3, (4, 5)).astype(np.uint8)
+    scans = [
+        scan(noise(4, 5, seed=i), labels=labels if i % 2 else None, name=f"s{i}") for i in range(5)
+    ]
+    batch = Batch.of(scans, 3)
+    for rows in (batch.known, torch.tensor([1, 3])):
+        some = batch[rows]
+        assert some.ids == ("s1", "s3") and some.known.all()
+        assert torch.equal(some.image, batch.image[[1, 3]])
+        assert torch.equal(some.one_hot, batch.one_hot[[1, 3]])
+    assert batch[torch.tensor([4, 0])].ids == ("s4", "s0")
+    none = batch[torch.zeros(5, dtype=torch.bool)]
+    assert none.ids == () and none.one_hot.shape == (0, 3, 4, 5)
+
+
 def test_a_batch_is_made_where_its_scans_are():
     moved = [
         replace(one, image=one.image.to("meta"), labels=one.labels.to("meta")) for one in people(2)
     ]
     batch = Batch.of(moved, 2)
-    assert {tensor.device.type for tensor in (batch.image, batch.one_hot, batch.known)} == {"meta"}
+    assert {tensor.device.type for tensor in (batch.image, batch.one_hot)} == {"meta"}
 
 
 def test_too_many_scans_for_a_device_stay_where_they_are_and_batches_are_moved(monkeypatch):
@@ -658,7 +676,7 @@ def test_too_many_scans_for_a_device_stay_where_they_are_and_batches_are_moved(m
     assert moved.device.type == "meta" and whole.device.type == "cpu"
     assert moved.hide_labels(1).device.type == "meta"
     batch = Batch.of(moved.train[:2], 2, moved.device)
-    assert {batch.image.device.type, batch.one_hot.device.type, batch.known.device.type} == {"meta"}
+    assert {batch.image.device.type, batch.one_hot.device.type} == {"meta"}
     monkeypatch.setattr(data, "_room_on", lambda device: float("inf"))
     assert moved.to("cpu").batches_on is None
 

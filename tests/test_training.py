@@ -26,6 +26,7 @@ from deepatlas.warp import Deformation
 import pytest
 import torch
 from helpers import disks, one_thread, scan  # noqa: F401
+from plain import plain_reg_terms, plain_seg_terms
 from torch import nn
 
 CASES = {
@@ -149,7 +150,7 @@ def test_probabilities_sum_to_one():
 def test_the_experts_labels_where_they_exist_the_guess_where_not():
     batch, _ = batches((True, True), (False, True))
     p = guess(tiny()[0], batch)
-    mixed = labels_or_guess(batch, p)
+    mixed = labels_or_guess(batch.known, batch.one_hot, p)
     assert torch.equal(mixed[0], batch.one_hot[0]) and torch.equal(mixed[1], p[1])
 
 
@@ -214,12 +215,7 @@ def test_a_mixed_batch_is_the_mean_over_the_pairs_that_count(wanted):
 
 
 def part(batch, i):
-    return Batch(
-        batch.image[i : i + 1],
-        batch.one_hot[i : i + 1],
-        batch.known[i : i + 1],
-        batch.ids[i : i + 1],
-    )
+    return batch[torch.tensor([i])]
 
 
 @cases
@@ -254,7 +250,8 @@ def test_the_anatomy_gradient_passes_through_the_warp():
     # warped(x) = moving(x + 5): rows 0 to 4 of the moving image are never looked up
     shift[:, 0] = 5
     seg_net, reg_net = nn.Identity(), nn.Identity()
-    seg_net.forward, reg_net.forward = lambda image: scores, lambda moving, fixed: shift
+    seg_net.forward = lambda images: scores.expand(len(images), -1, -1, -1)
+    reg_net.forward = lambda moving, fixed: shift
     seg_terms(seg_net, reg_net, moving, fixed)["anatomy"].backward()
     assert scores.grad[:, :, :5].abs().max() == 0 and scores.grad[:, :, 5:].abs().min() > 0
 
@@ -372,6 +369,123 @@ def test_weights_weigh_the_terms_that_are_there():
     assert weights.total({"similarity": 1.0, "regularity": 10.0, "anatomy": 100.0}) == 2 + 30 + 500
     assert weights.total({"anatomy": 1.0, "supervised": 10.0}) == 5 + 70
     assert (Weights()["anatomy"], Weights()["supervised"]) == (3, 3)  # the authors' lambda_a
+
+
+# --- thrift changes nothing -----------------------------------------------------------------------
+
+MIXTURES = [
+    *([case] for case in CASES.values()),
+    list(CASES.values()),
+    [(True, True), (True, False)],
+    [(False, True), (False, False), (True, False), (True, False)],
+]
+
+
+def random_batches(wanted, dims, seed=0):
+    """Noise and random labels, with one pair for each (moving known, fixed known)."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (8, 16, 8)[:dims]
+
+    def side(known):
+        image = torch.rand(len(known), 1, *shape, generator=generator)
+        labels = torch.randint(0, 3, (len(known), *shape), generator=generator, dtype=torch.uint8)
+        ids = tuple(str(i) for i in range(len(known)))
+        known = torch.tensor(known)
+        return Batch(image, labels * known.view(-1, *[1] * dims), known, ids, 3)
+
+    return [side(known) for known in zip(*wanted, strict=True)]
+
+
+def spread_networks(dims):
+    """Networks whose guesses differ from voxel to voxel, and that move by about a voxel."""
+    torch.manual_seed(0)
+    seg_net = SegmentationNet(dims, 3, (16, 16))
+    reg_net = Registration(RegistrationNet(dims, (16, 16)), velocity=True, passes=1)
+    torch.nn.init.normal_(reg_net.net.head.weight, std=0.1)
+    return seg_net, reg_net
+
+
+def assert_same_terms(terms, plain, network):
+    assert terms.keys() == plain.keys()
+    for name in terms:
+        if plain[name].requires_grad:
+            assert_same_value_and_gradient(terms[name], plain[name], network)
+        else:
+            torch.testing.assert_close(terms[name], plain[name])
+
+
+@pytest.mark.parametrize("dims", [2, 3], ids=["2D", "3D"])
+@pytest.mark.parametrize("wanted", MIXTURES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"sampled_warps": True}, {"fourth_case": True}], ids=str)
+def test_a_segmentation_turn_is_that_of_a_network_shown_every_scan(dims, wanted, options):
+    seg_net, reg_net = spread_networks(dims)
+    moving, fixed = random_batches(wanted, dims)
+    terms = seg_terms(seg_net, reg_net, moving, fixed, **options)
+    assert_same_terms(terms, plain_seg_terms(seg_net, reg_net, moving, fixed, **options), seg_net)
+
+
+@pytest.mark.parametrize("dims", [2, 3], ids=["2D", "3D"])
+@pytest.mark.parametrize("wanted", MIXTURES, ids=str)
+@pytest.mark.parametrize("consults", [True, False], ids=["consults", "alone"])
+def test_a_registration_turn_is_that_of_a_network_shown_every_scan(dims, wanted, consults):
+    seg_net, reg_net = spread_networks(dims)
+    seg_net = seg_net if consults else None
+    moving, fixed = random_batches(wanted, dims)
+    terms = reg_terms(reg_net, seg_net, moving, fixed, SIMILARITIES["lncc"])
+    plain = plain_reg_terms(reg_net, seg_net, moving, fixed, SIMILARITIES["lncc"])
+    assert_same_terms(terms, plain, reg_net)
+
+
+def seen_by(network):
+    """A list of how many images each forward pass of ``network`` is shown, as it grows."""
+    counts = []
+    network.register_forward_pre_hook(lambda net, images: counts.append(len(images[0])))
+    return counts
+
+
+def test_no_scan_is_shown_to_a_network_in_vain():
+    seg_net, reg_net = tiny()
+    segmented, registered = seen_by(seg_net), seen_by(reg_net)
+    moving, fixed = batches(*CASES.values())
+    seg_terms(seg_net, reg_net, moving, fixed)
+    assert (segmented, registered) == ([5], [2])  # two sides of two pairs, one of the third
+    seg_terms(seg_net, None, moving, fixed)
+    assert (segmented, registered) == ([5, 2], [2])
+    reg_terms(reg_net, seg_net, moving, fixed)
+    assert (segmented, registered) == ([5, 2, 4], [2, 4])  # four of eight scans have no labels
+    reg_terms(reg_net, seg_net, moving, fixed, names=["similarity", "regularity"])
+    assert (segmented, registered) == ([5, 2, 4], [2, 4, 4])
+
+
+def test_batch_normalisation_that_learns_sees_one_role_at_a_time():
+    seg_net, reg_net = tiny(norm=True)
+    segmented = seen_by(seg_net)
+    moving, fixed = batches((True, False), (False, True))
+    terms = seg_terms(seg_net, reg_net.eval(), moving, fixed)
+    assert segmented == [2, 2]
+    plain = plain_seg_terms(seg_net, reg_net, moving, fixed)
+    assert_same_terms(terms, plain, seg_net)
+    seg_terms(seg_net.eval(), reg_net, moving, fixed)
+    assert segmented == [2, 2, 2, 2, 4]
+
+
+@pytest.mark.parametrize("regime", ["semi_seg", "semi_reg"])
+def test_a_term_of_weight_0_is_neither_computed_nor_kept(regime):
+    nets = networks()
+    turn = REGIMES[regime].trains[0]
+    consulted = seen_by(nets["seg"])
+    loop = trainer(Settings({turn: 3}, Weights(anatomy=0)), regime, nets)
+    assert "anatomy" not in loop.take_turn()
+    assert turn == "seg" or not consulted
+
+
+def test_a_turn_that_teaches_nothing_changes_nothing():
+    nets = networks()
+    before = {name: value.clone() for name, value in nets["seg"].state_dict().items()}
+    settings = Settings({"seg": 3}, Weights(supervised=0))
+    row = trainer(settings, "semi_seg", nets, disks(4, 0)).take_turn()
+    assert row["anatomy"] == 0
+    assert_same(dict(nets["seg"].state_dict()), before)
 
 
 # --- regimes --------------------------------------------------------------------------------------
