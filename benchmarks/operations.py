@@ -303,7 +303,7 @@ def dice(shape, device, structures=STRUCTURES) -> Work:
     coarse = torch.randint(structures, (1, 1, *[8] * len(shape)), generator=generator)
     labels = F.interpolate(coarse.float(), size=shape, mode="nearest")[:, 0].long().to(device)
     scores = torch.randn(1, structures, *shape, generator=generator).to(device).requires_grad_()
-    programs = {KIT: lambda scores: losses.soft_dice(scores.softmax(1), labels)}
+    programs = {KIT: lambda scores: losses.softmax_dice(scores, labels)}
     if monai := peer("monai.losses"):
         loss = monai.DiceLoss(softmax=True, to_onehot_y=True, smooth_nr=1, smooth_dr=1)
         programs["MONAI"] = lambda scores: loss(scores, labels[:, None])

@@ -7,8 +7,10 @@ tutorial; training to a held-out Dice; and the memory of a joint step of large s
 
 Both see the same scans, the same pairs and no augmentation; the tutorial's loader is left out. Its
 loop registers by a displacement at full resolution, LNCC over 3 voxels and its own weights; the kit
-by a velocity at half the resolution, LNCC over 9 voxels and the recipe's. Rows go to
-tutorials_data/results/benchmarks.csv.
+by a velocity at half the resolution, LNCC over 9 voxels and the recipe's. Its U-Net convolves once
+where the kit's does twice: of as many parameters it makes a third of the arithmetic, so that a step
+is also timed with the kit's networks in the tutorial's loop, which tells the loops apart. Rows go
+to tutorials_data/results/benchmarks.csv.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from operations import name_of, peer, tell_and_keep
 from runner import KIT, Row, Turns
 
 TUTORIAL = "MONAI, tutorial"
+SAME_NETWORKS = "MONAI, tutorial with the kit's networks"
 STEP_SHAPE, STEP_SPACING = (64, 80, 64), 2.4
 TRAINING_SHAPE, TRAINING_SPACING = (32, 40, 32), 5.0
 RATES = {"seg": 4e-3, "reg": 1e-3}  # the kit's in 3D on a laptop
@@ -103,7 +106,7 @@ class Tutorial:
     # strides 1, 2, 2, ...; widths on which processors are fast, with about the kit's parameters
     SEG_WIDTHS, REG_WIDTHS = (16, 32, 64, 64), (16, 64, 64, 64, 64)
 
-    def __init__(self, cohort: Cohort, mixed: bool = False) -> None:
+    def __init__(self, cohort: Cohort, mixed: bool = False, same_networks: bool = False) -> None:
         blocks, losses = peer("monai.networks.blocks"), peer("monai.losses")
         torch.manual_seed(0)
         self.cohort, self.mixed = cohort, mixed
@@ -112,6 +115,10 @@ class Tutorial:
             "seg": self._unet(1, self.structures, self.SEG_WIDTHS),
             "reg": self._unet(2, 3, self.REG_WIDTHS),
         }
+        self.in_pairs = same_networks  # F_R takes two images, not one of two channels
+        if same_networks:
+            nets = kit_networks(cohort)
+            self.nets = {"seg": nets["seg"], "reg": nets["reg"].net}
         self.optimisers = {
             name: torch.optim.Adam(net.parameters(), RATES[name]) for name, net in self.nets.items()
         }
@@ -163,6 +170,8 @@ class Tutorial:
 
     def displacement(self, moving: Scan, fixed: Scan) -> torch.Tensor:
         with self._autocast():
+            if self.in_pairs:
+                return self.nets["reg"](moving.image[None], fixed.image[None]).float()
             return self.nets["reg"](torch.cat([moving.image, fixed.image])[None]).float()
 
     def _supervised(self, scores, scan):
@@ -208,26 +217,24 @@ class Tutorial:
 def compare_steps(shape, spacing, device, mixed, turns) -> list[Row]:
     """Rows of a step of each network, by both programs: time, and memory above what is there."""
     cohort = brains(shape, spacing, device=device)
-    tutorial = Tutorial(cohort, mixed) if peer("monai.networks.nets") else None
+    loops = {}
+    if peer("monai.networks.nets"):
+        loops[TUTORIAL] = Tutorial(cohort, mixed)
+        loops[SAME_NETWORKS] = Tutorial(cohort, mixed, same_networks=True)
     rows = []
     for turn, words in SEEN.items():
         trainer = trainer_of(kit_networks(cohort), cohort, {turn: 100_000}, mixed=mixed)
-        works = {KIT: trainer.take_turn}
-        if tutorial is not None:
-            works[TUTORIAL] = functools.partial(tutorial.turn, turn)
+        works, parameters = {KIT: trainer.take_turn}, {KIT: count(trainer.networks[turn])}
+        for name, loop in loops.items():
+            works[name] = functools.partial(loop.turn, turn)
+            parameters[name] = count(loop.nets[turn])
         found = runner.take_turns(works, device, turns)
-        memory = {
-            name: max(runner.peak_mib(work, device) for _ in range(3))
-            for name, work in works.items()
-        }
-        parameters = {KIT: trainer.networks[turn]}
-        if tutorial is not None:
-            parameters[TUTORIAL] = tutorial.nets[turn]
-        rows += rows_of_steps(f"{words} step, joint", name_of(shape), device, mixed, found, memory)
-        rows[-len(works) :] = [
-            replace(row, note=f"{count(parameters[row.program]):,} parameters")
-            for row in rows[-len(works) :]
-        ]
+        memory = {}
+        for name, work in works.items():
+            memory[name] = max(runner.peak_mib(work, device) for _ in range(3))
+        operation = f"{words} step, joint"
+        for row in rows_of_steps(operation, name_of(shape), device, mixed, found, memory):
+            rows.append(replace(row, note=f"{parameters[row.program]:,} parameters"))
     return rows
 
 

@@ -46,7 +46,7 @@ def test_steps_and_trainings_are_compared_with_a_loop_of_monai_at_a_tiny_size(tm
     run("steps.py", "step", "training", "memory", "--smoke", "--to", str(path))
     rows = runner.read_rows(path)
     steps = [row for row in rows if row.operation.endswith("step, joint")]
-    assert {row.program for row in steps} == {"deepatlas", "MONAI, tutorial"}
+    assert {row.program for row in steps} >= {"deepatlas", "MONAI, tutorial"}
     assert all(row.seconds > 0 and row.memory_mib > 0 for row in steps)
     assert sum("Dice" in row.operation for row in rows) == 4
     (large,) = [row for row in rows if row.size == "160x192x224"]
