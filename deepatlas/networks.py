@@ -48,7 +48,7 @@ class _InstanceNorm(nn.GroupNorm):
         super().__init__(channels, channels)
 
 
-def _conv(dims: int, inputs: int, outputs: int, **options: int) -> nn.Module:
+def convolution(dims: int, inputs: int, outputs: int, **options: int) -> nn.Module:
     layer = nn.Conv2d if dims == 2 else _Conv3d
     return layer(inputs, outputs, 3, padding=1, **options)
 
@@ -89,10 +89,10 @@ def _check_image(x: Tensor, dims: int, multiple: int) -> None:
 def block(dims: int, inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """Convolution, instance normalisation, LeakyReLU; twice. ``stride`` 2 halves the resolution."""
     return nn.Sequential(
-        _conv(dims, inputs, outputs, stride=stride),
+        convolution(dims, inputs, outputs, stride=stride),
         _InstanceNorm(outputs),
         nn.LeakyReLU(0.1, inplace=True),
-        _conv(dims, outputs, outputs),
+        convolution(dims, outputs, outputs),
         _InstanceNorm(outputs),
         nn.LeakyReLU(0.1, inplace=True),
     )
@@ -155,7 +155,7 @@ class RegistrationNet(nn.Module):
         super().__init__()
         self.half = half
         self.features = UNet(dims, 2, widths, half=half)
-        self.head = near_zero(_conv(dims, widths[0], dims))
+        self.head = near_zero(convolution(dims, widths[0], dims))
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
         u = self.on_own_grid(moving, fixed)
@@ -210,7 +210,7 @@ class PaperSegmentationNet(nn.Module):
     def _stage(*channels: int) -> nn.Sequential:
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(channels):
-            layers += [_conv(3, inputs, outputs), nn.BatchNorm3d(outputs), nn.LeakyReLU()]
+            layers += [convolution(3, inputs, outputs), nn.BatchNorm3d(outputs), nn.LeakyReLU()]
         return nn.Sequential(*layers)
 
     @staticmethod
@@ -240,14 +240,14 @@ class PaperRegistrationNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.down = nn.ModuleList([_conv(3, 2, 16)])
+        self.down = nn.ModuleList([convolution(3, 2, 16)])
         for inputs, outputs in pairwise((16, 32, 32, 32, 32)):
-            self.down.append(_conv(3, inputs, outputs, stride=2))
-        self.up = nn.ModuleList([_conv(3, 32, 32)])
+            self.down.append(convolution(3, inputs, outputs, stride=2))
+        self.up = nn.ModuleList([convolution(3, 32, 32)])
         for inputs, outputs in ((64, 32), (64, 32), (64, 8)):
-            self.up.append(_conv(3, inputs, outputs))
-        self.refine = _conv(3, 8, 8)
-        self.head = near_zero(_conv(3, 24, 3))
+            self.up.append(convolution(3, inputs, outputs))
+        self.refine = convolution(3, 8, 8)
+        self.head = near_zero(convolution(3, 24, 3))
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
         x, skips = torch.cat([moving, fixed], 1), []

@@ -85,6 +85,18 @@ def test_bfloat16_must_be_clearly_faster(monkeypatch, seconds, pays):
     assert machine.bfloat16_pays("cpu") is pays
 
 
+@pytest.mark.parametrize("patience, passes", [(0.0, 1), (60.0, 6)])
+def test_a_hopelessly_slow_pass_is_not_repeated(monkeypatch, patience, passes):
+    """In bfloat16 without instructions for it: a second each."""
+    seen = []
+    layer = torch.nn.Identity()
+    layer.register_forward_hook(lambda *call: seen.append(call))
+    monkeypatch.setattr(machine.networks, "convolution", lambda *channels: layer)
+    monkeypatch.setattr(machine, "HOPELESS", patience)
+    assert machine._convolution_seconds(torch.bfloat16, 2) > 0
+    assert len(seen) == passes
+
+
 def test_peak_memory_counts_what_was_held_and_never_falls():
     before = machine.peak_memory_gib("cpu")
     block = torch.ones(2**26)  # a quarter GiB

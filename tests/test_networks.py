@@ -138,7 +138,7 @@ def test_the_features_are_those_of_plain_layers(dims, half):
 def test_a_small_scan_alone_is_convolved_by_the_same_arithmetic(count, stride, channels):
     """oneDNN's kernels, which PyTorch would leave for one small float32 scan, against float64."""
     torch.manual_seed(0)
-    layer = networks._conv(3, *channels, stride=stride)
+    layer = networks.convolution(3, *channels, stride=stride)
     x = torch.randn(count, channels[0], 10, 8, 6)
     fast = with_gradients(layer, x, layer)
     fast = [value.double() for value in fast]
@@ -149,7 +149,7 @@ def test_a_small_scan_alone_is_convolved_by_the_same_arithmetic(count, stride, c
 
 def test_a_small_scan_alone_is_convolved_by_onednn(monkeypatch):
     """If PyTorch's rule for it moves, this says so."""
-    layer = networks._conv(3, 16, 16)
+    layer = networks.convolution(3, 16, 16)
     small, large = torch.randn(1, 16, 8, 8, 8), torch.randn(1, 16, 40, 40, 8)
     for x in (small, large):
         with torch.profiler.profile() as profile:
