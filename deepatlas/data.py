@@ -360,7 +360,7 @@ def rescale_intensities(array: np.ndarray, name: str) -> np.ndarray:
     dark ones: the background is not what equals the minimum, but the value that many voxels share
     near the lower end; a scan without one is scaled by all its voxels. ``name`` is for the errors.
     """
-    values = array.astype(np.float64)  # integers of 32 bits have more digits than float32
+    values = np.asarray(array, np.float64)  # integers of 32 bits have more digits than float32
     lowest, highest = values.min(), values.max()
     if not (abs(lowest) < LARGEST and abs(highest) < LARGEST):  # nor if one is NaN
         unusable = np.count_nonzero(~(np.abs(values) < LARGEST))
@@ -369,18 +369,22 @@ def rescale_intensities(array: np.ndarray, name: str) -> np.ndarray:
         )
     if lowest == highest:
         raise UserError(f"{name}: every voxel has the value {lowest:g}: there is nothing to see")
-    background = _background(values.ravel())
-    above = values[values > background]
-    low, high = np.percentile(above, (1, 99.5))
+    # one copy, in which the percentiles are found by exchanging voxels
+    mixed = values.flatten("K")
+    background = _background(mixed)
+    mixed = mixed[mixed > background]
+    low, high = np.percentile(mixed, (1, 99.5), overwrite_input=True)
+    del mixed
     if high <= low:  # a binary image
         low = max(background, lowest)
-    values -= low
-    values /= high - low
-    return values.clip(0, 1, out=values).astype(np.float32)
+    scaled = values - low
+    scaled /= high - low
+    return scaled.clip(0, 1, out=scaled).astype(np.float32)
 
 
 def _background(values: np.ndarray) -> float:
-    """The largest value that counts as background, -inf if there is none.
+    """The largest value that counts as background, -inf if there is none; the order of ``values``
+    is changed.
 
     A background: a share ``PLATEAU`` of the voxels or more has the same value, to a thousandth of
     the range from there to the 99.5th percentile, and few voxels lie below.
@@ -391,11 +395,12 @@ def _background(values: np.ndarray) -> float:
         return -np.inf
     # Sorted, ``count`` neighbours that are alike stand close together: of all rows of neighbours
     # that begin with one of the lowest values, the narrowest.
-    lower_end = np.sort(np.partition(values, last + count)[: last + count + 1])
+    values.partition(last + count)
+    lower_end = np.sort(values[: last + count + 1])
     width = lower_end[count:] - lower_end[: last + 1]
     narrowest = int(width.argmin())
     begin = lower_end[narrowest]
-    tolerance = 1e-3 * max(np.percentile(values, 99.5) - begin, 0)
+    tolerance = 1e-3 * max(np.percentile(values, 99.5, overwrite_input=True) - begin, 0)
     if width[narrowest] > tolerance:
         return -np.inf
     end = begin if width[narrowest] == 0 else begin + tolerance

@@ -61,7 +61,7 @@ def _own_imports(source: str) -> list[tuple[int, tuple[str, ...], str]]:
     only hands on what stands in its modules, it does not name.
     """
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(_tree(source)):
         if isinstance(node, ast.ImportFrom):
             module = tuple(node.module.split(".")) if node.module else ()
             if node.level == 0 and module[0] != "deepatlas":
@@ -85,8 +85,16 @@ def _file(module: Path) -> Path | None:
 
 
 @cache
+def _tree(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
+@cache
 def _code(source: str) -> str:
-    return _without_words(ast.parse(source))
+    return _without_words(_tree(source))
+
+
+WITH_WORDS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def _without_words(node: ast.AST | list | object) -> str:
@@ -95,15 +103,20 @@ def _without_words(node: ast.AST | list | object) -> str:
     Fields that are empty are left out: newer versions of Python have more of them.
     """
     if isinstance(node, list):
-        return f"[{', '.join(_without_words(item) for item in node)}]"
+        return f"[{', '.join(map(_without_words, node))}]"
     if not isinstance(node, ast.AST):
         return repr(node)
-    fields = dict(ast.iter_fields(node))
-    may_have_words = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    if isinstance(node, may_have_words) and ast.get_docstring(node) is not None:
-        fields["body"] = node.body[1:]
     told = []
-    for name, value in fields.items():
-        if value not in (None, []):
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if name == "body" and isinstance(node, WITH_WORDS) and _begins_with_words(value):
+            value = value[1:]
+        if value is not None and value != []:
             told.append(f"{name}={_without_words(value)}")
     return f"{type(node).__name__}({', '.join(told)})"
+
+
+def _begins_with_words(body: list[ast.stmt]) -> bool:
+    """Is there a docstring?"""
+    first = body[0].value if body and isinstance(body[0], ast.Expr) else None
+    return isinstance(first, ast.Constant) and isinstance(first.value, str)

@@ -11,7 +11,6 @@ from deepatlas.terms import labels_or_guess
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 
 # --- datasets/grid.py -----------------------------------------------------------------------------
 
@@ -37,17 +36,6 @@ def plain_majority(labels, matrix, shape):
 
 
 # --- evaluation -----------------------------------------------------------------------------------
-
-
-def plain_surface_distances(predicted, reference, sides=None):
-    """Distances from each boundary voxel of one mask to the boundary of the other, both ways: the
-    boundary is what erosion removes, the distance a map of the whole image.
-    """
-    surface = predicted & ~ndimage.binary_erosion(predicted)
-    reference_surface = reference & ~ndimage.binary_erosion(reference)
-    to_surface = ndimage.distance_transform_edt(~surface, sampling=sides)
-    to_reference = ndimage.distance_transform_edt(~reference_surface, sampling=sides)
-    return to_reference[surface], to_surface[reference_surface]
 
 
 def plain_folded_volume(u):

@@ -353,8 +353,8 @@ def test_the_fingerprint_is_that_of_the_files_not_of_what_an_alignment_made_of_t
     monkeypatch.setattr(
         preparation,
         "align",
-        lambda scans, originals, reference, alone: [
-            replace(scan, image=scan.image * (1 + 1e-6)) for scan in scans
+        lambda images, affines, reference, alone: [
+            affine + torch.eye(4).roll(3, 1) * 1e-6 for affine in affines
         ],
     )
     change_entry(monkeypatch, "hippocampus", align=True)

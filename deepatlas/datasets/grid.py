@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,9 +14,11 @@ from torch import Tensor
 from ..data import Scan
 from ..errors import UserError
 from ..registration import affine_matrices
-from ..warp import look_up, nearest
+from ..warp import nearest
 
 Shape = Sequence[int]
+SLAB = 2**16  # voxels whose labels are looked up at once
+SAME_PLACE = 1e-9  # old voxels between two places that are one
 
 
 def check_sides(shape: Shape) -> None:
@@ -86,72 +89,123 @@ def _axes(scan: Scan) -> Tensor:
 
 def resample(scan: Scan, affine: Tensor, shape: Shape) -> Scan:
     """``scan`` on the grid of ``affine`` (its voxels -> the scan's world) and ``shape``, in one
-    interpolation.
-
-    The image is smoothed first where the new voxels are larger, and continues its border outside. A
-    new voxel's label is the majority of the nearest labels at 2^D points inside it: integers are
-    counted, never interpolated.
+    interpolation: see ``resample_image`` and ``resample_labels``.
     """
-    matrix = (torch.linalg.inv(scan.affine) @ affine).numpy()  # new voxel -> old voxel
-    # old voxels per new voxel, along each old axis; what exceeds one is smoothed away
-    step = np.linalg.norm(matrix[:3, : len(shape)], axis=1)
-    sigma = np.maximum(step - 1, 0) / 2
-    volume = scan.image.numpy()[0].reshape(volume_sides(scan.shape))
-    smooth = ndimage.gaussian_filter(volume, sigma, mode="nearest")
-    image = ndimage.affine_transform(
-        smooth, matrix[:3, :3], matrix[:3, 3], volume_sides(shape), order=1, mode="nearest"
-    )
-    labels = None
-    if scan.labels is not None:
-        numbers = scan.labels.numpy().reshape(volume.shape)
-        labels = torch.from_numpy(_majority(numbers, matrix, shape).reshape(shape))
-    image = torch.from_numpy(image.reshape(1, *shape).clip(0, 1))
+    image = resample_image(scan, affine, shape)
+    labels = None if scan.labels is None else resample_labels(scan, affine, shape)
     return replace(scan, image=image, affine=affine, labels=labels)
 
 
-def _majority(labels: np.ndarray, matrix: np.ndarray, shape: Shape) -> np.ndarray:
-    """Majority of the nearest ``labels`` at the 2^D points a quarter voxel from each new voxel's
-    centre.
-
-    The label at the centre decides ties: the first corner's would move every structure a quarter
-    voxel.
+def resample_image(scan: Scan, affine: Tensor, shape: Shape) -> Tensor:
+    """(1, I, J, K): the image of ``scan`` on the grid of ``affine``, smoothed first where the new
+    voxels are larger; outside, it continues its border.
     """
+    volume = scan.image.numpy()[0].reshape(volume_sides(scan.shape))
+    matrix = _new_to_old(scan, affine)
+    shift = _whole_shift(matrix, shape)
+    if shift is not None:  # nothing is interpolated
+        return torch.from_numpy(_cut(volume, shift, shape).reshape(1, *shape).clip(0, 1))
+    # old voxels per new voxel, along each old axis; what exceeds one is smoothed away
+    step = np.linalg.norm(matrix[:3, : len(shape)], axis=1)
+    sigma = np.maximum(step - 1, 0) / 2
+    smooth = ndimage.gaussian_filter(volume, sigma, mode="nearest") if sigma.any() else volume
+    image = ndimage.affine_transform(
+        smooth, matrix[:3, :3], matrix[:3, 3], volume_sides(shape), order=1, mode="nearest"
+    )
+    return torch.from_numpy(image.reshape(1, *shape).clip(0, 1))
+
+
+def resample_labels(scan: Scan, affine: Tensor, shape: Shape) -> Tensor:
+    """(I, J, K): the labels of ``scan`` on the grid of ``affine``; 0 outside.
+
+    A new voxel's label is the majority of the nearest labels at 2^D points a quarter voxel from its
+    centre: integers are counted, never interpolated. The label at the centre decides ties: the
+    first corner's would move every structure a quarter voxel.
+    """
+    # around the volume a border of background, which stands for all that is outside
+    old = np.pad(scan.labels.numpy().reshape(volume_sides(scan.shape)), 1)
+    matrix = _new_to_old(scan, affine)
+    shift = _whole_shift(matrix, shape)
+    if shift is not None:  # all points are in one voxel
+        return torch.from_numpy(_cut(old, shift + 1, shape).reshape(shape))
     in_plane = [(-0.25, 0.25)] * len(shape)
     through_plane = [(0.0,)] * (3 - len(shape))
-    corners = np.stack(np.meshgrid(*in_plane, *through_plane)).reshape(3, -1).T
-    centres = _points(matrix, shape)
-    votes = [_nearest(labels, centres)]
-    votes += [_nearest(labels, centres + _along(matrix, corner)) for corner in corners]
-    votes = np.stack(votes)
+    corners = [(0.0, 0.0, 0.0), *itertools.product(*in_plane, *through_plane)]
+    new = np.empty(volume_sides(shape), old.dtype)
+    # a few planes at a time, so that what is computed of them stays in the processor's cache
+    planes = max(1, SLAB // (new.size // len(new)))
+    for first in range(0, len(new), planes):
+        slab = new[first : first + planes]
+        votes = np.empty((len(corners), *slab.shape), old.dtype)
+        for vote, corner in zip(votes, corners, strict=True):
+            start = matrix @ (first + corner[0], corner[1], corner[2], 1.0)
+            vote[:] = _nearest(old, matrix[:3, :3], start[:3], slab.shape)
+        slab[:] = _majority(votes)
+    return torch.from_numpy(new.reshape(shape))
+
+
+def _whole_shift(matrix: np.ndarray, shape: Shape) -> np.ndarray | None:
+    """By how many old voxels each new one lies further along the axes; None if voxels do not match
+    everywhere.
+    """
+    shift = np.round(matrix[:3, 3])
+    away = np.abs(matrix[:3] - np.column_stack([np.eye(3), shift]))
+    if (away @ (*volume_sides(shape), 1)).max() > SAME_PLACE:
+        return None
+    return shift.astype(int)
+
+
+def _cut(volume: np.ndarray, shift: np.ndarray, shape: Shape) -> np.ndarray:
+    """The voxels of a volume from ``shift`` on; outside, those of its border."""
+    for axis, (first, n) in enumerate(zip(shift, volume_sides(shape), strict=True)):
+        volume = volume.take(range(first, first + n), axis, mode="clip")
+    return volume
+
+
+def _new_to_old(scan: Scan, affine: Tensor) -> np.ndarray:
+    """(4, 4): voxels of the grid of ``affine`` -> voxels of ``scan``."""
+    return (torch.linalg.inv(scan.affine) @ affine).numpy()
+
+
+def _majority(votes: np.ndarray) -> np.ndarray:
+    """The most frequent of ``votes`` (1 + 2^D, I, J, K) but the first, which decides ties."""
+    winner = votes[0].copy()
+    # nearly everywhere all agree
+    mixed = (votes[1:] != votes[0]).any(0)
+    some = votes[:, mixed]
     # how many corners agree with each candidate; argmax takes the first of equals, the centre's
-    agreeing = np.stack([(votes[1:] == vote).sum(0, dtype=np.uint8) for vote in votes])
-    winner = agreeing.argmax(0)
-    return np.take_along_axis(votes, winner[None], 0)[0]
+    agreeing = np.stack([(some[1:] == vote).sum(0, dtype=np.uint8) for vote in some])
+    winner[mixed] = np.take_along_axis(some, agreeing.argmax(0)[None], 0)[0]
+    return winner
 
 
-def _points(matrix: np.ndarray, shape: Shape) -> np.ndarray:
-    """(3, I, J, K): where the centre of each new voxel lies, in old voxels."""
-    index = np.indices(volume_sides(shape), dtype=np.float64)
-    return np.einsum("ij,j...->i...", matrix[:3, :3], index) + matrix[:3, 3, None, None, None]
-
-
-def _along(matrix: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """(3, 1, 1, 1): an offset in new voxels, in old ones."""
-    return (matrix[:3, :3] @ offset)[:, None, None, None]
-
-
-def _nearest(labels: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The label of the voxel nearest to each of ``points`` (3, I, J, K); 0 outside.
+def _nearest(
+    padded: np.ndarray, matrix: np.ndarray, start: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Labels at the voxels nearest to ``matrix @ index + start`` of every index of ``shape``; of a
+    volume that is ``padded`` by one voxel, into which all points outside are moved.
 
     By the one rule of ``warp.nearest``: a grid of twice the spacing asks halfway between voxels
     everywhere, where rounding noise must not decide.
     """
-    index = nearest(torch.from_numpy(points))
-    found = look_up(torch.from_numpy(labels)[None, None], index[None])[0, 0]
-    inside = torch.ones_like(found, dtype=torch.bool)
-    for axis, n in enumerate(labels.shape):
-        inside &= (index[axis] >= 0) & (index[axis] < n)
-    return torch.where(inside, found, torch.zeros_like(found)).numpy()
+    flat = np.zeros((1, 1, 1), np.int64)
+    for row, first, n in zip(matrix, start, padded.shape, strict=True):
+        points = torch.from_numpy(positions(row, first, shape))
+        flat = flat * n + (nearest(points).numpy() + 1).clip(0, n - 1)
+    return padded.ravel().take(flat)
+
+
+def positions(row: np.ndarray, first: float, shape: Shape) -> np.ndarray:
+    """``row @ index + first`` of every index of ``shape``; of length 1 along axes on which it does
+    not depend.
+    """
+    position = np.full((1,) * len(shape), first)
+    for axis, n in enumerate(shape):
+        if row[axis] != 0:
+            sides = [1] * len(shape)
+            sides[axis] = n
+            position = position + (row[axis] * np.arange(n)).reshape(sides)
+    return position
 
 
 # --- a cohort -------------------------------------------------------------------------------------
@@ -168,30 +222,30 @@ def middle_plane(shape: Shape, spacing: float, flat: Shape, flat_spacing: float)
 
 
 def align(
-    scans: Sequence[Scan], originals: Sequence[Scan], reference: Tensor, alone: bool = False
-) -> list[Scan]:
-    """``scans`` aligned to the ``reference`` image (1, I, J, K) by affine maps of their images.
+    images: Sequence[Tensor],
+    affines: Sequence[Tensor],
+    reference: Tensor,
+    alone: bool = False,
+) -> list[Tensor]:
+    """The ``affines`` of grids, on which ``images`` (1, I, J, K) were resampled, moved such that
+    these match the ``reference`` image.
 
-    ``originals`` are the same scans as they were read: the result is resampled from these, once.
-    The affine of each aligned scan still leads from its voxels to the world of its own file. A scan
-    that has the image of the reference stays as it is.
+    An affine leads from there to the world of the scan's own file as before. Of an image that is
+    the reference it stays as it is.
 
     PyTorch rounds a batch of one image otherwise than larger ones, whatever is in these. So that a
     scan gets the same map by itself as among others, one scan is aligned together with the
     reference, unless it is said to be ``alone``.
     """
-    images = torch.stack([scan.image for scan in scans])
-    if len(scans) == 1 and not alone:
-        images = torch.cat([images, reference[None]])
-    matrices = affine_matrices(images, reference[None]).double()[: len(scans)]
-    aligned = []
-    for scan, original, matrix in zip(scans, originals, matrices, strict=True):
-        if torch.equal(scan.image, reference):
-            aligned.append(scan)
-            continue
-        affine = scan.affine @ _in_space(matrix)
-        aligned.append(resample(original, affine, scan.shape))
-    return aligned
+    batch = torch.stack(list(images))
+    if len(images) == 1 and not alone:
+        batch = torch.cat([batch, reference[None]])
+    matrices = affine_matrices(batch, reference[None]).double()[: len(images)]
+    moved = []
+    for image, affine, matrix in zip(images, affines, matrices, strict=True):
+        same = torch.equal(image, reference)
+        moved.append(affine if same else affine @ _in_space(matrix))
+    return moved
 
 
 def _in_space(matrix: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from ..errors import UserError
 
 GZIP = b"\x1f\x8b"  # how a compressed file begins
 BEST_RATIO = 1032  # a byte of gzip stands for no more bytes than this
+PIECE = 2**20  # bytes that are read at once
 MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by code of the unit of place; 0: not told
 UNITS = {0: "not told", 1: "m", 2: "mm", 3: "µm"}
 FARTHEST = 1e6  # mm, a kilometre: no voxel is so large or lies so far away
@@ -154,13 +155,27 @@ def _read(path: Path, single: bool) -> tuple[nib.Nifti1Header, np.ndarray]:
                 path, f"its header tells of {offset + size} bytes, it can hold only {most}"
             )
         stream.seek(offset)
-        content = stream.read(size)
-        if len(content) < size:
-            raise _unreadable(path, f"{size - len(content)} bytes are missing at its end")
+        content = np.empty(size, np.uint8)
+        missing = size - _fill(memoryview(content), stream)
+        if missing:
+            raise _unreadable(path, f"{missing} bytes are missing at its end")
         if stream.read(1):
             raise _unreadable(path, "it holds more bytes than its header tells of")
-    array = np.frombuffer(content, dtype).reshape(shape, order="F")
+    array = content.view(dtype).reshape(shape, order="F")
     return header, _scaled(array, header, path)
+
+
+def _fill(content: memoryview, stream: BinaryIO) -> int:
+    """Read into ``content`` what a stream has left, a piece at a time, so that no second copy of a
+    large image is made; how many bytes there were.
+    """
+    filled = 0
+    while filled < len(content):
+        got = stream.readinto(content[filled : filled + PIECE])
+        if not got:
+            break
+        filled += got
+    return filled
 
 
 @contextmanager
@@ -238,11 +253,14 @@ def _layout(
 def _scaled(array: np.ndarray, header: nib.Nifti1Header, path: Path) -> np.ndarray:
     """slope * array + intercept, float64; the array in its own type where there is no scaling."""
     if not _scales(header):
-        return array.astype(array.dtype.newbyteorder("="))
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if not math.isfinite(slope) or not math.isfinite(intercept):
         raise _unreadable(path, f"its header scales by {slope:g} and adds {intercept:g}")
-    return slope * array.astype(np.float64) + intercept
+    values = array.astype(np.float64)
+    values *= slope
+    values += intercept
+    return values
 
 
 def _scales(header: nib.Nifti1Header) -> bool:
@@ -391,13 +409,15 @@ def load_scan(
     with _enough_memory(path):
         array, affine, source = read_nifti(image)
         voxels = np.ascontiguousarray(array, dtype=np.float64)
+        del array
         image_digest = digest_of(voxels)
         digest = hashlib.sha256(affine.tobytes() + image_digest.encode())
         rescaled = torch.from_numpy(rescale_intensities(voxels, str(path)))
+        del voxels
     index = None
     if labels is not None:
         with _enough_memory(labels):
-            numbers = read_labels_of(labels, path, array.shape, affine)
+            numbers = read_labels_of(labels, path, tuple(rescaled.shape), affine)
             index = label_indices(numbers, structures, labels, empty_labels)
             digest.update(index.numpy())
     rescaled, index, affine = as_slice(rescaled, index, affine)
@@ -505,7 +525,7 @@ def label_indices(
     numbers: np.ndarray, structures: Mapping[int, int], labels: str | Path, empty_labels: bool
 ) -> torch.Tensor:
     """Label numbers as indices into ``Cohort.structures``; ``labels`` is for the error."""
-    found = np.unique(numbers)
+    found = distinct(numbers)
     index_of = [structures.get(int(number), 0) for number in found]
     if not any(index_of) and not empty_labels:
         others = [int(number) for number in found if number != 0]
@@ -514,5 +534,34 @@ def label_indices(
             f"found {others[:10]}; if a scan may have none of them, say empty_labels = true in the "
             "entry of the data set"
         )
-    table = torch.tensor(index_of, dtype=label_dtype(max(structures.values(), default=0) + 1))
-    return table[torch.from_numpy(np.searchsorted(found, numbers))]
+    dtype = label_dtype(max(structures.values(), default=0) + 1)
+    table = torch.tensor(index_of, dtype=dtype).numpy()
+    few = has_few(found)
+    if few:  # a row for each number from 0 on, whether it occurs or not
+        rows = np.zeros(int(found[-1]) + 1, table.dtype)
+        rows[found] = table
+        table = rows
+    indices = np.empty(numbers.shape, table.dtype)
+    # a plane at a time: what numpy looks up by, it makes integers of 64 bits first
+    for plane, some in zip(indices, numbers, strict=True):
+        plane[:] = table[some if few else np.searchsorted(found, some)]
+    return torch.from_numpy(indices)
+
+
+def distinct(numbers: np.ndarray) -> np.ndarray:
+    """The label numbers that occur, in order."""
+    ends = np.array([numbers.min(), numbers.max()])
+    if not has_few(ends):
+        return np.unique(numbers)
+    # no sorting
+    occurs = np.zeros(int(ends[1]) + 1, bool)
+    for plane in numbers:
+        occurs[plane] = True
+    return occurs.nonzero()[0]
+
+
+def has_few(ends: np.ndarray) -> bool:
+    """Are numbers, of which the first and the last are given, few enough for a table with a row for
+    each from 0 on?
+    """
+    return bool(ends[0] >= 0 and ends[-1] < 2**16)

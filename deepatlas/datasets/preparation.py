@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data import Scan
 from ..errors import UserError
-from .grid import Shape, align, centred_affine, middle_plane, resample
+from .grid import Shape, align, centred_affine, middle_plane, resample, resample_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,17 +36,18 @@ class Preparation:
         """Several scans as ``prepare``, all volumes or all slices; for ``alone`` see
         ``grid.align``.
         """
-        scans = [self.centred(scan) for scan in originals]
-        if self.reference is not None:
-            scans = align(scans, originals, self.reference, alone)
         shape, spacing = self.first_grid(originals[0])
-        if (shape, spacing) == self.wanted:
-            return scans
-        plane = middle_plane(shape, spacing, *self.wanted)
-        flat = []
-        for scan, original in zip(scans, originals, strict=True):
-            flat.append(resample(original, scan.affine @ plane, self.wanted[0]))
-        return flat
+        affines = [centred_affine(scan, shape, spacing) for scan in originals]
+        if self.reference is not None:
+            pairs = zip(originals, affines, strict=True)
+            images = [resample_image(scan, affine, shape) for scan, affine in pairs]
+            affines = align(images, affines, self.reference, alone)
+        if (shape, spacing) != self.wanted:
+            plane = middle_plane(shape, spacing, *self.wanted)
+            affines = [affine @ plane for affine in affines]
+        # from the voxels of the file, once
+        pairs = zip(originals, affines, strict=True)
+        return [resample(scan, affine, self.wanted[0]) for scan, affine in pairs]
 
     def centred(self, scan: Scan) -> Scan:
         """``scan`` on the first grid, in the middle of it: what is aligned, and what others are

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..data import Scan, split_by_subject
 from ..errors import printable
 from .entries import LARGEST_NUMBER, PARTS, PROFILES, Entry, Grid, expand, manifest
-from .grid import centred_affine, resample
+from .grid import centred_affine, positions, resample_labels
 from .layouts import File
 from .nifti import as_slice, label_indices, read_labels
 from .survey import Looked, Survey, who
@@ -265,7 +265,7 @@ def _try_grids(
         here = set(scan.labels.unique().tolist())
         for profile, grid in grids.items():
             affine = centred_affine(scan, grid.shape, grid.spacing)
-            labels = resample(scan, affine, grid.shape).labels
+            labels = resample_labels(scan, affine, grid.shape)
             for index in sorted(here - set(labels.unique().tolist())):
                 key = (structures[index - 1].name, profile)
                 vanished.setdefault(key, []).append(scan.id)
@@ -291,11 +291,7 @@ def _share_outside(scan: Scan, affine: torch.Tensor, shape: Sequence[int]) -> fl
     labelled = scan.labels.numpy() > 0
     inside = labelled.copy()
     for row, side in zip(matrix, shape, strict=False):
-        position = np.full((1,) * labelled.ndim, row[3])
-        for axis, n in enumerate(labelled.shape):
-            steps = [1] * labelled.ndim
-            steps[axis] = n
-            position = position + (row[axis] * np.arange(n)).reshape(steps)
+        position = positions(row, row[3], labelled.shape)
         inside &= (position >= -0.5) & (position <= side - 0.5)
     return 1 - float(inside.sum() / labelled.sum())
 
