@@ -39,7 +39,8 @@ TRAINING_SHAPE, TRAINING_SPACING = (32, 40, 32), 5.0
 RATES = {"seg": 4e-3, "reg": 1e-3}  # the kit's in 3D on a laptop
 RECIPE = Weights(regularity=0.2, anatomy=10.0, supervised=100.0)
 SEEN = {"seg": "segmentation", "reg": "registration"}
-BEFORE_GIB = 17.8  # of a joint step at 160x192x224, by formula, before anything was done about it
+WHOLE = (160, 192, 224)
+BEFORE_GIB = 17.8  # of a joint step at ``WHOLE``, by formula, before anything was done about it
 
 
 # --- what is trained on ---------------------------------------------------------------------------
@@ -399,15 +400,15 @@ def memory_of_joint_steps(sides, structures, device, mixed, program) -> list[Row
         points.append((math.prod(shape), max(peaks.values())))
         rows.append(_memory_row(operation, name_of(shape), program, device, mixed, told, points))
         print(runner.told(rows[-1]), flush=True)
-    whole = (160, 192, 224)
-    if len(points) > 1 and whole not in sides:
+    if len(points) > 1 and WHOLE not in sides:
         (small, less), (large, more) = points[-2:]
         slope = (more - less) / (large - small)
-        points.append((math.prod(whole), more + slope * (math.prod(whole) - large)))
+        points.append((math.prod(WHOLE), more + slope * (math.prod(WHOLE) - large)))
         told = f"extrapolated from {name_of(sides[-2])} and {name_of(sides[-1])}"
-        rows.append(_memory_row(operation, name_of(whole), program, device, mixed, told, points))
-        goal = replace(rows[-1], memory_goal=0.5, memory_ratio=points[-1][1] / 1024 / BEFORE_GIB)
-        rows[-1] = goal
+        rows.append(_memory_row(operation, name_of(WHOLE), program, device, mixed, told, points))
+    if points[-1][0] == math.prod(WHOLE):
+        less = points[-1][1] / 1024 / BEFORE_GIB
+        rows[-1] = replace(rows[-1], memory_goal=0.5, memory_ratio=less)
     return rows
 
 
@@ -428,6 +429,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=40, help="of a comparison of steps")
     parser.add_argument("--joint", type=int, default=150, help="joint steps of a training")
     parser.add_argument("--sides", type=int, nargs="*", default=[64, 96], help="of cubes: memory")
+    parser.add_argument("--whole", action="store_true", help="memory at 160x192x224 itself, too")
     parser.add_argument("--program", default=KIT, help="what the rows of memory are called")
     parser.add_argument("--smoke", action="store_true", help="tiny: does it run?")
     parser.add_argument("--to", type=Path, default=runner.ROWS, help="the file of rows")
@@ -452,7 +454,7 @@ def main():
         )
         tell_and_keep(rows, words.to)
     if "memory" in words.what:
-        shapes = [(side,) * 3 for side in sides]
+        shapes = [(side,) * 3 for side in sides] + [WHOLE] * words.whole
         rows = memory_of_joint_steps(shapes, structures, device, mixed, words.program)
         tell_and_keep(rows[-1:], words.to)
         runner.keep(rows, words.to)
