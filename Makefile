@@ -4,7 +4,7 @@
 # make lab          JupyterLab on the notebooks
 # make results      every run of the evidence, hours on a laptop (ARGS="dataset=phantom-knee" for some of them)
 # make weights      the trained networks that come with the project (DATASET, ARGS as above)
-# make bench        how long things take on this machine
+# make bench        how long things take on this machine, beside MONAI, VoxelMorph and PyTorch: half an hour
 # Each sets up what is missing in .venv. On Windows, or without make: see README.md.
 
 PYTHON ?= python3
@@ -46,6 +46,9 @@ bench: .venv/test.stamp
 	$(BIN)/python -m pip install --quiet --editable ".[peers]"
 	$(BIN)/python benchmarks/operations.py
 	$(BIN)/python benchmarks/operations.py --growth
+	$(BIN)/python benchmarks/steps.py step training
+	$(BIN)/python benchmarks/steps.py memory --mixed
+	$(BIN)/python benchmarks/loading.py --cohort phantom
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/viewing.py
 
