@@ -26,7 +26,7 @@ from .data import as_labels
 EPSILON = 1e-6  # of an image's largest magnitude: what varies less is rounding noise
 FAINT = 0.01  # of an image's variance: a window that varies less counts as flat
 # Numbers in a slab: few enough for the cache of a core; for a GPU, enough to be worth a launch.
-SLAB = {"cpu": 2**17, "cuda": 2**20}
+SLAB = {"cpu": 2**18, "cuda": 2**20}
 
 
 def _exact(x: Tensor) -> Tensor:
@@ -137,9 +137,9 @@ def lncc(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
     return 1 - _WithGradients.apply(formula, _centred(a), _centred(b))
 
 
-def _squared_ncc(means: list[Tensor], textures: list[Tensor]) -> Tensor:
-    """NCC^2 of each window, from its means of a, b, a^2, b^2, a b, and from s_a^2, s_b^2."""
-    mean_a, mean_b, mean_aa, mean_bb, mean_ab = means
+def _squared_ncc(means: Tensor, textures: Tensor) -> Tensor:
+    """NCC^2 of each window, from its means of a^2, a, a b, b, b^2, and from s_a^2, s_b^2."""
+    mean_aa, mean_a, mean_ab, mean_b, mean_bb = means
     texture_a, texture_b = textures
     covariance = (mean_ab - mean_a * mean_b).abs() + (texture_a * texture_b).sqrt()
     variance_a = (mean_aa - mean_a**2).clamp(min=0) + texture_a
@@ -155,70 +155,55 @@ def _mean_squared_ncc(
     Autograd differentiates ``_squared_ncc``, slab by slab, and the gradient by each mean takes its
     place. Only the steps from the voxels to the means, and back, are by hand.
     """
-    means = [a.clone(), b.clone(), a * a, b * b, a * b]
-    textures = [_faint_variance(means[2]), _faint_variance(means[3])]
-    shares = _window_shares(a, window)
-    for x in means:
-        _window_means_(x, window, shares)
+    means = torch.stack([a * a, a, a * b, b, b * b])
+    # s^2 of a and of b: FAINT times the variance of each image
+    variances = means[::4].mean(tuple(range(3, means.ndim)), keepdim=True)
+    textures = FAINT * variances + EPSILON**2
+    _window_means_(means, window)
 
     total = a.new_zeros(())
-    by_textures = [torch.zeros_like(texture) for texture in textures]
-    for slab in zip(*(_slabs(x, 2) for x in means), strict=True):
+    by_textures = torch.zeros_like(textures)
+    for slab in _slabs(means, 3):
         with torch.enable_grad():
-            leaves = [x.detach().requires_grad_() for x in (*slab, *textures)]
-            part = _squared_ncc(leaves[:5], leaves[5:]).sum() / a.numel()
+            leaves = [slab.detach().requires_grad_(), textures.detach().requires_grad_()]
+            part = _squared_ncc(*leaves).sum() / a.numel()
         total += part.detach()
         if any(needed):
-            by_leaves = torch.autograd.grad(part, leaves)
-            for x, by_x in zip(slab, by_leaves[:5], strict=True):
-                x.copy_(by_x)
-            for x, by_x in zip(by_textures, by_leaves[5:], strict=True):
-                x += by_x
+            by_slab, by_textures_here = torch.autograd.grad(part, leaves)
+            slab.copy_(by_slab)
+            by_textures += by_textures_here
+
     if not any(needed):
         return total, [None, None]
 
-    for x in means:
-        _window_means_(x, window, shares, transposed=True)
-    by_a, by_b, by_aa, by_bb, by_ab = means
-    by_aa += by_textures[0] * FAINT / a[0, 0].numel()
-    by_bb += by_textures[1] * FAINT / b[0, 0].numel()
+    # an image that needs no gradient has no use for those by the means of it alone
+    used = means[0 if needed[0] else 2 : 5 if needed[1] else 3]
+    _window_means_(used, window, transposed=True)
+    by_aa, by_a, by_ab, by_b, by_bb = means
     if needed[0]:
+        by_aa += by_textures[0] * FAINT / a[0, 0].numel()
         by_a.addcmul_(by_aa, a, value=2).addcmul_(by_ab, b)
     if needed[1]:
+        by_bb += by_textures[1] * FAINT / b[0, 0].numel()
         by_b.addcmul_(by_bb, b, value=2).addcmul_(by_ab, a)
-    return total, [by_a if needed[0] else None, by_b if needed[1] else None]
+    # copies, so that the other means go
+    return total, [by_a.clone() if needed[0] else None, by_b.clone() if needed[1] else None]
 
 
-def _faint_variance(squares: Tensor) -> Tensor:
-    """s^2 of each image (B, C, 1, 1, 1), from the squares of its centred voxels."""
-    variance = squares.mean(tuple(range(2, squares.ndim)), keepdim=True)
-    return FAINT * variance + EPSILON**2
-
-
-def _window_shares(x: Tensor, window: int) -> list[Tensor]:
-    """Along each axis, shaped to multiply ``x`` by: 1 / the voxels of a window that are inside."""
-    shares = []
-    for axis in range(2, x.ndim):
-        i = torch.arange(x.shape[axis], device=x.device, dtype=x.dtype)
-        before, after = i, i.flip(0)
-        radius = window // 2
-        size = 1 + before.clamp(max=radius) + after.clamp(max=radius)
-        shares.append((1 / size).view(-1, *[1] * (x.ndim - 1 - axis)))
-    return shares
-
-
-def _window_means_(
-    x: Tensor, window: int, shares: list[Tensor], *, transposed: bool = False
-) -> None:
-    """Replace each voxel of ``x`` by the mean over the window around it, axis by axis.
+def _window_means_(x: Tensor, window: int, *, transposed: bool = False) -> None:
+    """Replace each voxel of ``x`` (N, B, C, I, J, K) by the mean over the window around it.
 
     ``transposed``: what turns a gradient by those means into one by ``x``. A voxel is in the window
     of another if that is in its own: it is again a sum over windows, of numbers divided before.
     """
-    for axis, share in enumerate(shares, 2):
-        radius = min(window // 2, x.shape[axis] - 1)
+    for axis in range(3, x.ndim):
+        n = x.shape[axis]
+        radius = min(window // 2, n - 1)
+        i = torch.arange(n, device=x.device, dtype=x.dtype)
+        inside = 1 + i.clamp(max=radius) + i.flip(0).clamp(max=radius)
+        share = (1 / inside).view(-1, *[1] * (x.ndim - 1 - axis))
         # along one axis, slabs of another do not mix
-        for slab in _slabs(x, 3 if axis == 2 else 2):
+        for slab in _slabs(x, 4 if axis == 3 else 3):
             if transposed:
                 slab *= share
             sums = _sums_of_runs(_padded(slab, axis, radius), 2 * radius + 1, axis)
@@ -379,9 +364,7 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(p, q)
-        parts = zip(_slabs(p, 2), _slabs(q, 2), strict=True)
-        overlap = torch.stack([(part_p * part_q).sum(-1) for part_p, part_q in parts]).sum(0)
-        return overlap, p.sum(-1) + q.sum(-1)
+        return (p * q).sum(-1), p.sum(-1) + q.sum(-1)
 
     @staticmethod
     def backward(
