@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from plain import plain_folded_volume
 from scipy import ndimage, stats
 
 SHAPES = ((24, 31), (17, 22, 19))
@@ -203,6 +204,19 @@ def test_labels_of_any_type_of_integer_score_alike(dtype):
     assert error == {"endpoint_voxels": 0.5, "endpoint_boundary_voxels": 0.5}
 
 
+@shapes
+@pytest.mark.parametrize("seed", range(3))
+def test_dice_alone_is_the_dice_of_all_scores(shape, seed):
+    predicted, reference = two_alike(shape, seed)
+    predicted[predicted == 3] = 0  # missed
+    names = (*NAMES, "absent")
+    rows = pd.DataFrame(evaluation.score_labels(predicted, reference, names))
+    alone = evaluation.dice(predicted, torch.from_numpy(reference), names)
+    assert list(alone) == rows["structure"].tolist() == list(names[1:])
+    np.testing.assert_array_equal(list(alone.values()), rows["dice"])
+    assert alone["three"] == 0 and math.isnan(alone["absent"])
+
+
 def test_an_empty_mask_has_no_boundary():
     with pytest.raises(ValueError, match="has no boundary"):
         evaluation.surface_distances(np.zeros((4, 4), bool), np.ones((4, 4), bool))
@@ -259,6 +273,16 @@ def test_folded_volume_agrees_with_its_authors(shape, size):
         percent, rel=1e-4, abs=1e-5
     )
     assert (percent > 0.1) == (size > 0.5)
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (7, 5, 6)], ids=["2D", "3D"])
+@pytest.mark.parametrize("slab", [1, 70, 2**15])
+def test_folded_volume_slab_by_slab_is_that_of_each_voxel(shape, slab, monkeypatch):
+    monkeypatch.setitem(evaluation.non_diffeomorphic_volume.__globals__, "SLAB", slab)
+    u = smooth(shape, 3.0, seed=4, sigma=0.7).double()
+    found = evaluation.non_diffeomorphic_volume(Deformation(u)).numpy()
+    np.testing.assert_allclose(found, plain_folded_volume(u[0].numpy()), atol=1e-12)
+    assert (found > 0).mean() > 0.2
 
 
 @shapes
@@ -579,7 +603,7 @@ def test_chance_is_drawn_in_one_place():
             names = {node.attr for node in inside if isinstance(node, ast.Attribute)}
             if names & {"multinomial", "bootstrap"}:
                 drawing.append((path.relative_to(package).as_posix(), function.name))
-    outer, inner = ("resampled_means", "drawn")
+    outer, inner = ("_draws", "drawn")
     place = "evaluation/statistics.py"
     assert drawing == [(place, outer), (place, inner)]
 

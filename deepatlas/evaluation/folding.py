@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import as_labels
-from ..warp import Deformation
+from ..warp import Deformation, determinant
 from .overlap import boundary
 
 
@@ -26,47 +26,62 @@ def non_diffeomorphic_volume(phi: Deformation) -> Tensor:
     voxels count; beyond them ``u`` of the border goes on. Liu et al., "On finite difference
     Jacobian computation in deformable image registration", 2022.
     """
-    u = phi.displacement[0]  # (D, I, J, K)
     dims = len(phi.shape)
     padded = F.pad(phi.displacement, [1, 1] * dims, mode="replicate")[0]
-    folded = torch.zeros_like(u[0])
+    thickness = max(1, SLAB // math.prod(phi.shape[1:]))
+    slabs = []
+    for start in range(0, phi.shape[0], thickness):
+        slabs.append(_folded_volume(padded[:, start : start + thickness + 2]))
+    return torch.cat(slabs)
+
+
+# Voxels that are judged at a time: so few that what is computed in between stays in the processor's
+# cache.
+SLAB = 2**15
+
+
+def _folded_volume(padded: Tensor) -> Tensor:
+    """``non_diffeomorphic_volume`` of (I, J, K) voxels; ``padded``, (D, I + 2, J + 2, K + 2), is u
+    of these and of their neighbours.
+    """
+    dims = len(padded)
+    edges: dict[Offset, Tensor] = {}  # simplices share them
+    folded = 0
     for simplex in _simplices(dims):
-        edges = [_edge(u, padded, offset) for offset in simplex.tolist()]
+        for offset in simplex:
+            if offset not in edges:
+                edges[offset] = _edge(padded, offset)
         orientation = float(np.sign(np.linalg.det(simplex)))
-        volume = orientation * _determinant(edges)
-        folded -= volume.clamp(max=0)
+        volume = orientation * determinant([edges[offset] for offset in simplex])
+        folded = folded - volume.clamp(max=0)
     return folded / (2 * math.factorial(dims))
 
 
-def _simplices(dims: int) -> list[np.ndarray]:
-    """(D, D) each: the D offsets from one corner of a triangle or tetrahedron to the others."""
-    corners = [np.diag(signs) for signs in product((1, -1), repeat=dims)]
+Offset = tuple[int, ...]  # from a voxel to one of its neighbours
+
+
+def _simplices(dims: int) -> list[list[Offset]]:
+    """The D offsets from one corner of a triangle or tetrahedron to the others, of each."""
+    corners = []
+    for signs in product((1, -1), repeat=dims):
+        corners.append([tuple(row) for row in np.diag(signs).tolist()])
     if dims == 2:
         return corners
-    middle = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1]])  # diagonals of three faces of the cell
-    return [*corners, middle, -middle]
+    middle = [(1, 1, 0), (0, 1, 1), (1, 0, 1)]  # diagonals of three faces of the cell
+    opposite = [(-1, -1, 0), (0, -1, -1), (-1, 0, -1)]
+    return [*corners, middle, opposite]
 
 
-def _edge(u: Tensor, padded: Tensor, offset: list[int]) -> Tensor:
+def _edge(padded: Tensor, offset: Offset) -> Tensor:
     """phi(x + offset) - phi(x) of every voxel x, (D, I, J, K); ``padded`` is u, a voxel larger on
     each side.
     """
-    there = [slice(None)]
-    for step, n in zip(offset, u.shape[1:], strict=True):
-        there.append(slice(1 + step, 1 + step + n))
-    offset_there = u.new_tensor(offset).view(-1, *[1] * len(offset))
-    return padded[tuple(there)] - u + offset_there
-
-
-def _determinant(columns: list[Tensor]) -> Tensor:
-    """det of the D x D matrices whose columns are D tensors (D, ...): far faster than
-    ``torch.linalg.det`` so small.
-    """
-    if len(columns) == 2:
-        a, b = columns
-        return a[0] * b[1] - a[1] * b[0]
-    a, b, c = columns
-    return (a * torch.linalg.cross(b, c, dim=0)).sum(0)
+    here, there = [slice(None)], [slice(None)]
+    for step, n in zip(offset, padded.shape[1:], strict=True):
+        here.append(slice(1, n - 1))
+        there.append(slice(1 + step, n - 1 + step))
+    offset_there = padded.new_tensor(offset).view(-1, *[1] * len(offset))
+    return padded[tuple(there)] - padded[tuple(here)] + offset_there
 
 
 def folding(phi: Deformation) -> dict[str, float]:

@@ -104,6 +104,36 @@ def score_labels(
     ``mask_scores``; label c is ``structures[c]``. Raises ValueError on other shapes, other types
     and labels without a name.
     """
+    predicted, reference = _label_maps(predicted, reference, structures)
+    rows = []
+    for c, name in enumerate(structures):
+        if c > 0:
+            scores = mask_scores(predicted == c, reference == c, spacing)
+            rows.append({"structure": name, **scores})
+    return rows
+
+
+def dice(
+    predicted: Tensor | np.ndarray, reference: Tensor | np.ndarray, structures: Sequence[str]
+) -> dict[str, float]:
+    """{structure: 2 |A and B| / (|A| + |B|)}: what ``score_labels`` says of Dice, far sooner, for
+    voxels are only counted, those of all structures at once.
+    """
+    predicted, reference = _label_maps(predicted, reference, structures)
+    agreed = reference[predicted == reference]
+    found, wanted, both = [
+        np.bincount(labels.ravel().astype(np.intp), minlength=len(structures))
+        for labels in (predicted, reference, agreed)
+    ]
+    undefined = np.full(len(structures), math.nan)
+    scores = np.divide(2 * both, found + wanted, out=undefined, where=wanted > 0)
+    return dict(zip(structures[1:], scores[1:].tolist(), strict=True))
+
+
+def _label_maps(
+    predicted: Tensor | np.ndarray, reference: Tensor | np.ndarray, structures: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays of integers on one grid, each of which has a name; else ValueError."""
     predicted = _integers(predicted, structures)
     reference = _integers(reference, structures)
     if predicted.shape != reference.shape:
@@ -111,12 +141,7 @@ def score_labels(
             "predicted and reference labels must share one grid, "
             f"got {predicted.shape} and {reference.shape}"
         )
-    rows = []
-    for c, name in enumerate(structures):
-        if c > 0:
-            scores = mask_scores(predicted == c, reference == c, spacing)
-            rows.append({"structure": name, **scores})
-    return rows
+    return predicted, reference
 
 
 def _integers(labels: Tensor | np.ndarray, structures: Sequence[str]) -> np.ndarray:
