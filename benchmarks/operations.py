@@ -413,7 +413,7 @@ def main():
     torch.backends.cuda.matmul.allow_tf32 = False
     turns = Turns(least=3, seconds=words.seconds)
     shapes = [SIZES[size] for size in words.sizes]
-    sides, structures, scans = (48, 64, 80, 96), (4, 8, 16, 32), (100, 200, 400, 800)
+    sides, structures, scans = (32, 48, 64, 80), (4, 8, 16, 32), (100, 200, 400, 800)
     if words.smoke:
         turns = Turns(least=1, seconds=0, shortest=0)
         shapes = [SMOKE]
