@@ -55,6 +55,7 @@ class _WithGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, by_value: Tensor) -> tuple[Tensor | None, ...]:
+        """Each gradient, times that by the value."""
         _refuse_second_gradient()
         gradients = (None if g is None else by_value * g for g in ctx.saved_tensors)
         return None, *gradients
@@ -370,6 +371,7 @@ class _Sums(torch.autograd.Function):
     def backward(
         ctx: FunctionCtx, by_overlap: Tensor, by_size: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
+        """By p: by_overlap q + by_size; by q likewise."""
         _refuse_second_gradient()
         p, q = ctx.saved_tensors
         by_overlap, by_size = by_overlap[..., None], by_size[..., None]
@@ -391,6 +393,7 @@ class _SumsOfLabels(torch.autograd.Function):
     def backward(
         ctx: FunctionCtx, by_overlap: Tensor, by_size: Tensor
     ) -> tuple[Tensor, None, None]:
+        """By p alone: labels have no gradient."""
         _refuse_second_gradient()
         (labels,) = ctx.saved_tensors
         return _by_probabilities(by_overlap, by_size, labels), None, None
@@ -415,6 +418,7 @@ class _SumsOfSoftmax(torch.autograd.Function):
     def backward(
         ctx: FunctionCtx, by_overlap: Tensor, by_size: Tensor
     ) -> tuple[Tensor, None, None]:
+        """By the scores, in place of p."""
         _refuse_second_gradient()
         p, labels = ctx.saved_tensors
         by_size = by_size[..., None]
