@@ -44,8 +44,34 @@ class _InstanceNorm(nn.GroupNorm):
     Its output is no view, unlike that one's, so that an activation may overwrite it.
     """
 
+    LARGE = 2**19  # voxels, from which ``normalise_large`` is the faster on a GPU
+
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda and x.shape[2:].numel() >= self.LARGE:
+            return normalise_large(x, self.weight, self.bias, self.eps)
+        if x.device.type == "cpu" or x.dtype == self.weight.dtype:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):  # it would answer in float32
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+
+def normalise_large(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Instance normalisation of a few large scans on a GPU, four times as fast there as its own
+    kernel, which keeps one of its many processors busy for each channel.
+    """
+    voxels = tuple(range(2, x.ndim))
+    per_channel = (-1, *[1] * len(voxels))
+    # Without its offset, which the result does not depend on, x keeps its digits in bfloat16.
+    x = x - x.detach().mean(voxels, keepdim=True)
+    variance, mean = torch.var_mean(x, voxels, correction=0, keepdim=True)
+    at_least_single = torch.promote_types(x.dtype, torch.float32)
+    scale = weight.view(per_channel) * (variance.to(at_least_single) + eps).rsqrt()
+    shift = bias.view(per_channel) - mean * scale
+    return torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype))
 
 
 def convolution(dims: int, inputs: int, outputs: int, **options: int) -> nn.Module:
@@ -57,8 +83,12 @@ def upsample(x: Tensor) -> Tensor:
     """(B, C, I, J, K) -> (B, C, 2I, 2J, 2K), linear between voxel centres, as ``F.interpolate``
     does without ``align_corners``.
 
-    Along each axis it is a product with a small matrix, which takes a third of the time backwards.
+    Along each axis it is a product with a small matrix, which takes a third of the time backwards;
+    but for what is small to a GPU, where one call is quicker than several.
     """
+    if x.is_cuda and x.numel() < 2**21:
+        mode = "bilinear" if x.ndim == 4 else "trilinear"
+        return F.interpolate(x, scale_factor=2, mode=mode, align_corners=False)
     *_, n_rows, n_columns = x.shape
     x = _doubling(n_rows, x.device, x.dtype) @ x @ _doubling(n_columns, x.device, x.dtype).mT
     if x.ndim == 5:  # the axis before those two

@@ -16,6 +16,7 @@ from deepatlas.networks import (
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import one_thread  # noqa: F401
 from plain import plain_block, plain_features, plain_upsample
 
@@ -168,6 +169,46 @@ def test_a_block_in_bfloat16_is_near_the_exact_one(dims):
         fast = block(x)
     assert fast.dtype == torch.bfloat16
     torch.testing.assert_close(fast.float(), plain_block(block, x), rtol=0, atol=0.1)
+
+
+@both
+def test_a_large_scan_is_normalised_by_the_same_arithmetic(dims):
+    """Values and gradients in float64; in bfloat16 far from zero, to what its digits allow."""
+    torch.manual_seed(0)
+    norm = networks.block(dims, 16, 16)[1].double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = images(*SHAPES[dims], channels=16).double()
+    fast = with_gradients(lambda x: networks.normalise_large(x, *norm.parameters(), 1e-5), x, norm)
+    plain = with_gradients(lambda x: F.instance_norm(x, None, None, *norm.parameters()), x, norm)
+    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
+    rough = (x + 3).bfloat16()
+    fast = networks.normalise_large(rough, *norm.float().parameters(), 1e-5)
+    plain = F.instance_norm(rough.float(), None, None, *norm.parameters())
+    assert fast.dtype == torch.bfloat16
+    torch.testing.assert_close(fast.float(), plain, rtol=0.01, atol=0.03)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="for a GPU")
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("large", [0, 2**30], ids=["large", "small"])
+@both
+def test_a_gpu_computes_the_features_of_plain_layers(monkeypatch, dims, mixed, large):
+    """And keeps them in bfloat16 where it is told to."""
+    monkeypatch.setattr(networks._InstanceNorm, "LARGE", large)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    torch.manual_seed(0)
+    net = networks.UNet(dims, 2, (16, 32, 16))
+    x = images(*SHAPES[dims], channels=2)
+    plain = with_gradients(lambda x: plain_features(net, x), x, net)
+    net, x = net.cuda(), x.cuda()
+    with torch.autocast("cuda", torch.bfloat16, enabled=mixed):
+        fast = with_gradients(net, x, net)
+    assert fast[0].dtype == (torch.bfloat16 if mixed else torch.float32)
+    tolerance = 0.1 if mixed else 1e-3
+    output, wanted = fast[0].float().cpu(), plain[0]
+    assert (output - wanted).norm() < tolerance * wanted.norm()
+    assert mixed or (fast[1].cpu() - plain[1]).norm() < tolerance * plain[1].norm()
 
 
 @both
