@@ -155,8 +155,8 @@ def term_curves(history: Sequence[dict], points: int = 200) -> dict[str, dict]:
         for name, term in TERMS.items():
             if getattr(term, turn) is None:
                 continue
-            # 0: a term that this step did not have
-            rows = [row for row in history if row["turn"] == turn and row.get(name)]
+            # 0: a term that this step did not have; absent or NaN: one that was not computed
+            rows = [row for row in history if row["turn"] == turn and abs(row.get(name, 0)) > 0]
             if rows:
                 curve = _averaged([(row["step"], row[name]) for row in rows], points)
                 found[f"{name} ({turn})"] = curve | {"colour": term.colour}

@@ -126,7 +126,14 @@ def register(reg_net: nn.Module, moving: Tensor, fixed: Tensor) -> Deformation:
 
 def probabilities(seg_net: nn.Module, image: Tensor) -> Tensor:
     """F_S(I): (B, 1, I, J, K) -> (B, C, I, J, K), positive, summing to 1 over the structures."""
-    return seg_net(image).float().softmax(1)
+    return as_probabilities(seg_net(image))
+
+
+def as_probabilities(scores: Tensor) -> Tensor:
+    """The softmax over the structures of a network's scores (B, C, I, J, K), never in half
+    precision.
+    """
+    return scores.softmax(1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 def segmenter(seg_net: nn.Module) -> Callable[[Scan], Tensor]:

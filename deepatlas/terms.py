@@ -8,8 +8,8 @@ and each network supplies the labels that the other lacks (Xu & Niethammer, MICC
 To add a term, write a function of the turn and add a row to ``TERMS``: it is trained with, logged,
 plotted and drawn in the live view, since everything that lists terms reads this table. Its weight
 is that of the row unless an experiment gives another, ``term_weights={name: 0.1}``. A term of
-segmentation that looks at phi returns 0 where ``turn.phi`` is None, as the baseline has none (see
-``_seg_anatomy``). To add a similarity, name it in ``SIMILARITIES``.
+segmentation that looks at phi returns ``turn.nothing`` where ``turn.phi`` is None, as the baseline
+has none. To add a similarity, name it in ``SIMILARITIES``.
 
 Nothing is computed that no term looks at, and no scan is segmented, registered or warped in vain.
 """
@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from . import losses
 from .data import Batch
 from .errors import UserError
-from .models import probabilities, register
+from .models import as_probabilities, register
 from .warp import Deformation
 
 SIMILARITIES = {"ncc": losses.ncc, "lncc": losses.lncc, "mse": losses.mse}
@@ -72,16 +72,21 @@ class RegTurn:
 
 @dataclass(frozen=True, eq=False)
 class SegTurn:
-    """What a term of segmentation may look at; labels and guesses are (R, C, I, J, K), of so many
-    pairs of the batch as count.
+    """What a term of segmentation may look at, case by case: of so many pairs of the batch as are
+    of a case (R, C, I, J, K), or as integer labels (R, I, J, K).
     """
 
-    guess: Tensor  # F_S of the labelled scan of each pair that has one
-    truth: Tensor  # the expert's labels of it
-    # of the pairs that are compared, in the order of cases; None where none is
-    phi: Deformation | None = None
-    warped: Tensor | None = None  # S_m o phi; S_m: the expert's labels where they exist, else F_S
-    s_fixed: Tensor | None = None  # S_f
+    # F_S(I) of labelled scans, before the softmax, and the expert's labels of them
+    taught: Sequence[tuple[Tensor, Tensor]]
+    # S_m o phi and S_f of the pairs that are compared
+    compared: Sequence[tuple[Tensor, Tensor]] = ()
+    phi: Deformation | None = None  # of the pairs that are compared; None where none is
+
+    @property
+    def nothing(self) -> Tensor:
+        """The value of a term that no pair of the batch has."""
+        scores, _ = self.taught[0]
+        return scores.new_zeros((), dtype=torch.float32)
 
 
 def _similarity(turn: RegTurn) -> Tensor:
@@ -104,16 +109,26 @@ def _reg_anatomy(turn: RegTurn) -> Tensor:
 
 def _seg_anatomy(turn: SegTurn) -> Tensor:
     """L_a(S_m o phi, S_f), over the pairs that are compared."""
-    if turn.phi is None:
-        return turn.guess.new_zeros(())
-    return losses.soft_dice(turn.warped, turn.s_fixed)
+    return turn.nothing + _mean_dice(losses.soft_dice, turn.compared)
 
 
 def _supervised(turn: SegTurn) -> Tensor:
     """L_sp(F_S(I), S), over the pairs with a labelled side."""
-    if not len(turn.guess):
-        return turn.guess.new_zeros(())
-    return losses.soft_dice(turn.guess, turn.truth)
+
+    def dice(scores: Tensor, truth: Tensor) -> Tensor:
+        if truth.ndim < scores.ndim:
+            return losses.softmax_dice(scores, truth)
+        return losses.soft_dice(as_probabilities(scores), truth)
+
+    return turn.nothing + _mean_dice(dice, turn.taught)
+
+
+def _mean_dice(
+    dice: Callable[[Tensor, Tensor], Tensor], cases: Sequence[tuple[Tensor, Tensor]]
+) -> Tensor | int:
+    """The mean over the pairs of all ``cases``, where ``dice`` is that of a case; 0 of no pair."""
+    pairs = sum(len(one) for one, _ in cases)
+    return sum(dice(one, other) * (len(one) / pairs) for one, other in cases if len(one))
 
 
 def _only(phi: Deformation, rows: Tensor) -> Deformation:
@@ -197,7 +212,8 @@ def _labels(seg_net: nn.Module | None, *sides: Batch) -> tuple[Tensor, ...]:
     """The labels of each side of the pairs, guessed where an expert's are missing."""
     if all(side.known.all() for side in sides):
         return tuple(side.one_hot for side in sides)
-    guesses = _segment(seg_net, [side.image[~side.known] for side in sides])
+    scores = _scores(seg_net, [side.image[~side.known] for side in sides])
+    guesses = [as_probabilities(some) for some in scores]
     return tuple(_filled(side, guess) for side, guess in zip(sides, guesses, strict=True))
 
 
@@ -212,9 +228,9 @@ def _filled(side: Batch, guess: Tensor) -> Tensor:
     return labels_or_guess(side.known, side.one_hot, whole)
 
 
-def _segment(seg_net: nn.Module, *roles: Sequence[Tensor]) -> list[Tensor]:
-    """F_S of the images (R, 1, I, J, K) that play each role: probabilities (R, C, I, J, K) of each
-    tensor of images, in order.
+def _scores(seg_net: nn.Module, *roles: Sequence[Tensor]) -> list[Tensor]:
+    """F_S of the images (R, 1, I, J, K) that play each role: scores (R, C, I, J, K) of each tensor
+    of images, in order.
 
     In one forward pass, which is faster than two; but batch normalisation that is learning would
     mix the statistics of the roles, and sees one at a time.
@@ -223,8 +239,8 @@ def _segment(seg_net: nn.Module, *roles: Sequence[Tensor]) -> list[Tensor]:
     passes = roles if learning else [[images for role in roles for images in role]]
     found = []
     for tensors in passes:
-        guess = probabilities(seg_net, torch.cat(list(tensors)))
-        found += guess.split([len(images) for images in tensors])
+        scores = seg_net(torch.cat(list(tensors)))
+        found += scores.split([len(images) for images in tensors])
     return found
 
 
@@ -256,16 +272,14 @@ def seg_terms(
     L_sp(F_S(I_m o phi), S_m o phi). ``fourth_case`` lets two guesses be compared, to show why they
     must not be.
     """
-    compared = moving.known ^ fixed.known
-    if fourth_case:
-        compared = compared | ~(moving.known | fixed.known)
-    if reg_net is not None and compared.any():
-        turn = _compared_turn(seg_net, reg_net, moving, fixed, compared, sampled_warps)
+    one, other = moving.known & ~fixed.known, fixed.known & ~moving.known
+    neither = ~(moving.known | fixed.known) & fourth_case
+    if reg_net is not None and (one | other | neither).any():
+        turn = _compared_turn(seg_net, reg_net, moving, fixed, (one, other, neither), sampled_warps)
     else:
         labelled = moving[moving.known]
-        truth = labelled.one_hot
-        guess = probabilities(seg_net, labelled.image) if len(truth) else truth
-        turn = SegTurn(guess, truth)
+        scores = seg_net(labelled.image) if len(labelled.ids) else labelled.one_hot
+        turn = SegTurn([(scores, labelled.labels)])
     return {name: term.seg(turn) for name, term in TERMS.items() if term.seg and name in names}
 
 
@@ -274,44 +288,40 @@ def _compared_turn(
     reg_net: nn.Module,
     moving: Batch,
     fixed: Batch,
-    compared: Tensor,
+    cases: Sequence[Tensor],
     sampled_warps: bool,
 ) -> SegTurn:
-    """A turn in which the pairs for which ``compared`` (B,) is True are compared through phi."""
-    alone = moving[moving.known & ~compared]  # their fixed scans teach nothing
-    # Pairs whose moving scan is labelled come first.
-    order = torch.cat([(compared & side).nonzero() for side in (moving.known, ~moving.known)])[:, 0]
-    moving, fixed = moving[order], fixed[order]
-    known, unknown = moving[moving.known], moving[~moving.known]
+    """A turn in which pairs are compared through phi. ``cases``: (B,) bool, those of which one side
+    is labelled, the moving or the fixed one, and those of which neither is.
+    """
+    alone = moving[moving.known & fixed.known]  # the other side teaches nothing more
+    m_one, m_other, m_neither = (moving[case] for case in cases)
+    f_one, f_other, f_neither = (fixed[case] for case in cases)
     with torch.no_grad():
-        phi = register(reg_net, moving.image, fixed.image)
-    u_known, u_unknown = phi.displacement.split([len(known.ids), len(unknown.ids)])
+        images = [torch.cat([side[case].image for case in cases]) for side in (moving, fixed)]
+        phi = register(reg_net, *images)
+    u_one, u_other, u_neither = phi.displacement.split([int(case.sum()) for case in cases])
 
     # The labelled moving scans as they are, or as they look when they lie like the fixed scans.
-    image, truth = known.image, known.one_hot
-    warped_truth = _warp(u_known, truth)
+    image, truth, warped_truth = m_one.image, m_one.labels, _warp(u_one, m_one.one_hot)
     if sampled_warps:
-        image, truth = _warp(u_known, image), warped_truth
+        image, truth = _warp(u_one, image), warped_truth
 
-    guesses = _segment(
-        seg_net,
-        [alone.image, image, unknown.image],
-        [fixed.image[fixed.known], fixed.image[~fixed.known]],
-    )
-    p_alone, p_known, p_unknown, p_fixed_known, p_fixed_unknown = guesses
+    moving_images = [alone.image, image, m_other.image, m_neither.image]
+    fixed_images = [f_one.image, f_other.image, f_neither.image]
+    scores = _scores(seg_net, moving_images, fixed_images)
+    of_alone, of_m_one, of_m_other, of_m_neither, of_f_one, of_f_other, of_f_neither = scores
+
+    p_other, p_neither = as_probabilities(of_m_other), as_probabilities(of_m_neither)
     return SegTurn(
-        guess=_stack([p_alone, p_known, p_fixed_known]),
-        truth=_stack([alone.one_hot, truth, fixed[fixed.known].one_hot]),
+        taught=[(of_alone, alone.labels), (of_m_one, truth), (of_f_other, f_other.labels)],
+        compared=[
+            (warped_truth, as_probabilities(of_f_one)),
+            (_warp(u_other, p_other), f_other.labels),
+            (_warp(u_neither, p_neither), as_probabilities(of_f_neither)),
+        ],
         phi=phi,
-        warped=_stack([warped_truth, _warp(u_unknown, p_unknown)]),
-        s_fixed=_filled(fixed, p_fixed_unknown),
     )
-
-
-def _stack(rows: Sequence[Tensor]) -> Tensor:
-    """All rows as one batch, without a copy where one tensor holds them all."""
-    some = [tensor for tensor in rows if len(tensor)]
-    return some[0] if len(some) == 1 else torch.cat(list(rows))
 
 
 def _warp(u: Tensor, volume: Tensor) -> Tensor:

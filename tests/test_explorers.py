@@ -144,6 +144,8 @@ def test_curves_are_means_of_spans():
     }
     assert found["validation Dice (reg)"] == {"x": [500], "y": [0.5], "colour": "#E69F00"}
     assert "anatomy (reg)" not in found  # a term that is not there
+    history = [row(1, similarity=0.5, anatomy=float("nan"))]  # as a table of other regimes has it
+    assert list(explorers.term_curves(history)) == ["similarity (reg)"]
     assert explorers.term_curves([]) == {}
 
 
