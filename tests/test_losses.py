@@ -462,6 +462,21 @@ def test_own_gradients_are_those_of_the_plain_loss(name, shape, slab, monkeypatc
         torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", PLAIN)
+@shapes
+def test_own_gradients_are_the_same_on_a_gpu(name, shape):
+    fast, _, inputs = fast_and_plain(name, shape)
+    values, gradients = [], []
+    for device in ("cpu", "cuda"):
+        first, *others = [x.to(device) for x in inputs]
+        value = fast(first.requires_grad_(), *others)
+        values.append(value.detach())
+        gradients.append(torch.autograd.grad(value, first)[0].cpu())
+    assert_number(values[1], values[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 @pytest.mark.parametrize("name", [name for name in PLAIN if name != "softmax_dice"])
 def test_own_gradients_come_for_what_wants_one_and_as_often_as_asked(name):
     fast, _, inputs = fast_and_plain(name, (6, 7))
