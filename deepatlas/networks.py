@@ -240,7 +240,8 @@ class PaperSegmentationNet(nn.Module):
     def _stage(*channels: int) -> nn.Sequential:
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(channels):
-            layers += [convolution(3, inputs, outputs), nn.BatchNorm3d(outputs), nn.LeakyReLU()]
+            layers += [convolution(3, inputs, outputs), nn.BatchNorm3d(outputs)]
+            layers.append(nn.LeakyReLU(inplace=True))
         return nn.Sequential(*layers)
 
     @staticmethod
@@ -248,7 +249,7 @@ class PaperSegmentationNet(nn.Module):
         return nn.Sequential(
             nn.ConvTranspose3d(channels, channels, 2, stride=2),
             nn.BatchNorm3d(channels),
-            nn.LeakyReLU(),
+            nn.LeakyReLU(inplace=True),
         )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -283,13 +284,13 @@ class PaperRegistrationNet(nn.Module):
         x, skips = torch.cat([moving, fixed], 1), []
         _check_image(x, 3, 16)
         for down in self.down:
-            x = F.leaky_relu(down(x), 0.2)
+            x = F.leaky_relu(down(x), 0.2, inplace=True)
             skips.append(x)
         skips.pop()
-        x = F.leaky_relu(self.up[0](x), 0.2)
+        x = F.leaky_relu(self.up[0](x), 0.2, inplace=True)
         for up in self.up[1:]:
             x = torch.cat([F.interpolate(x, scale_factor=2), skips.pop()], 1)
-            x = F.leaky_relu(up(x), 0.2)
-        x = F.leaky_relu(self.refine(x), 0.2)
+            x = F.leaky_relu(up(x), 0.2, inplace=True)
+        x = F.leaky_relu(self.refine(x), 0.2, inplace=True)
         x = torch.cat([F.interpolate(x, scale_factor=2), skips.pop()], 1)
         return self.head(x)
