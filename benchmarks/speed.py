@@ -39,7 +39,10 @@ def step_seconds(cohort, turn, consults, mixed, steps=12):
         consults=consults,
     )
     settings = training.Settings(
-        {turn: steps}, batch_size=experiment.batch_size, mixed_precision=mixed
+        {turn: steps},
+        batch_size=experiment.batch_size,
+        seg_batch_size=experiment.seg_batch_size,
+        mixed_precision=mixed,
     )
     with tempfile.TemporaryDirectory() as folder:
         history = training.train(networks, cohort.hide_labels(1), regime, settings, Path(folder))
@@ -64,7 +67,10 @@ def watching_share(cohort, steps=240):
         spent[0] += seconds(lambda: watch(row))
 
     settings = training.Settings(
-        {"seg": steps // 3, "reg": 2 * steps // 3}, batch_size=experiment.batch_size, watch=timed
+        {"seg": steps // 3, "reg": 2 * steps // 3},
+        batch_size=experiment.batch_size,
+        seg_batch_size=experiment.seg_batch_size,
+        watch=timed,
     )
     with tempfile.TemporaryDirectory() as folder:
         whole = seconds(

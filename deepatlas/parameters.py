@@ -54,6 +54,7 @@ PROFILES = {
         "reg_steps": 400,
         "joint_steps": 600,
         "batch_size": 4,
+        "seg_batch_size": 2,
         "seg_rate": 4e-3,
         "reg_rate": 4e-3,
     },
@@ -153,8 +154,10 @@ class Experiment(BaseModel):
     joint_steps: int = filled(ge=2, le=MOST_STEPS)
     # registration turns for each segmentation turn
     reg_turns: int = filled(ge=1, le=MOST_STEPS)
-    # pairs in a step
+    # pairs in a step; in one of the segmentation network, where fewer do as well: by the profile,
+    # else as many, and as many as ``batch_size`` where that is given
     batch_size: int = filled(ge=1, le=MOST_PAIRS)
+    seg_batch_size: int = filled(ge=1, le=MOST_PAIRS)
 
     # --- the loss ---
     # weight of the bending energy
@@ -225,7 +228,11 @@ class Experiment(BaseModel):
         row = NETWORKS.get(str(given.get("networks", "kit")))
         if row is not None and row.velocity is not None:
             given.setdefault("velocity", row.velocity)
+        if "batch_size" in given:
+            given.setdefault("seg_batch_size", given["batch_size"])
         decided = PROFILES.get(f"{given['profile']}-{given['dims']}d", {})
+        if "batch_size" in decided:
+            decided = {"seg_batch_size": decided["batch_size"]} | decided
         decided = decided | RECIPES.get(str(given["recipe"]), {})
         return decided | given
 

@@ -43,6 +43,7 @@ class Settings:
     # of Adam, at most
     learning_rates: Mapping[str, float] = field(default_factory=lambda: {"seg": 1e-3, "reg": 1e-3})
     batch_size: int = 1  # pairs of scans in a turn
+    seg_batch_size: int | None = None  # in one of the segmentation network; None: as many
     augmentation: float = 1.0  # strength
     validations: int = 8  # how often, evenly spread, the last at the end
     mixed_precision: bool = False  # networks in bfloat16, losses in float32
@@ -53,6 +54,12 @@ class Settings:
     run: str = ""  # name of the run that it is part of, whose checkpoints are no other's
     # sees each row of history
     watch: Callable[[dict], None] | None = field(default=None, repr=False, compare=False)
+
+    def pairs_in(self, turn: str) -> int:
+        """Pairs of scans in a ``turn`` of "seg" or "reg"."""
+        if turn == "seg" and self.seg_batch_size is not None:
+            return self.seg_batch_size
+        return self.batch_size
 
 
 def train(
@@ -198,7 +205,7 @@ class Trainer:
         for name, network in self.networks.items():
             network.train(name == turn)  # batch norm of a consulted network must not go on learning
 
-        count = self.settings.batch_size
+        count = self.settings.pairs_in(turn)
         pairs = [draw_pair(self.cases[turn], self.generator) for _ in range(count)]
         moving = Batch.of([moving for moving, _ in pairs], self.structures, self.device)
         fixed = Batch.of([fixed for _, fixed in pairs], self.structures, self.device)

@@ -182,12 +182,23 @@ def test_what_a_record_says_of_an_experiment_has_not_changed():
     assert parse({}).model_dump_json() == (
         '{"dataset":"phantom-brain","profile":"class","dims":2,"recipe":"best","regimes":"all",'
         '"labelled":1,"seed":0,"label_seed":0,"seg_steps":300,"reg_steps":400,"joint_steps":600,'
-        '"reg_turns":2,"batch_size":4,"lambda_r":0.2,"lambda_a":10.0,"lambda_weak":0.3,'
-        '"lambda_sp":100.0,"term_weights":{},"similarity":"lncc","teacher":0.98,'
+        '"reg_turns":2,"batch_size":4,"seg_batch_size":2,"lambda_r":0.2,"lambda_a":10.0,'
+        '"lambda_weak":0.3,"lambda_sp":100.0,"term_weights":{},"similarity":"lncc","teacher":0.98,'
         '"sampled_warps":true,"fourth_case":false,"joint_start":"baselines","unlabelled":null,'
         '"passes":1,"velocity":true,"networks":"kit","seg_rate":0.004,"reg_rate":0.004,'
         '"augmentation":1.0,"device":"auto","precision":"auto"}'
     )
+
+
+def test_the_segmentation_network_has_as_many_pairs_as_is_said():
+    """By the profile, else as the other network; who says ``batch_size`` means both."""
+    assert (parse({}).batch_size, parse({}).seg_batch_size) == (4, 2)
+    assert parse({"dims": 3}).seg_batch_size == parse({"dims": 3}).batch_size
+    assert parse({"batch_size": 3}).seg_batch_size == 3
+    both = parse({"batch_size": 3, "seg_batch_size": 1})
+    assert (both.batch_size, both.seg_batch_size) == (3, 1)
+    # a record that was written before there were two
+    assert parse({"batch_size": 4}).seg_batch_size == 4
 
 
 # --- a notebook's variables -----------------------------------------------------------------------

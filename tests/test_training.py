@@ -18,6 +18,7 @@ from deepatlas.data import Batch, Source
 from deepatlas.errors import UserError
 from deepatlas.models import Registration, probabilities, register
 from deepatlas.networks import RegistrationNet, SegmentationNet
+from deepatlas.pairs import draw_pair
 from deepatlas.regimes import REGIMES, Regime, needed, regimes, spent
 from deepatlas.terms import SIMILARITIES, Weights, labels_or_guess, reg_terms, seg_terms
 from deepatlas.training import Settings, train
@@ -640,6 +641,25 @@ def test_only_the_network_whose_turn_it_is_moves():
                 not torch.equal(a, b) for a, b in zip(before[name], net.parameters(), strict=True)
             )
             assert moved == (name == turn)
+
+
+def test_each_network_has_its_own_number_of_pairs(monkeypatch):
+    drawn = []
+
+    def draw(cases, generator):
+        drawn.append(cases)
+        return draw_pair(cases, generator)
+
+    monkeypatch.setattr("deepatlas.training.draw_pair", draw)
+    for settings, wanted in (
+        (JOINT, {"seg": 2, "reg": 2}),
+        (replace(JOINT, seg_batch_size=1), {"seg": 1, "reg": 2}),
+    ):
+        loop = trainer(settings)
+        for _ in range(4):
+            drawn.clear()
+            turn = loop.take_turn()["turn"]
+            assert len(drawn) == wanted[turn]
 
 
 def test_a_teacher_is_the_running_average_of_the_network_that_is_consulted():
