@@ -252,10 +252,8 @@ def seg_terms(
     *,
     sampled_warps: bool = False,
     fourth_case: bool = False,
-    names: Collection[str] = TERMS.keys(),
 ) -> dict[str, Tensor]:
-    """Loss terms of a segmentation turn, by case; of them, those in ``names``. ``reg_net`` is only
-    consulted.
+    """Loss terms of a segmentation turn, by case; ``reg_net`` is only consulted.
 
     ======== ======== ============================ ======================
     moving   fixed    anatomy                      supervised
@@ -280,7 +278,7 @@ def seg_terms(
         labelled = moving[moving.known]
         scores = seg_net(labelled.image) if len(labelled.ids) else labelled.one_hot
         turn = SegTurn([(scores, labelled.labels)])
-    return {name: term.seg(turn) for name, term in TERMS.items() if term.seg and name in names}
+    return {name: term.seg(turn) for name, term in TERMS.items() if term.seg}
 
 
 def _compared_turn(

@@ -233,22 +233,18 @@ class Trainer:
         """The named loss terms of a turn, but those of weight 0; the other network, or its average,
         is only consulted.
         """
-        names = [name for name, weight in self.settings.weights.items() if weight]
         other = "seg" if turn == "reg" else "reg"
         consulted = self.networks[other] if self.regime.consults else None
         if other in self.teachers:
             consulted = self.teachers[other].module.eval()
+        weighty = [name for name, weight in self.settings.weights.items() if weight]
         if turn == "seg":
-            return seg_terms(
-                self.networks["seg"],
-                consulted,
-                moving,
-                fixed,
-                **self.settings.options,
-                names=names,
+            terms = seg_terms(
+                self.networks["seg"], consulted, moving, fixed, **self.settings.options
             )
+            return {name: term for name, term in terms.items() if name in weighty}
         similarity = SIMILARITIES[self.settings.similarity]
-        return reg_terms(self.networks["reg"], consulted, moving, fixed, similarity, names=names)
+        return reg_terms(self.networks["reg"], consulted, moving, fixed, similarity, names=weighty)
 
     def _gradient(self, turn: str, terms: Mapping[str, Tensor]) -> Tensor:
         """The length of the gradient of the loss, left with the weights of this turn's network; 0
