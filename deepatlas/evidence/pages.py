@@ -224,10 +224,14 @@ def _speed_table(rows: pd.DataFrame) -> Iterator[Line]:
     yield _rule(len(SPEED_HEADER))
     rows = rows[rows["exponent"].isna()]
     on_cpu = rows["device"] == "cpu"
-    rows = rows.assign(time=rows["cpu_seconds"].where(on_cpu, rows["seconds"]))
+    first = rows["operation"].drop_duplicates().tolist()  # works in the order of the file
+    rows = rows.assign(
+        time=rows["cpu_seconds"].where(on_cpu, rows["seconds"]),
+        place=rows["operation"].map(first.index),
+    ).sort_values("place", kind="stable")
     for (work, size), some in rows.groupby(["operation", "size"], sort=False):
         ours = some[some["program"] == "deepatlas"]
-        if ours.empty:
+        if ours.empty or ours["time"].isna().all():
             continue
         kit = ours.iloc[0]
         others = []
