@@ -12,7 +12,7 @@ import warnings
 import weakref
 from pathlib import Path
 
-from deepatlas import datasets
+from deepatlas import datasets, phantom
 from deepatlas.checkpoints import load_tensors, write_tensors
 from deepatlas.datasets import cache as cache_module
 from deepatlas.datasets import reading
@@ -134,6 +134,43 @@ def test_unlabelled_scans_are_kept_too(home, reads):
         assert reads == ([] if again else ["a"])
 
 
+@pytest.mark.parametrize("name, dims", [("phantom-brain", 2), ("phantom-knee", 3)])
+def test_a_phantom_is_made_once(tmp_path, monkeypatch, name, dims):
+    monkeypatch.setenv("DEEPATLAS_CACHE", str(tmp_path))
+    sizes = {"split": {"full": (2, 1, 1)}}
+    few = datasets.describe(name).model_copy(update=sizes)
+    made = []
+
+    def counted(*what, **where):
+        made.append(what)
+        return make_scan(*what, **where)
+
+    make_scan = phantom.make_scan
+    monkeypatch.setattr(phantom, "make_scan", counted)
+    cohorts = [datasets.load_cohort(few, dims=dims, seed=seed) for seed in (0, 0, 1)]
+    assert len(made) == 8
+    assert [scan.subject for scan in cohorts[2].scans] != [
+        scan.subject for scan in cohorts[0].scans
+    ]
+    assert cohorts[0].fingerprint == cohorts[1].fingerprint
+    shape, spacing = cohorts[0].shape, cohorts[0].spacing
+    for number, (one, other) in enumerate(zip(cohorts[0].scans, cohorts[1].scans, strict=True)):
+        fresh = make_scan(few.anatomy, number, shape, spacing=spacing, seed=0)
+        for scan in (one, other):
+            assert (scan.id, scan.subject, scan.source) == (fresh.id, fresh.subject, None)
+            assert torch.equal(scan.image, fresh.image) and torch.equal(scan.labels, fresh.labels)
+            assert torch.equal(scan.affine, fresh.affine) and scan.affine.dtype == torch.float64
+    moving, fixed = cohorts[1].scans[:2]
+    truth = [cohorts[1].truth(moving, fixed), phantom.true_deformation(*cohorts[0].scans[:2])]
+    assert torch.equal(truth[0].displacement, truth[1].displacement)
+
+
+def test_small_phantoms_are_made_faster_than_they_are_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPATLAS_CACHE", str(tmp_path / "cache"))
+    datasets.load_cohort("phantom-brain", profile="smoke")
+    assert not (tmp_path / "cache").exists()
+
+
 # --- misses ---------------------------------------------------------------------------------------
 
 
@@ -193,7 +230,7 @@ def test_other_code_prepares_anew(home, reads, monkeypatch):
 def test_the_code_that_decides_is_that_of_reading_resampling_and_aligning():
     from deepatlas.run_names import method_files
 
-    found = {path.name for file in cache_module.CODE for path in method_files(root=file)}
+    found = {path.name for file in cache_module.OF_FILES for path in method_files(root=file)}
     assert {"nifti.py", "preparation.py", "grid.py", "registration.py", "warp.py"} <= found
     assert not {"cohorts.py", "training.py", "networks.py"} & found
 
@@ -263,15 +300,15 @@ def test_no_changed_byte_of_a_header_is_believed(home, files):
     sound = path.read_bytes()
     end = sound.index(b"\n") + 1 + int(sound.split()[2])
     cache = cache_module.Cache()
-    file = File("a", "a", home / "imagesTr" / "hippocampus_000.nii.gz", None)
-    assert cache.find(path.name, file) is not None
+    names = cache_module.Names("a", "a", "a.nii")
+    assert cache.find(path.name, names) is not None
     random = rng(0)
     for _ in range(300):
         content = bytearray(sound)
         content[random.integers(end)] ^= 1 << random.integers(8)
         path.unlink()
         path.write_bytes(content)
-        assert cache.find(path.name, file) is None
+        assert cache.find(path.name, names) is None
 
 
 # --- maps -----------------------------------------------------------------------------------------

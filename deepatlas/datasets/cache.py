@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -31,7 +32,9 @@ from .layouts import File
 FORMAT = "deepatlas-scan-1"
 FIRST_LINE = "{format} {checksum:64} {length:12d}\n"  # checksum and length of the header
 BEGIN = 64  # voxels begin at a multiple of so many bytes
-CODE = ("datasets/nifti.py", "datasets/preparation.py")  # from files to a scan on the grid
+# from files to a scan on the grid, and from nothing to a phantom
+OF_FILES = ("datasets/nifti.py", "datasets/preparation.py")
+OF_PHANTOMS = ("phantom/subjects.py",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,39 +49,49 @@ class Prepared:
     told: tuple[str, ...] = ()  # warnings that came while the files were read
 
 
-class Cache:
-    """The folder of prepared scans; ``trouble`` says why one could not be kept, if so."""
+class Names(NamedTuple):
+    """What a scan is called, which its files may be without being others."""
 
-    def __init__(self) -> None:
+    id: str
+    subject: str
+    path: str = ""  # of its image; "" if it was made
+
+    @classmethod
+    def of(cls, scan: Scan) -> Names:
+        return cls(scan.id, scan.subject, scan.source.path if scan.source else "")
+
+
+class Cache:
+    """The folder of scans that files of ``code`` prepare or make; ``trouble`` says why one could
+    not be kept, if so.
+    """
+
+    def __init__(self, code: Sequence[str] = OF_FILES) -> None:
         self.folder = cache_folder() / "scans"
         self.trouble: str | None = None
-        self._code = [code_hash(file) for file in CODE]
-
-    def key_of(self, file: File, what_else: Mapping[str, object]) -> str:
-        """The name under which a scan is kept: a hash of the bytes of its files, of the code that
-        prepares it, and of ``what_else`` decides the result, as JSON.
-        """
-        decides = {
-            "image": sha256_of(file.image),
-            "channel": file.channel,
-            "labels": None if file.labels is None else sha256_of(file.labels),
-            "code": self._code,
+        self._decides = {
+            "code": [code_hash(file) for file in code],
             "versions": [library.__version__ for library in (torch, np, scipy, nib)],
-            **what_else,
         }
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
-    def find(self, key: str, file: File) -> Prepared | None:
-        """The scan that is kept under ``key``, mapped into memory, with the names of ``file``; None
-        if there is none, or if it is damaged.
+    def key_of(self, decides: Mapping[str, object]) -> str:
+        """The name under which a scan is kept: a hash of the code that prepares it, and of what
+        else ``decides`` the result, as JSON.
+        """
+        told = json.dumps({**self._decides, **decides}, sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    def find(self, key: str, names: Names) -> Prepared | None:
+        """The scan that is kept under ``key``, mapped into memory, with these ``names``; None if
+        there is none, or if it is damaged.
         """
         try:
-            return _read(self.folder / key, file)
+            return _read(self.folder / key, names)
         # whatever a damaged file makes of the reader, and RuntimeError where none can be mapped
         except (OSError, ValueError, KeyError, TypeError, RuntimeError):
             return None
 
-    def keep(self, key: str, prepared: Prepared, file: File) -> Prepared:
+    def keep(self, key: str, prepared: Prepared) -> Prepared:
         """Write ``prepared`` under ``key``, and give it back mapped into memory; or as it is, where
         it cannot be written.
         """
@@ -90,11 +103,20 @@ class Cache:
         except (OSError, UserError) as error:
             problem = str(error)
         # even then: on Windows no file can be replaced that another process has mapped
-        kept = self.find(key, file)
+        kept = self.find(key, Names.of(prepared.scan))
         if kept is None:
             self.trouble = problem
             return prepared
         return kept
+
+
+def content_of(file: File) -> dict[str, object]:
+    """What of the files of a scan decides how it is prepared: their bytes, as hashes."""
+    return {
+        "image": sha256_of(file.image),
+        "channel": file.channel,
+        "labels": None if file.labels is None else sha256_of(file.labels),
+    }
 
 
 # --- one file -------------------------------------------------------------------------------------
@@ -107,19 +129,13 @@ def _write(prepared: Prepared, path: Path) -> None:
         "shape": scan.shape,
         "labels": None if scan.labels is None else str(scan.labels.numpy().dtype),
         "affine": scan.affine.tolist(),
-        "source": {
-            "shape": scan.source.shape,
-            "affine": scan.source.affine.tolist(),
-            "digest": scan.source.digest,
-            "image_digest": scan.source.image_digest,
-            "step": scan.source.step,
-        },
+        "source": None if scan.source is None else _told(scan.source),
         "flat": prepared.flat,
         "found": prepared.found,
         "shown": prepared.shown,
         "numbers": prepared.numbers,
         # a folder may be moved
-        "told": [text.replace(scan.source.path, "{image}") for text in prepared.told],
+        "told": [text.replace(Names.of(scan).path, "{image}") for text in prepared.told],
     }
     text = json.dumps(header).encode()
     checksum = hashlib.sha256(text).hexdigest()
@@ -130,7 +146,30 @@ def _write(prepared: Prepared, path: Path) -> None:
             stream.write(bytes(-stream.tell() % BEGIN))
 
 
-def _read(path: Path, file: File) -> Prepared:
+def _told(source: Source) -> dict[str, object]:
+    return {
+        "shape": source.shape,
+        "affine": source.affine.tolist(),
+        "digest": source.digest,
+        "image_digest": source.image_digest,
+        "step": source.step,
+    }
+
+
+def _source(told: Mapping[str, object] | None, path: str) -> Source | None:
+    if told is None:
+        return None
+    return Source(
+        path,
+        tuple(told["shape"]),
+        _affine(told["affine"]),
+        told["digest"],
+        told["image_digest"],
+        told["step"],
+    )
+
+
+def _read(path: Path, names: Names) -> Prepared:
     """What ``_write`` wrote; ValueError if its header is damaged, or its size another."""
     first_line = len(FIRST_LINE.format(format=FORMAT, checksum="", length=0))
     whole = path.stat().st_size
@@ -158,23 +197,15 @@ def _read(path: Path, file: File) -> Prepared:
     if header["labels"] is not None:
         part = content[labels_begin : labels_begin + dtype.itemsize * size]
         labels = _tensor(part, getattr(torch, dtype.name), shape)
-    source = header["source"]
-    place = Source(
-        str(file.image),
-        tuple(source["shape"]),
-        _affine(source["affine"]),
-        source["digest"],
-        source["image_digest"],
-        source["step"],
-    )
-    scan = Scan(file.id, file.subject, image, _affine(header["affine"]), labels, place)
+    source = _source(header["source"], names.path)
+    scan = Scan(names.id, names.subject, image, _affine(header["affine"]), labels, source)
     return Prepared(
         scan,
         header["flat"],
         tuple(header["found"]),
         tuple(header["shown"]),
         header["numbers"],
-        tuple(text.replace("{image}", place.path) for text in header["told"]),
+        tuple(text.replace("{image}", names.path) for text in header["told"]),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,13 +12,15 @@ import numpy as np
 from .. import phantom
 from ..data import Cohort, Scan, split_by_subject
 from ..errors import UserError, brief
-from .cache import Prepared
+from .cache import OF_PHANTOMS, Cache, Names, Prepared
 from .entries import PARTS, PROFILES, Entry, Profile, describe, expand
 from .fetch import find
 from .layouts import File, Options, check_files, layout_of, list_files
 from .nifti import smallest_type
 from .preparation import Preparation
 from .reading import Reader
+
+WORTH_KEEPING = 8000  # voxels, of a phantom
 
 
 def load_cohort(
@@ -50,10 +53,13 @@ def _phantoms(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
     shape, spacing = entry.grid(profile, dims)
     train, validation, test = entry.split_sizes(profile)
 
+    # small ones are made faster than they are found
+    cache = Cache(OF_PHANTOMS) if math.prod(shape) >= WORTH_KEEPING else None
+
     def scans(first: int, count: int) -> tuple[Scan, ...]:
         numbers = range(first, first + count)
         return tuple(
-            phantom.make_scan(entry.anatomy, number, shape, spacing=spacing, seed=seed)
+            _phantom(cache, entry.anatomy, number, tuple(shape), spacing=spacing, seed=seed)
             for number in numbers
         )
 
@@ -70,6 +76,20 @@ def _phantoms(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
         label_numbers=tuple((index,) for index in range(1, len(structures))),
         label_dtype="uint8",
     )
+
+
+def _phantom(
+    cache: Cache | None, anatomy: str, subject: int, shape: tuple[int, ...], **place: float
+) -> Scan:
+    """What ``phantom.make_scan`` makes of these, or has made before."""
+    if cache is None:
+        return phantom.make_scan(anatomy, subject, shape, **place)
+    name = phantom.name_of(anatomy, place["seed"], subject)
+    key = cache.key_of({"phantom": name, "shape": shape, **place})
+    kept = cache.find(key, Names(name, name))
+    if kept is None:
+        kept = cache.keep(key, Prepared(phantom.make_scan(anatomy, subject, shape, **place)))
+    return kept.scan
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..data import Scan
 from ..errors import UserError
-from .cache import Cache, Prepared
+from .cache import Cache, Names, Prepared, content_of
 from .entries import Entry
 from .layouts import File
 from .nifti import load_scan, number_type
@@ -73,18 +73,18 @@ class Reader:
 
     def _reference(self, file: File) -> tuple[str, Tensor]:
         """The image that others are aligned to, and the key under which it is kept."""
-        key = self.cache.key_of(file, {**self._decides, "reference": True})
-        kept = self.cache.find(key, file)
+        key = self._key(file, {"reference": True})
+        kept = self.cache.find(key, _names(file))
         if kept is None:
             original, _ = self._read(file)
             scan = self.preparation.centred(original)
-            kept = self.cache.keep(key, Prepared(scan, flat=len(original.shape) == 2), file)
+            kept = self.cache.keep(key, Prepared(scan, flat=len(original.shape) == 2))
         return key, kept.scan.image
 
     def _chunk(self, files: Sequence[File], what_else: Mapping[str, object]) -> list[Prepared]:
         """Those that are not in the cache yet are read and prepared together."""
-        keys = [self.cache.key_of(file, {**self._decides, **what_else}) for file in files]
-        kept = [self.cache.find(key, file) for key, file in zip(keys, files, strict=True)]
+        keys = [self._key(file, what_else) for file in files]
+        kept = [self.cache.find(key, _names(file)) for key, file in zip(keys, files, strict=True)]
         for prepared in filter(None, kept):
             self._check_kind(prepared.scan.source.path, prepared.flat)
         missing = [number for number, found in enumerate(kept) if found is None]
@@ -103,8 +103,11 @@ class Reader:
                     numbers=self._numbers(file),
                     told=told,
                 )
-                kept[number] = self.cache.keep(keys[number], prepared, file)
+                kept[number] = self.cache.keep(keys[number], prepared)
         return kept
+
+    def _key(self, file: File, what_else: Mapping[str, object]) -> str:
+        return self.cache.key_of({**content_of(file), **self._decides, **what_else})
 
     def _read(self, file: File) -> tuple[Scan, tuple[str, ...]]:
         """A scan on its own grid, and the warnings that came with it."""
@@ -150,6 +153,10 @@ class Reader:
                 f"{scan.source.path}: {grid} none of its structures is left: {what_to_do}, or say "
                 "empty_labels = true in the entry, if scans may have none"
             )
+
+
+def _names(file: File) -> Names:
+    return Names(file.id, file.subject, str(file.image))
 
 
 def _structures(labels: Tensor | None) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ the contrast. A new anatomy is a file with an ``Anatomy``, and a row of ``ANATOM
 """
 
 from .shapes import Anatomy, Layer, Variation
-from .subjects import ANATOMIES, anatomy_of, make_scan, true_deformation
+from .subjects import ANATOMIES, anatomy_of, make_scan, name_of, true_deformation
 
 __all__ = [
     "ANATOMIES",
@@ -16,5 +16,6 @@ __all__ = [
     "Variation",
     "anatomy_of",
     "make_scan",
+    "name_of",
     "true_deformation",
 ]

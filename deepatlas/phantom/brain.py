@@ -5,7 +5,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.random import Generator
 
-from .shapes import Anatomy, Layer, Variation, Waves, ball, cut, ellipsoid, join, mirrored, tube
+from .shapes import (
+    Anatomy,
+    Layer,
+    Variation,
+    Waves,
+    ball,
+    cut,
+    ellipsoid,
+    join,
+    length,
+    mirrored,
+    tube,
+)
 
 
 def brain(p: np.ndarray, variation: Variation) -> list[Layer]:
@@ -78,7 +90,7 @@ def _fold(p: np.ndarray, q: np.ndarray, hull: np.ndarray, phase: np.ndarray) -> 
     """
     # rho is 0 in the middle, 1 on the surface
     centre, radii = np.float32([0, 0, -2]), np.float32([66, 86, 68])
-    rho = np.linalg.norm((p - centre) / radii, axis=1).clip(0.05)
+    rho = length((p - centre) / radii).clip(0.05)
 
     # sheets below the zeros of the field; they lean, as sulci do
     folds = Waves.draw(np.random.default_rng(7), 1, 3, (22, 30), len(phase)).shifted(phase)

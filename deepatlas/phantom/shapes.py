@@ -64,6 +64,11 @@ class Waves:
 # --- signed distances -----------------------------------------------------------------------------
 
 
+def length(p: np.ndarray) -> np.ndarray:
+    """(N,): the lengths of (N, 3) vectors; NumPy's sum over so short an axis takes far longer."""
+    return np.sqrt(p[:, 0] ** 2 + p[:, 1] ** 2 + p[:, 2] ** 2)
+
+
 def mirrored(p: np.ndarray) -> np.ndarray:
     """Points with |x| for x: a template is symmetric, its subjects are not."""
     return np.abs(p * np.float32([1, 0, 0])) + p * np.float32([0, 1, 1])
@@ -77,14 +82,14 @@ def ellipsoid(
     turn = np.float32([[c, -s, 0], [s, c, 0], [0, 0, 1]])
     q = (p - np.float32(centre)) @ turn
     # |q / radii| is 1 on the surface; divided by its slope it is about a distance
-    level = np.linalg.norm(q / np.float32(radii), axis=1)
-    slope = np.linalg.norm(q / np.float32(radii) ** 2, axis=1).clip(1e-6)
+    level = length(q / np.float32(radii))
+    slope = length(q / np.float32(radii) ** 2).clip(1e-6)
     return level * (level - 1) / slope
 
 
 def ball(p: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:
     """Distance to a ball."""
-    return np.linalg.norm(p - centre, axis=1) - radius
+    return length(p - centre) - radius
 
 
 def tube(p: np.ndarray, *nodes: tuple[float, float, float, float]) -> np.ndarray:
@@ -96,7 +101,7 @@ def tube(p: np.ndarray, *nodes: tuple[float, float, float, float]) -> np.ndarray
         offset, axis = p - start[:3], step[:3]
         # how far along this piece the nearest point of its axis lies: 0 at its start, 1 at its end
         t = (offset @ axis / (axis @ axis)).clip(0, 1)
-        to_axis = np.linalg.norm(offset - t[:, None] * axis, axis=1)
+        to_axis = length(offset - t[:, None] * axis)
         distances.append(to_axis - start[3] - t * step[3])
     return np.min(distances, axis=0)
 

@@ -135,7 +135,7 @@ def make_scan(
         if layer.structure is not None:
             labels[layer.distance < 0] = kind.structures.index(layer.structure)
     image = _image(kind, layers, world, shape, _rng(anatomy, seed, subject, 10 + dims))
-    name = f"{anatomy}-s{seed}-{subject:04d}"
+    name = name_of(anatomy, seed, subject)
     return Scan(
         id=name,
         subject=name,
@@ -143,6 +143,11 @@ def make_scan(
         affine=affine,
         labels=torch.from_numpy(labels.reshape(shape)),
     )
+
+
+def name_of(anatomy: str, seed: int, subject: int) -> str:
+    """Of a subject and its scan: what ``true_deformation`` draws it again from."""
+    return f"{anatomy}-s{seed}-{subject:04d}"
 
 
 def grid_of(affine: Tensor, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
