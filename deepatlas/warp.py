@@ -9,7 +9,7 @@ value.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,13 +46,17 @@ def look_up(volume: Tensor, index: Tensor) -> Tensor:
     """``volume`` (B, C, I, J, K), of any type, at the voxels ``index`` (B, D, ...) -> (B, C, ...);
     outside, the nearest border voxel.
     """
-    shape = volume.shape[2:]
-    flat = torch.zeros_like(index[:, 0])
-    for axis, n in enumerate(shape):
-        flat = flat * n + index[:, axis].clamp(0, n - 1)
+    return _look_up(volume, index.unbind(1))
+
+
+def _look_up(volume: Tensor, axes: Iterable[Tensor]) -> Tensor:
+    """``look_up`` where the index along each axis (B, ...) is made when it is its turn."""
+    flat = torch.zeros((), dtype=torch.int64, device=volume.device)
+    for n, index in zip(volume.shape[2:], axes, strict=True):
+        flat = flat * n + index.clamp(0, n - 1)
+    shape = flat.shape[1:]
     flat = flat.flatten(1)[:, None].expand(-1, volume.shape[1], -1)
-    values = volume.flatten(2).gather(2, flat)
-    return values.view(*volume.shape[:2], *index.shape[2:])
+    return volume.flatten(2).gather(2, flat).view(*volume.shape[:2], *shape)
 
 
 def _check_axes(volume: Tensor, dims: int) -> None:
@@ -244,8 +248,14 @@ class Deformation:
                 f"as many label maps as deformations were wanted, got {len(labels)} and "
                 f"{len(self.displacement)}"
             )
-        here = voxel_grid(self.shape, self.displacement).long()
-        return look_up(volume, here + nearest(self.displacement))[:, 0].to(labels.dtype)
+        return _look_up(volume, self._nearest_voxels())[:, 0].to(labels.dtype)
+
+    def _nearest_voxels(self) -> Iterator[Tensor]:
+        """The index along each axis (B, I, J, K) of the voxel of ``moving`` nearest to phi(x)."""
+        dims = len(self.shape)
+        for axis, u in enumerate(self.displacement.unbind(1)):
+            here = torch.arange(self.shape[axis], device=u.device)
+            yield here.view(-1, *[1] * (dims - 1 - axis)) + nearest(u)
 
     def inverse(self, iterations: int = 30) -> Deformation:
         """``psi`` with ``phi(psi(x)) = x``, by the fixed point ``w(x) = -u(x + w(x))`` (Chen et
