@@ -1,6 +1,7 @@
 """Experiments: a run folder that can be interrupted and is never repeated.
 
-``run`` trains and scores in plain Python; what it wrote is read by ``reporting.py``.
+``run`` trains and scores in plain Python, regime by regime: a table on the screen grows as they
+end. What it wrote is read by ``reporting.py``.
 
 Validation scans with labels decide which weights of a network are kept, by one rule for all
 regimes. Without any, the last weights are; of a registration network, too, where all of them are of
@@ -12,8 +13,9 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,14 +38,21 @@ from .data import Cohort, Scan, label_dtype
 from .datasets.cohorts import load_cohort
 from .datasets.entries import Entry
 from .errors import UserError
-from .evaluation.cohorts import registration_pairs, score_registration, score_segmentation
-from .evaluation.overlap import score_labels
+from .evaluation.cohorts import (
+    per_subject,
+    registration_pairs,
+    score_registration,
+    score_segmentation,
+)
+from .evaluation.overlap import dice
 from .parameters import Experiment
 from .places import runs_folder
 from .records import (
     ALONE,
+    as_written,
     check_checkpoint,
     file_problem,
+    forget_hash,
     is_of,
     keep_checkpoint,
     keep_hash,
@@ -52,7 +61,17 @@ from .records import (
     recorded_experiment,
     write_record,
 )
-from .regimes import BASELINES, IDENTITY, JOINT, PROPAGATION, Regime, needed, spent
+from .regimes import (
+    BASELINES,
+    IDENTITY,
+    JOINT,
+    NETWORK_OF,
+    PROPAGATION,
+    REFERENCES,
+    Regime,
+    needed,
+    spent,
+)
 from .terms import TERMS, Weights
 from .training import Settings
 from .warp import Deformation
@@ -67,11 +86,11 @@ SCORE_NUMBERS = ("dice", "nsd", "hd95_mm", "folds_percent", "endpoint_voxels")
 
 
 def run(experiment: Experiment, root: Path | None = None) -> Path:
-    """Train every regime, score the test scans, and return the run folder; a finished run is only
-    found again.
+    """Train every regime, score each on the test scans as it ends, and return the run folder; a
+    finished run is only found again.
 
-    Of a finished run, what is missing or damaged is made again from the trained networks, and a
-    regime whose checkpoint is gone is trained again.
+    An interrupted run goes on where it was. Of a finished one, what is missing or damaged is made
+    again from the trained networks, and a regime whose checkpoint is gone is trained again.
     """
     folder = Path(root or runs_folder()) / experiment.name
     lost = _lost(experiment, folder)
@@ -81,9 +100,11 @@ def run(experiment: Experiment, root: Path | None = None) -> Path:
     record, cohort = _begin(experiment, folder, experiment.table)
     for note in notes(record):
         print(f"{cohort.name}: {note}")
-    nets = _train(experiment, experiment.table, cohort, folder, record)
+    scores = Scores(experiment, cohort, folder, record)
+    ended = scores.add if "scores.csv" in lost else None
+    nets = _train(experiment, experiment.table, cohort, folder, record, ended)
     if "scores.csv" in lost:
-        write_csv(_score_all(nets, cohort, experiment), folder / "scores.csv")
+        write_csv(scores.rows(), folder / "scores.csv")
         keep_hash(record, folder, "scores.csv")
     if "examples.pt" in lost:
         write_tensors(_examples(nets, cohort), folder / "examples.pt")
@@ -334,10 +355,15 @@ def _some_labelled(cohort: Cohort, experiment: Experiment) -> Cohort:
 
 
 def _train(
-    experiment: Experiment, table: Mapping[str, Regime], cohort: Cohort, folder: Path, record: dict
+    experiment: Experiment,
+    table: Mapping[str, Regime],
+    cohort: Cohort,
+    folder: Path,
+    record: dict,
+    ended: Callable[[str, Mapping[str, nn.Module]], None] | None = None,
 ) -> dict[str, dict[str, nn.Module]]:
     """The regimes of ``table`` in its order, each trained or found in ``folder``: {regime:
-    {network: trained}}.
+    {network: trained}}; ``ended(regime, networks)`` sees each.
     """
     some = _some_labelled(cohort, experiment)
     own = own_steps(experiment)
@@ -355,20 +381,19 @@ def _train(
         for name, source in regime.start.items():
             nets[name].load_state_dict(trained[source][name].state_dict())
         settings = _settings(experiment, regime, own[key], record["mixed_precision"])
-        histories[key] = training.train(
-            nets,
-            cohort if regime.all_labels else some,
-            regime,
-            replace(settings, run=folder.name),
-            folder / key,
-            _validator(nets, regime, cohort),
-        )
+        settings = replace(settings, run=folder.name)
+        seen = cohort if regime.all_labels else some
+        validate = _validator(nets, regime, cohort)
+        histories[key] = training.train(nets, seen, regime, settings, folder / key, validate)
         trained[key] = {name: nets[name].eval() for name in regime.trains}
         if not found:
             record["steps"][key] = own[key]
             record["seconds"][key] = round(histories[key][-1]["seconds"], 1)
-            keep_checkpoint(record, key, read_checkpoint(_checkpoint(folder, key)))
+            keep_checkpoint(record, key, training.identity(seen, regime, settings))
+            forget_hash(record, _scores_of(key))  # of networks that were there before
             _keep_history(histories, record, folder)
+        if ended is not None:
+            ended(key, trained[key])
     if file_problem(record, folder, "history.csv"):
         _keep_history(histories, record, folder)
     return trained
@@ -389,8 +414,10 @@ def _keep_history(histories: Mapping[str, list[dict]], record: dict, folder: Pat
     Rows that are not in ``histories`` are in the file; if it is damaged, in the checkpoints.
     """
     path = folder / "history.csv"
-    whole = file_problem(record, folder, "history.csv") is None
-    before = read_csv(path, ("turn", "regime"), ("regime",)) if whole else None
+    before = None
+    elsewhere = record["steps"].keys() - histories.keys()
+    if elsewhere and file_problem(record, folder, "history.csv") is None:
+        before = read_csv(path, ("turn", "regime"), ("regime",))
     tables = []
     for key in list(record["steps"]):
         if key in histories:
@@ -423,6 +450,7 @@ def _settings(
         e.similarity,
         e.rates,
         e.batch_size,
+        e.seg_batch_size,
         e.augmentation,
         mixed_precision=mixed_precision,
         seed=e.seed,
@@ -451,11 +479,10 @@ def _validator(
     pairs = registration_pairs(scans, per_fixed=2) if _several_people(scans) else []
 
     def mean_dice(results: list[tuple[Tensor, Scan]]) -> float:
-        dice = []
+        found = []
         for labels, scan in results:
-            rows = score_labels(labels, scan.labels, cohort.structures)
-            dice += [row["dice"] for row in rows]
-        return float(np.nanmean(dice)) if dice else float("nan")
+            found += dice(labels, scan.labels, cohort.structures).values()
+        return float(np.nanmean(found)) if found else float("nan")
 
     def validate() -> dict[str, float]:
         segment, register = models.segmenter(nets["seg"]), models.registrar(nets["reg"])
@@ -477,48 +504,116 @@ def _validator(
 # --- scores of a run ------------------------------------------------------------------------------
 
 
-def _score_all(
-    trained: Mapping[str, Mapping[str, nn.Module]], cohort: Cohort, experiment: Experiment
-) -> pd.DataFrame:
-    """The rows of scores.csv, none where the test scans can judge nothing."""
-    scores = list(_scores(trained, cohort, experiment)) if _scored_tasks(cohort) else []
-    table = pd.concat(scores) if scores else pd.DataFrame(columns=SCORE_TEXTS)
-    absent = [name for name in SCORE_NUMBERS if name not in table]
-    return table.assign(**dict.fromkeys(absent, float("nan")))
+class Scores:
+    """The test scans judged as regimes end: rows in the run folder, and a table on the screen.
 
+    The rows of a regime are kept beside its checkpoint, so that a run that goes on scores only what
+    it has not scored.
+    """
 
-def _scores(
-    trained: Mapping[str, Mapping[str, nn.Module]], cohort: Cohort, experiment: Experiment
-) -> Iterator[pd.DataFrame]:
-    """Rows regime by regime; identity and label propagation need no training of their own."""
-    tests = _with_labels(cohort.test)
-    paired = _several_people(tests)
-    pairs = registration_pairs(tests, per_fixed=3, seed=experiment.seed) if paired else []
-    atlases = _some_labelled(cohort, experiment).labelled
-    register_baseline = models.registrar(trained[BASELINES["reg"]]["reg"])
+    def __init__(self, experiment: Experiment, cohort: Cohort, folder: Path, record: dict) -> None:
+        self.folder = folder
+        self.record = record
+        self.table = experiment.table
+        self.titles = {key: title for key, (title, _) in REFERENCES.items()}
+        self.titles |= {key: regime.title for key, regime in self.table.items()}
+        self.atlases = _some_labelled(cohort, experiment).labelled
+        self.tests = _with_labels(cohort.test)
+        self.pairs: list[tuple[Scan, Scan]] = []
+        if _several_people(self.tests):
+            self.pairs = registration_pairs(self.tests, per_fixed=3, seed=experiment.seed)
+        if cohort.truth is not None:  # of a pair once, not once a regime
+            cohort = replace(cohort, truth=cache(cohort.truth))
+        self.cohort = cohort
+        self.of: dict[tuple[str, str], pd.DataFrame] = {}  # task and regime -> its rows
 
-    def propagate(scan: Scan) -> Tensor:
-        return registration.propagate_labels(register_baseline, atlases, scan)
+    def add(self, key: str, nets: Mapping[str, nn.Module]) -> None:
+        """Score what can be judged as soon as the regime ``key`` has ended, and show it beside what
+        was scored before; rows that the run has kept are only read.
+        """
+        if not self.tests:
+            return
+        name = _scores_of(key)
+        kept = as_written(self.record, self.folder, name)
+        if kept:
+            rows = read_csv(self.folder / name, text=SCORE_TEXTS, required=SCORE_TEXTS)
+        else:
+            rows = self._score(key, nets)
+            write_csv(rows, self.folder / name)
+            keep_hash(self.record, self.folder, name)
+            write_record(self.record, self.folder)
+        for place, of_place in rows.groupby(["task", "regime"], sort=False):
+            self.of[place] = of_place
+        if not kept and self.of:
+            print(f"\n{self.shown()}\n")
 
-    def stay(moving: Scan, fixed: Scan) -> Deformation:
-        return Deformation.identity(fixed.shape, device=fixed.image.device)
-
-    segmentations = {PROPAGATION: propagate}
-    registrations = {IDENTITY: stay} if pairs else {}
-    for key, nets in trained.items():
+    def _score(self, key: str, nets: Mapping[str, nn.Module]) -> pd.DataFrame:
+        """The rows of a regime; what needs no training of its own stands beside the registration
+        baseline.
+        """
+        segmentations: dict[str, Callable[[Scan], Tensor]] = {}
+        registrations: dict[str, Callable[[Scan, Scan], Deformation]] = {}
+        if key == BASELINES["reg"]:
+            baseline = models.registrar(nets["reg"])
+            segmentations[PROPAGATION] = partial(
+                registration.propagate_labels, baseline, self.atlases
+            )
+            registrations[IDENTITY] = _stay
         if "seg" in nets:
             segmentations[key] = models.segmenter(nets["seg"])
-        if "reg" in nets and pairs:
+        if "reg" in nets:
             registrations[key] = models.registrar(nets["reg"])
+        if not self.pairs:
+            registrations = {}
 
-    total = len(segmentations) + len(registrations)
-    with tqdm(total=total, desc="scoring test scans", unit="regime") as bar:
-        for key, segment in segmentations.items():
-            yield score_segmentation(segment, cohort, tests).assign(regime=key)
-            bar.update()
-        for key, register in registrations.items():
-            yield score_registration(register, cohort, pairs).assign(regime=key)
-            bar.update()
+        tables = []
+        total = len(segmentations) + len(registrations)
+        with tqdm(total=total, desc="scoring test scans", unit="task", leave=False) as bar:
+            for regime, segment in segmentations.items():
+                rows = score_segmentation(segment, self.cohort, self.tests)
+                tables.append(rows.assign(regime=regime))
+                bar.update()
+            for regime, register in registrations.items():
+                rows = score_registration(register, self.cohort, self.pairs)
+                tables.append(rows.assign(regime=regime))
+                bar.update()
+        return pd.concat(tables) if tables else pd.DataFrame(columns=SCORE_TEXTS)
+
+    def rows(self) -> pd.DataFrame:
+        """The rows of scores.csv so far, task by task, in the order of the table of regimes; none
+        where the test scans can judge nothing.
+        """
+        tables = []
+        for task in NETWORK_OF:
+            for key in self.titles:
+                if (task, key) in self.of:
+                    tables.append(self.of[task, key])
+        rows = pd.concat(tables) if tables else pd.DataFrame(columns=SCORE_TEXTS)
+        absent = [name for name in SCORE_NUMBERS if name not in rows]
+        return rows.assign(**dict.fromkeys(absent, float("nan")))
+
+    def shown(self) -> str:
+        """Dice in percent so far, mean (SD) over subjects: titles down, tasks across."""
+        tasks = list(NETWORK_OF) if self.pairs else ["segmentation"]
+        cells: dict[str, dict[str, str]] = {}
+        for key, title in self.titles.items():
+            for task in tasks:
+                if (task, key) in self.of:
+                    percent = 100 * per_subject(self.of[task, key])
+                    spread = f" ({percent.std():.1f})" if len(percent) > 1 else ""
+                    row = cells.setdefault(title, dict.fromkeys(tasks, "-"))
+                    row[task] = f"{percent.mean():.1f}{spread}"
+        table = pd.DataFrame.from_dict(cells, orient="index")
+        return table.rename_axis(columns="Dice % (SD)").to_string()
+
+
+def _scores_of(key: str) -> str:
+    """The file in a run folder that keeps the rows of the regime ``key``."""
+    return f"{key}/scores.csv"
+
+
+def _stay(moving: Scan, fixed: Scan) -> Deformation:
+    return Deformation.identity(fixed.shape, device=fixed.image.device)
 
 
 def _examples(

@@ -168,14 +168,14 @@ def notes(record: Mapping) -> list[str]:
 # --- the files of a run ---------------------------------------------------------------------------
 
 
-def keep_checkpoint(record: dict, key: str, state: Mapping) -> None:
+def keep_checkpoint(record: dict, key: str, identity: Mapping) -> None:
     """Note in the record what the checkpoint of the regime ``key`` says that it is of.
 
     Its bytes are no sign: it holds seconds, and its archive has checksums of its own.
     """
     if record.get("checkpoints") is None:
         record["checkpoints"] = {}
-    record["checkpoints"][key] = _hash_of(state["of"])
+    record["checkpoints"][key] = _hash_of(identity)
 
 
 def check_checkpoint(record: Mapping, key: str, state: Mapping, path: Path) -> None:
@@ -188,6 +188,17 @@ def check_checkpoint(record: Mapping, key: str, state: Mapping, path: Path) -> N
 def keep_hash(record: dict, folder: Path, name: str) -> None:
     """Note in the record that the file ``name`` of the run is as it stands now."""
     record.setdefault("sha256", {})[name] = sha256_of(folder / name)
+
+
+def forget_hash(record: dict, name: str) -> None:
+    """Whatever the file ``name`` of the run holds, it is not the run's any more."""
+    (record.get("sha256") or {}).pop(name, None)
+
+
+def as_written(record: Mapping, folder: Path, name: str) -> bool:
+    """Is the file ``name`` of a run there, and known to be as the run wrote it?"""
+    known = name in (record.get("sha256") or {})
+    return known and file_problem(record, folder, name) is None
 
 
 def file_problem(record: Mapping, folder: Path, name: str) -> str | None:

@@ -635,6 +635,103 @@ def test_a_run_on_changed_data_is_refused(finished, tmp_path):
         reporting.load_record(folder)
 
 
+# --- scores that grow -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """The regimes that are scored from now on, as they are."""
+    regimes_scored = []
+    score = experiments.Scores._score
+
+    def watched(scores, key, nets):
+        regimes_scored.append(key)
+        return score(scores, key, nets)
+
+    monkeypatch.setattr(experiments.Scores, "_score", watched)
+    return regimes_scored
+
+
+def test_the_table_grows_as_regimes_end(tmp_path, capsys):
+    """Each regime's row is on the screen before the next is trained, baselines first."""
+    folder = experiments.run(parse({**SMOKE, "labelled": 2, "regimes": "joint"}), tmp_path)
+    after = re.split(r"\[\d/3\] .*\n", capsys.readouterr().out)[1:]
+    titles = ["No registration", "Label propagation", "Baseline", "DeepAtlas"]
+    for table, wanted in zip(after, (titles[2:3], titles[:3], titles), strict=True):
+        head, *rows = table.strip().splitlines()
+        assert head.split() == ["Dice", "%", "(SD)", "segmentation", "registration"]
+        assert [row[: len(title)] for row, title in zip(rows, wanted, strict=True)] == wanted
+    assert after[0].strip().endswith(" -")
+    table = reporting.results_table(folder)
+    for regime in titles[2:]:
+        (line,) = [line for line in after[2].splitlines() if line.startswith(regime)]
+        for task in ("segmentation", "registration"):
+            mean, sd = table.loc[(task, regime), ["Dice %", "SD"]]
+            assert f"{mean:.1f} ({sd:.1f})" in line
+
+
+def test_a_run_that_goes_on_scores_what_it_has_not_scored(finished, tmp_path, scored, monkeypatch):
+    """Stopped in the middle of scoring; its files are those of a run that was never stopped."""
+    experiment = parse({**SMOKE, "labelled": 2})
+    score = experiments.score_registration
+
+    def stop(register, *arguments):
+        if scored[-1] == "semi_reg":
+            raise KeyboardInterrupt
+        return score(register, *arguments)
+
+    monkeypatch.setattr(experiments, "score_registration", stop)
+    with pytest.raises(KeyboardInterrupt):
+        experiments.run(experiment, tmp_path)
+    assert scored == ["seg_baseline", "reg_baseline", "semi_seg", "semi_reg"]
+    scored.clear()
+    monkeypatch.setattr(experiments, "score_registration", score)
+    folder = experiments.run(experiment, tmp_path)
+    assert scored == list(REGIMES)[3:]
+    assert (folder / "scores.csv").read_bytes() == (finished / "scores.csv").read_bytes()
+
+
+def test_only_what_was_trained_again_is_scored_again(finished, tmp_path, scored):
+    """Whoever trained it: rows of other weights are not kept."""
+    experiment = parse({**SMOKE, "labelled": 2})
+    folder = shutil.copytree(finished, tmp_path / finished.name)
+    for key in ("semi_seg", "seg_full"):
+        (folder / key / "checkpoint.pt").unlink()
+    experiments.train_or_load(experiment, "semi_seg", root=tmp_path)
+    (folder / "scores.csv").unlink()
+    experiments.run(experiment, tmp_path)
+    assert scored == ["semi_seg", "seg_full"]
+    assert (folder / "scores.csv").read_bytes() == (finished / "scores.csv").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut_at_a_line", "zeroed"])
+def test_rows_of_a_regime_that_are_damaged_are_scored_again(finished, copy, scored, damage):
+    globals()[damage](copy / "semi_reg" / "scores.csv", None)
+    (copy / "scores.csv").unlink()
+    experiments.run(parse({**SMOKE, "labelled": 2}), copy.parent)
+    assert scored == ["semi_reg"]
+    assert (copy / "scores.csv").read_bytes() == (finished / "scores.csv").read_bytes()
+
+
+def test_a_pairs_true_deformation_is_computed_once(tmp_path):
+    """Not once a regime: it takes longer than the network."""
+    experiment = parse({**SMOKE, "labelled": 2})
+    cohort = datasets.load_cohort("phantom-brain", profile="smoke", dims=2)
+    asked = []
+
+    def truth(moving, fixed):
+        asked.append((moving.id, fixed.id))
+        return cohort.truth(moving, fixed)
+
+    scores = experiments.Scores(experiment, replace(cohort, truth=truth), tmp_path, {})
+    nets = experiments.new_networks(experiment, len(cohort.structures))
+    for key in ("reg_baseline", "semi_reg"):
+        scores.add(key, {"reg": nets["reg"]})
+    rows = scores.rows()
+    assert rows["regime"].nunique() == 4 and rows["endpoint_voxels"].notna().any()
+    assert len(asked) == len(set(asked)) == len(scores.pairs)
+
+
 # --- files of a run belong together ---------------------------------------------------------------
 
 
