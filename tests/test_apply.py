@@ -557,7 +557,7 @@ def test_a_new_scan_is_prepared_as_the_training_scans_were(trained, monkeypatch)
         assert torch.equal(own.image, scan.image)
     # the ninth scan of a cohort that is read eight at a time: PyTorch rounds a batch of one its way
     own = apply.segment(last.source.path, model).scan
-    assert (own.affine - last.affine).abs().max() < 1e-3
+    assert (own.affine - last.affine).abs().max() < 1e-2  # mm
 
 
 def test_an_exported_model_is_one_file_that_answers_alike(trained, tmp_path):
