@@ -32,6 +32,7 @@ from ..errors import UserError
 GZIP = b"\x1f\x8b"  # how a compressed file begins
 BEST_RATIO = 1032  # a byte of gzip stands for no more bytes than this
 PIECE = 2**20  # bytes that are read at once
+PLANES = 64  # that are worked on at once
 MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by code of the unit of place; 0: not told
 UNITS = {0: "not told", 1: "m", 2: "mm", 3: "µm"}
 FARTHEST = 1e6  # mm, a kilometre: no voxel is so large or lies so far away
@@ -449,8 +450,19 @@ def digest_of(array: np.ndarray) -> str:
     """SHA-256 of the voxels of an image, in hexadecimal digits: of copies it is the same, whatever
     type they are stored in.
     """
-    # in float64 every number of 32 bits is exact
-    return hashlib.sha256(np.ascontiguousarray(array, dtype=np.float64)).hexdigest()
+    digest = hashlib.sha256()
+    for block in blocks(array):
+        # in float64 every number of 32 bits is exact
+        digest.update(np.ascontiguousarray(block, dtype=np.float64))
+    return digest.hexdigest()
+
+
+def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Views of some planes at a time: what is computed of one needs little memory, and of an array
+    whose first axis is the fastest, as in a file, each cache line is read once.
+    """
+    for first in range(0, len(array), PLANES):
+        yield array[first : first + PLANES]
 
 
 def read_labels_of(
@@ -542,9 +554,9 @@ def label_indices(
         rows[found] = table
         table = rows
     indices = np.empty(numbers.shape, table.dtype)
-    # a plane at a time: what numpy looks up by, it makes integers of 64 bits first
-    for plane, some in zip(indices, numbers, strict=True):
-        plane[:] = table[some if few else np.searchsorted(found, some)]
+    # not all at once: what numpy looks up by, it makes integers of 64 bits first
+    for block, some in zip(blocks(indices), blocks(numbers), strict=True):
+        block[:] = table[some if few else np.searchsorted(found, some)]
     return torch.from_numpy(indices)
 
 
@@ -555,8 +567,8 @@ def distinct(numbers: np.ndarray) -> np.ndarray:
         return np.unique(numbers)
     # no sorting
     occurs = np.zeros(int(ends[1]) + 1, bool)
-    for plane in numbers:
-        occurs[plane] = True
+    for block in blocks(numbers):
+        occurs[block] = True
     return occurs.nonzero()[0]
 
 

@@ -23,7 +23,7 @@ from ..errors import printable
 from .entries import LARGEST_NUMBER, PARTS, PROFILES, Entry, Grid, expand, manifest
 from .grid import centred_affine, positions, resample_labels
 from .layouts import File
-from .nifti import as_slice, label_indices, read_labels
+from .nifti import as_slice, distinct, label_indices, read_labels
 from .survey import Looked, Survey, who
 
 UNKNOWN_LICENCE = "unknown: ask whoever gave you the scans"
@@ -262,11 +262,11 @@ def _try_grids(
         if number % every and number % compared:
             continue
         tried += 1
-        here = set(scan.labels.unique().tolist())
+        here = set(distinct(scan.labels.numpy()).tolist())
         for profile, grid in grids.items():
             affine = centred_affine(scan, grid.shape, grid.spacing)
             labels = resample_labels(scan, affine, grid.shape)
-            for index in sorted(here - set(labels.unique().tolist())):
+            for index in sorted(here - set(distinct(labels.numpy()).tolist())):
                 key = (structures[index - 1].name, profile)
                 vanished.setdefault(key, []).append(scan.id)
             if grid == smallest and number % compared == 0:

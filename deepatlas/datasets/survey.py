@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..errors import UserError, printable, shortened
 from .entries import in_ranges
 from .layouts import File, Listing
-from .nifti import ELSEWHERE, as_slice, digest_of, read_labels_of, read_nifti, read_place
+from .nifti import ELSEWHERE, as_slice, blocks, digest_of, read_labels_of, read_nifti, read_place
 
 PLANES = ("sagittal", "coronal", "axial")  # across R, A and S
 PICTURE_VOXELS = 4_000_000  # of all pictures of a folder together
@@ -324,7 +324,9 @@ def _voxels(numbers: np.ndarray) -> dict[int, int]:
     """How many voxels have each label number but 0."""
     low, high = int(numbers.min()), int(numbers.max())
     if low >= 0 and high < 2**16:  # no sorting
-        counts = np.bincount(numbers.ravel(order="K"))
+        counts = np.zeros(high + 1, np.int64)
+        for block in blocks(numbers):
+            counts += np.bincount(block.ravel(order="K"), minlength=high + 1)
         found, counts = counts.nonzero()[0], counts[counts > 0]
     else:
         found, counts = np.unique(numbers, return_counts=True)
