@@ -264,6 +264,7 @@ def compare(name, count, turns):
 
 
 NOTES = {
+    ("cached", KIT): "knows files by their content, MONAI's by their paths",
     ("cached", CACHE): "another process finds nothing of it and loads anew",
     ("cold", ALIGNED): "affine alignment too, which its peers have not",
 }

@@ -58,6 +58,7 @@ class Names(NamedTuple):
 
     @classmethod
     def of(cls, scan: Scan) -> Names:
+        """Those of a scan that is there already."""
         return cls(scan.id, scan.subject, scan.source.path if scan.source else "")
 
 
