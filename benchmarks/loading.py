@@ -213,8 +213,8 @@ def check_same(folder):
         both = np.count_nonzero((one == other) & (one > 0))
         overlaps.append(2 * both / (np.count_nonzero(one) + np.count_nonzero(other)))
     print(f"images {max(far):.3g} apart at most, labels overlap by {min(overlaps):.3g} at least")
-    # each has its own percentiles of intensity
-    assert max(far) < 0.15 and min(overlaps) > 0.8, "not the same work"
+    # each has its own percentiles of intensity, and nearest labels are not those of the majority
+    assert max(far) < 0.15 and min(overlaps) > 0.7, "not the same work"
     return max(far)
 
 
