@@ -25,8 +25,8 @@ from .data import as_labels
 
 EPSILON = 1e-6  # of an image's largest magnitude: what varies less is rounding noise
 FAINT = 0.01  # of an image's variance: a window that varies less counts as flat
-# Numbers in a slab: few enough for the cache of a core; for a GPU, enough to be worth a launch.
-SLAB = {"cpu": 2**18, "cuda": 2**20}
+# Numbers in a slab, few enough for the cache of a core. On a GPU each slab would cost launches.
+SLAB = {"cpu": 2**18}
 
 
 def _exact(x: Tensor) -> Tensor:
@@ -76,8 +76,10 @@ def _slabs(x: Tensor, axis: int) -> tuple[Tensor, ...]:
 
 
 def _thickness(x: Tensor, axis: int) -> int:
+    if x.device.type not in SLAB:
+        return max(1, x.shape[axis])
     of_one = x.numel() // max(1, x.shape[axis])
-    return max(1, SLAB.get(x.device.type, SLAB["cuda"]) // max(1, of_one))
+    return max(1, SLAB[x.device.type] // max(1, of_one))
 
 
 # --- similarity of images -------------------------------------------------------------------------
