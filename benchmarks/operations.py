@@ -183,8 +183,6 @@ def exp_of_half(shape, device) -> Work:
         programs,
         ACCURACY_OF_HALF,
         against=("MONAI", "VoxelMorph"),
-        goal=0.3,
-        memory_goal=0.5,
         notes={"VoxelMorph, at half": "put together from its parts; "},
     )
 

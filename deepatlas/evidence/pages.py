@@ -47,7 +47,7 @@ def fill_tables(page: str, results: Path = RESULTS) -> str:
         return "\n".join([begin, *lines, END])
 
     kinds = "|".join(TABLES)
-    begin = rf"(?P<begin><!-- (?P<kind>{kinds})(?P<conditions>(?: \w+=[\w.-]+)*) -->)"
+    begin = rf"(?P<begin><!-- (?P<kind>{kinds})(?P<conditions>(?: \w+=[\w.^-]+)*) -->)"
     before_next_mark = r"(?:(?!<!--).)*?"
     marks = len(re.findall(rf"<!-- *(?:{kinds})", page))
     table = re.compile(rf"{begin}\n{before_next_mark}{END}", flags=re.DOTALL)
