@@ -116,6 +116,9 @@ LARGEST_SEED = 2**63 - 1
 MOST_STEPS = 10_000_000
 MOST_PAIRS = 1024
 
+# Parameters that, if nobody gives them, are as another: what is wrong with that one is said once.
+FOLLOWS = ("label_seed", "seg_batch_size")
+
 # A parameter that, if nobody gives it, is filled in by the data set, the profile or the recipe.
 filled = partial(Field, None, validate_default=False)
 
@@ -390,8 +393,8 @@ def parse(values: Mapping, entry: Entry | None = None) -> Experiment:
     except ValidationError as error:
         told = []
         for item in error.errors():
-            follows = item["loc"] == ("label_seed",) and "label_seed" not in values
-            if not follows:  # what is wrong with the seed is said once
+            name = item["loc"][0] if item["loc"] else ""
+            if name not in FOLLOWS or values.get(name) is not None:
                 told.append(_sentence(item))
         raise UserError("; ".join(told)) from None
 

@@ -158,6 +158,14 @@ def test_two_mistakes_are_both_named():
         parse({"labeled": 5, "seed": -1})
 
 
+@pytest.mark.parametrize("name", ["seed", "batch_size"])
+def test_a_mistake_in_what_another_parameter_follows_is_named_once(name):
+    for others in ({}, {"label_seed": None, "seg_batch_size": None}):  # as a notebook has them
+        with pytest.raises(UserError) as caught:
+            parse({name: -1, **others})
+        assert str(caught.value).count("parameter") == 1 and f"'{name}' = -1" in str(caught.value)
+
+
 def test_text_from_yaml_and_the_command_line_means_what_it_says():
     experiment = parse(
         {"seg_rate": "1e-3", "velocity": "false", "dims": "3", "labelled": "5", "seg_steps": None}
