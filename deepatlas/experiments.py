@@ -375,6 +375,9 @@ def _train(
         what = f"{' and '.join(regime.trains)}, {sum(own[key].values())} steps"
         where = f", found in {folder}" if found else ""
         print(f"[{i}/{len(table)}] {regime.title}: {what}{where}")
+        if not found and key in record["steps"]:  # to be trained again: nobody takes half for whole
+            _forget(record, key)
+            write_record(record, folder)
 
         untrained = new_networks(experiment, len(cohort.structures))
         nets = {name: net.to(device) for name, net in untrained.items()}
@@ -390,7 +393,6 @@ def _train(
             record["steps"][key] = own[key]
             record["seconds"][key] = round(histories[key][-1]["seconds"], 1)
             keep_checkpoint(record, key, training.identity(seen, regime, settings))
-            forget_hash(record, _scores_of(key))  # of networks that were there before
             _keep_history(histories, record, folder)
         if ended is not None:
             ended(key, trained[key])
@@ -402,6 +404,13 @@ def _train(
 def _found(record: Mapping, folder: Path, key: str) -> bool:
     """Has the run in ``folder`` trained the regime ``key``?"""
     return key in record["steps"] and _checkpoint(folder, key).is_file()
+
+
+def _forget(record: dict, key: str) -> None:
+    """Of a regime whose checkpoint is gone: it is as if it had never been trained, nor scored."""
+    del record["steps"][key]
+    forget_hash(record, _scores_of(key))
+    record["finished"] = False
 
 
 def _checkpoint(folder: Path, key: str) -> Path:
@@ -429,9 +438,8 @@ def _keep_history(histories: Mapping[str, list[dict]], record: dict, folder: Pat
             checkpoint = read_checkpoint(kept)
             check_checkpoint(record, key, checkpoint, kept)
             rows = pd.DataFrame(checkpoint["history"]).assign(regime=key)
-        else:  # its checkpoint is gone, too: it is as if it had never been trained
-            del record["steps"][key]
-            record["finished"] = False
+        else:  # its checkpoint is gone, too
+            _forget(record, key)
             continue
         tables.append(rows)
     write_csv(pd.concat(tables), path)
@@ -544,8 +552,8 @@ class Scores:
             write_record(self.record, self.folder)
         for place, of_place in rows.groupby(["task", "regime"], sort=False):
             self.of[place] = of_place
-        if not kept and self.of:
-            print(f"\n{self.shown()}\n")
+        if not kept and not rows.empty:
+            print(f"\n{self.shown()}\n", flush=True)  # in a log, too, before the next is trained
 
     def _score(self, key: str, nets: Mapping[str, nn.Module]) -> pd.DataFrame:
         """The rows of a regime; what needs no training of its own stands beside the registration

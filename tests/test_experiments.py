@@ -712,6 +712,32 @@ def test_only_what_was_trained_again_is_scored_again(finished, tmp_path, scored)
     assert (folder / "scores.csv").read_bytes() == (finished / "scores.csv").read_bytes()
 
 
+def test_what_is_trained_again_and_stopped_is_neither_trained_nor_scored(
+    finished, tmp_path, scored, monkeypatch
+):
+    """Though a checkpoint of it is there again, and rows of the networks that it had before."""
+    experiment = parse({**SMOKE, "labelled": 2})
+    folder = shutil.copytree(finished, tmp_path / finished.name)
+    (folder / "semi_seg" / "checkpoint.pt").unlink()
+    take_turn = training.Trainer.take_turn
+
+    def stopped(trainer):
+        row = take_turn(trainer)
+        signal.raise_signal(signal.SIGINT)
+        return row
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.Trainer, "take_turn", stopped)
+        experiments.train_or_load(experiment, "semi_seg", root=tmp_path)
+    assert (folder / "semi_seg" / "checkpoint.pt").is_file()
+    with pytest.raises(UserError, match="not finished"):
+        reporting.results_table(folder)
+    experiments.run(experiment, tmp_path)
+    assert scored == ["semi_seg"]
+    assert (folder / "scores.csv").read_bytes() == (finished / "scores.csv").read_bytes()
+    assert experiments.load_networks(folder, "semi_seg")
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut_at_a_line", "zeroed"])
 def test_rows_of_a_regime_that_are_damaged_are_scored_again(finished, copy, scored, damage):
     globals()[damage](copy / "semi_reg" / "scores.csv", None)
