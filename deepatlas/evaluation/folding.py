@@ -14,6 +14,12 @@ from ..data import as_labels
 from ..warp import Deformation, determinant
 from .overlap import boundary
 
+# Voxels that are judged at a time: so few that what is computed in between stays in the processor's
+# cache.
+SLAB = 2**15
+
+Offset = tuple[int, ...]  # from a voxel to one of its neighbours
+
 
 def non_diffeomorphic_volume(phi: Deformation) -> Tensor:
     """(I, J, K) or (I, J): how much volume, in voxels, ``phi`` turns inside out around each voxel.
@@ -35,11 +41,6 @@ def non_diffeomorphic_volume(phi: Deformation) -> Tensor:
     return torch.cat(slabs)
 
 
-# Voxels that are judged at a time: so few that what is computed in between stays in the processor's
-# cache.
-SLAB = 2**15
-
-
 def _folded_volume(padded: Tensor) -> Tensor:
     """``non_diffeomorphic_volume`` of (I, J, K) voxels; ``padded``, (D, I + 2, J + 2, K + 2), is u
     of these and of their neighbours.
@@ -55,9 +56,6 @@ def _folded_volume(padded: Tensor) -> Tensor:
         volume = orientation * determinant([edges[offset] for offset in simplex])
         folded = folded - volume.clamp(max=0)
     return folded / (2 * math.factorial(dims))
-
-
-Offset = tuple[int, ...]  # from a voxel to one of its neighbours
 
 
 def _simplices(dims: int) -> list[list[Offset]]:
@@ -102,10 +100,10 @@ def folding(phi: Deformation) -> dict[str, float]:
             f"got a batch of {len(phi.displacement)} of shape {phi.shape}"
         )
     inner = (slice(2, -2),) * len(phi.shape)
-    determinant = phi.jacobian_determinant()[0][inner].double()
-    folds = (determinant <= 0).double().mean().item()
+    det_j = phi.jacobian_determinant()[0][inner].double()
+    folds = (det_j <= 0).double().mean().item()
     folded_volume = non_diffeomorphic_volume(phi).double().mean().item()
-    log_j = (determinant + 3).clamp(1e-9, 1e9).log()
+    log_j = (det_j + 3).clamp(1e-9, 1e9).log()
     return {
         "folds_percent": 100 * folds,
         "ndv_percent": 100 * folded_volume,
