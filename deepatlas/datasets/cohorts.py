@@ -59,7 +59,7 @@ def _phantoms(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
     def scans(first: int, count: int) -> tuple[Scan, ...]:
         numbers = range(first, first + count)
         return tuple(
-            _phantom(cache, entry.anatomy, number, tuple(shape), spacing=spacing, seed=seed)
+            _phantom(cache, entry.anatomy, number, tuple(shape), spacing, seed)
             for number in numbers
         )
 
@@ -79,16 +79,22 @@ def _phantoms(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
 
 
 def _phantom(
-    cache: Cache | None, anatomy: str, subject: int, shape: tuple[int, ...], **place: float
+    cache: Cache | None,
+    anatomy: str,
+    subject: int,
+    shape: tuple[int, ...],
+    spacing: float,
+    seed: int,
 ) -> Scan:
-    """What ``phantom.make_scan`` makes of these, or has made before."""
+    """What ``phantom.make_scan`` makes of these, or has made before and is in the ``cache``."""
     if cache is None:
-        return phantom.make_scan(anatomy, subject, shape, **place)
-    name = phantom.name_of(anatomy, place["seed"], subject)
-    key = cache.key_of({"phantom": name, "shape": shape, **place})
+        return phantom.make_scan(anatomy, subject, shape, spacing=spacing, seed=seed)
+    name = phantom.name_of(anatomy, seed, subject)
+    key = cache.key_of({"phantom": name, "shape": shape, "spacing": spacing})
     kept = cache.find(key, Names(name, name))
     if kept is None:
-        kept = cache.keep(key, Prepared(phantom.make_scan(anatomy, subject, shape, **place)))
+        scan = phantom.make_scan(anatomy, subject, shape, spacing=spacing, seed=seed)
+        kept = cache.keep(key, Prepared(scan))
     return kept.scan
 
 
