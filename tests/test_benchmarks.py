@@ -11,11 +11,13 @@ from deepatlas import evidence
 from deepatlas.errors import UserError
 from deepatlas.places import RESULTS
 
+import pandas as pd
 import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+import agreement  # noqa: E402
 import runner  # noqa: E402
 
 ONCE = runner.Turns(least=1, seconds=0, shortest=0)
@@ -109,13 +111,40 @@ def test_a_page_quotes_the_kit_beside_its_peers(tmp_path):
         over_floor=7.0,
     )
     peer = runner.Row("warp", "64^3", "MONAI", seconds=0.3, cpu_seconds=0.04)
+    half = {"dtype": "bfloat16", "cpu_seconds": 1.5}
+    kit_half, peer_half = replace(kit, **half), replace(peer, **half)
+    memory = runner.Row(
+        "step", "64^3", "deepatlas", memory_mib=10940.0, memory_ratio=0.6, memory_goal=0.5
+    )
     growth = runner.Row("warp", "voxels", "deepatlas", exponent=1.04, note="1, 2 ms")
-    runner.keep([kit, peer, growth], tmp_path / "benchmarks.csv")
+    runner.keep([kit, peer, kit_half, peer_half, memory, growth], tmp_path / "benchmarks.csv")
     for name in ("regimes.csv", "subjects.csv"):
         shutil.copy(RESULTS / name, tmp_path)
     page = "<!-- speed device=cpu -->\n<!-- end -->\n<!-- growth -->\n<!-- end -->"
     lines = evidence.fill_tables(page, tmp_path).splitlines()
     assert "| warp | 64^3 | 20 | 12 | **0.50** | 0.60 | 0.90 | 0.80 | 7 | MONAI 2.00 |" in lines
+    half = "| warp, bfloat16 | 64^3 | 1,500 | 12 | **0.50** | 0.60 | 0.90 | 0.80 | 7 | MONAI 1.00 |"
+    assert half in lines
+    assert "| step | 64^3 |   | 10,940 |   |   | 0.60 | 0.50 |   |  |" in lines
     assert "| warp | voxels | 1.04 | 1, 2 ms |" in lines
     with pytest.raises(UserError, match="'zebra' to select by: operation, size, device"):
         evidence.fill_tables("<!-- speed zebra=1 -->\n<!-- end -->", tmp_path)
+
+
+def test_a_table_is_the_same_within_the_spread_of_its_seeds():
+    def rows(*dice):
+        table = pd.DataFrame({"Dice %": dice, "seed": range(len(dice))})
+        place = {"dataset": "a", "dims": 2, "labelled": 1, "task": "t", "regime": "r"}
+        return table.assign(**place)
+
+    same = agreement.compare(rows(70.0, 74.0, 72.0), rows(71.0, 70.5, 69.0))["same"]
+    assert same.tolist() == [True]  # 70.2, of 70 to 74
+    same = agreement.compare(rows(70.0, 74.0, 72.0), rows(75.0, 74.0, 74.0))["same"]
+    assert same.tolist() == [False]
+    # one seed has no spread
+    assert agreement.compare(rows(70.0), rows(71.4))["same"].tolist() == [True]
+    assert agreement.compare(rows(70.0), rows(71.6))["same"].tolist() == [False]
+
+
+def test_the_rows_of_the_faster_program_are_compared():
+    assert "39 of 42 rows are the same" in run("agreement.py")  # as the results' README says

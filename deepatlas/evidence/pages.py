@@ -216,37 +216,47 @@ def _benchmarks(results: Path) -> pd.DataFrame:
 
 
 def _speed_table(rows: pd.DataFrame) -> Iterator[Line]:
-    """A line for each work and size, in the order of the file; a ratio that meets its goal is bold.
+    """A line for each work, size and precision, in the order of the file; a ratio that meets its
+    goal is bold.
 
-    Time is that of the process on a CPU, all its threads together, and of the clock on a GPU.
+    Time is that of the process on a CPU, all its threads together, and of the clock on a GPU; it
+    stays empty where memory alone was measured.
     """
     yield SPEED_HEADER
     yield _rule(len(SPEED_HEADER))
-    rows = rows[rows["exponent"].isna()]
+    rows = rows[rows["cpu_seconds"].notna() | rows["memory_ratio"].notna()]
     on_cpu = rows["device"] == "cpu"
     first = rows["operation"].drop_duplicates().tolist()  # works in the order of the file
     rows = rows.assign(
         time=rows["cpu_seconds"].where(on_cpu, rows["seconds"]),
         place=rows["operation"].map(first.index),
     ).sort_values("place", kind="stable")
-    for (work, size), some in rows.groupby(["operation", "size"], sort=False):
+    for (work, size, _, _, dtype), some in rows.groupby(list(BENCHMARKED), sort=False):
         ours = some[some["program"] == "deepatlas"]
-        if ours.empty or ours["time"].isna().all():
+        if ours.empty:
             continue
         kit = ours.iloc[0]
         others = []
-        for _, row in some[some["program"] != "deepatlas"].iterrows():
-            others.append(f"{row['program']} {row['time'] / kit['time']:.2f}")
+        for _, row in some[some["time"].notna()].iterrows():
+            if row["program"] != "deepatlas":
+                others.append(f"{row['program']} {row['time'] / kit['time']:.2f}")
         yield [
-            work,
+            work if dtype == "float32" else f"{work}, {dtype}",
             size,
-            f"{1000 * kit['time']:.3g}",
-            *_cells([kit["memory_mib"]], ".3g"),
+            _three_digits(1000 * kit["time"]),
+            _three_digits(kit["memory_mib"]),
             *_against_goal(kit["ratio"], kit["goal"]),
             *_against_goal(kit["memory_ratio"], kit["memory_goal"]),
-            *_cells([kit["over_floor"]], ".3g"),
+            _three_digits(kit["over_floor"]),
             ", ".join(others),
         ]
+
+
+def _three_digits(value: float) -> str:
+    """12.3, or 1,234 where :.3g would write 1.23e+03."""
+    if math.isnan(value):
+        return " "
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _against_goal(ratio: float, goal: float) -> Line:
