@@ -47,8 +47,8 @@ bench: .venv/test.stamp
 	$(BIN)/python benchmarks/operations.py
 	$(BIN)/python benchmarks/operations.py --growth
 	$(BIN)/python benchmarks/steps.py step training
-	$(BIN)/python benchmarks/steps.py memory --mixed
-	$(BIN)/python benchmarks/loading.py --cohort phantom
+	$(BIN)/python benchmarks/steps.py step memory --mixed
+	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/viewing.py
 

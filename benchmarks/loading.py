@@ -4,8 +4,9 @@ MONAI's CacheDataset and PersistentDataset on the same files. A benchmark, not a
     python benchmarks/loading.py --cohort hippocampus --cohort phantom
 
 Every number is that of a process of its own, after its imports: from the list of files to the sum
-of all voxels of all images and labels on the grid. The first time counts writing the cache, where
-there is one. MONAI interpolates images linearly and takes the nearest label; the kit also smooths
+of all voxels of all images and labels on the grid. Memory is what is resident, pages of mapped
+files too. The first time counts writing the cache, where there is one.
+MONAI interpolates images linearly and takes the nearest label; the kit also smooths
 where voxels become larger, takes the majority of labels, and knows a changed file by its content.
 The hippocampus (from the folder that DEEPATLAS_DATA names) is loaded without alignment here, which
 MONAI has no transform for; what the alignment takes is a row of its own.
@@ -79,7 +80,7 @@ def phantoms(folder, count):
     return files, list(range(1, 11)), (40, 48, 40), 4.0
 
 
-COHORTS = {"hippocampus": (hippocampus, 120), "phantom": (phantoms, 30)}
+COHORTS = {"hippocampus": (hippocampus, 120), "phantom": (phantoms, 12)}
 
 
 def describe(folder, name, count):
@@ -288,7 +289,7 @@ def main():
     options.add_argument("--cohort", action="append", choices=COHORTS)
     options.add_argument("--scans", type=int, help="only so many of each")
     options.add_argument("--turns", type=int, default=5)
-    options.add_argument("--rows", type=Path, default=runner.ROWS, help="the file to keep them in")
+    options.add_argument("--to", type=Path, default=runner.ROWS, help="the file of rows")
     options.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.work:
@@ -296,11 +297,13 @@ def main():
         work(program, Path(folder), Path(cache), keep)
         return
     cohorts = list(COHORTS) if "DEEPATLAS_DATA" in os.environ else ["phantom"]
+    if "hippocampus" in (chosen.cohort or []) and "hippocampus" not in cohorts:
+        options.error("the hippocampus is looked for in the folder that DEEPATLAS_DATA names")
     for name in chosen.cohort or cohorts:
         rows = compare(name, chosen.scans, chosen.turns)
         for row in rows:
             print(runner.told(row), flush=True)
-        runner.keep(rows, chosen.rows)
+        runner.keep(rows, chosen.to)
 
 
 if __name__ == "__main__":

@@ -49,13 +49,13 @@ class Row:
     seconds: float = UNKNOWN  # of the wall clock, as medians; so are the next
     cpu_seconds: float = UNKNOWN  # of the process, all its threads
     memory_mib: float = UNKNOWN  # the most held above the inputs
-    ratio: float = UNKNOWN  # time over that of the fastest peer
+    ratio: float = UNKNOWN  # time over that of the fastest peer, or of the one the goal is about
     memory_ratio: float = UNKNOWN  # memory over that of the thriftiest peer
     goal: float = UNKNOWN  # for the ratio, of the kit's row
     memory_goal: float = UNKNOWN
     error: float = UNKNOWN  # from the kit's answer, or as the note says
     dice: float = UNKNOWN  # percent, on test scans, of what was registered or trained
-    floor_seconds: float = UNKNOWN  # no program on this machine can be faster
+    floor_seconds: float = UNKNOWN  # inputs read and results written once, nothing else
     over_floor: float = UNKNOWN  # time over the floor
     exponent: float = UNKNOWN  # time grows as size^exponent
     note: str = ""
@@ -331,7 +331,8 @@ def compare(work: Work, machine: Machine, turns: Turns) -> list[Row]:
 
 def row_of(operation: str, size: str, program: str, device: str, **values) -> Row:
     """A row that says what ran where, with ``values``."""
-    package = {KIT: KIT, "PyTorch": "torch"}.get(program, program.partition(",")[0].lower())
+    first = program.replace(",", " ").split()[0].lower()
+    package = "torch" if first == "pytorch" else first
     return Row(
         operation,
         size,
