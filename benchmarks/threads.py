@@ -30,16 +30,15 @@ SETTINGS = {
 STEP = """
 import json, os, sys, time
 import torch
-from deepatlas import losses, networks
-from deepatlas.warp import Deformation
+from deepatlas import losses, models
 dims, seconds, least = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
 shape, batch = {2: ((96, 96), 4), 3: ((40, 56, 40), 1)}[dims]
 torch.manual_seed(0)
 moving, fixed = torch.rand(batch, 1, *shape), torch.rand(batch, 1, *shape)
-net = networks.RegistrationNet(dims)
+net = models.build("kit", dims, 2, velocity=True, passes=1)["reg"]
 optimiser = torch.optim.Adam(net.parameters())
 def step():
-    phi = Deformation.exp(net(moving, fixed))
+    phi = models.register(net, moving, fixed)
     loss = losses.lncc(phi.warp(moving), fixed) + 0.2 * losses.bending_energy(phi.displacement)
     optimiser.zero_grad()
     loss.backward()
