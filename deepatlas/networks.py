@@ -75,6 +75,7 @@ def normalise_large(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tens
 
 
 def convolution(dims: int, inputs: int, outputs: int, **options: int) -> nn.Module:
+    """Of 3 voxels a side, in ``dims`` dimensions; the grid keeps its sides but for a ``stride``."""
     layer = nn.Conv2d if dims == 2 else _Conv3d
     return layer(inputs, outputs, 3, padding=1, **options)
 
