@@ -14,9 +14,10 @@ Conventions
     ``(B, D, I, J, K)`` in voxels; channel c moves tensor axis c. Millimetres appear only in
     evaluation, viewers and files. ``(phi @ psi)(x) = phi(psi(x))``, hence ``(phi @ psi).warp(m) ==
     psi.warp(phi.warp(m))``. Integer labels are never interpolated, and never pass through a
-    floating-point type: train on warped one-hot labels, score labels of the nearest voxel, which
-    from voxel i is i + floor(u + 1/2). What a header says about place is used, converted, or
-    refused with a sentence.
+    floating-point type: where a network's warp is learnt from, one-hot labels are warped; where
+    a scan is augmented or scored, labels are those of the nearest voxel, which from voxel i is
+    i + floor(u + 1/2). What a header says about place is used, converted, or refused with a
+    sentence.
 
 Glossary
     *labels*: integers, one per voxel; 0 is background. *one_hot*: the same as 0/1 channels, known
