@@ -298,8 +298,8 @@ class Batch:
         return zeros.scatter_(1, self.labels[:, None].long(), one)
 
     def __getitem__(self, rows: Tensor) -> Batch:
-        """The scans of these numbers (R,), or of those for which ``rows`` (B,) is True; on the
-        CPU.
+        """The scans whose numbers ``rows`` (R,) gives, or those for which it (B,) is True; ``rows``
+        on the CPU, as ``known``.
         """
         if rows.dtype == torch.bool:
             rows = rows.nonzero()[:, 0]

@@ -4,8 +4,8 @@ whatever comes in.
 Half precision and TF32 make differences of large numbers, such as a variance, wrong or negative;
 nothing here multiplies matrices or convolves, and sums run on centred values.
 
-LNCC, bending energy and Dice bring their own gradient, for half the time and a third of the memory
-that autograd needs. tests/plain.py has the same losses as a textbook writes them, and
+LNCC, bending energy and Dice bring their own gradient, in less time and much less memory than
+autograd needs. tests/plain.py has the same losses as a textbook writes them, and
 tests/test_losses.py compares values and gradients.
 """
 

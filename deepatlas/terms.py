@@ -11,7 +11,9 @@ is that of the row unless an experiment gives another, ``term_weights={name: 0.1
 segmentation that looks at phi returns ``turn.nothing`` where ``turn.phi`` is None, as the baseline
 has none. To add a similarity, name it in ``SIMILARITIES``.
 
-Nothing is computed that no term looks at, and no scan is segmented, registered or warped in vain.
+A turn asks a network only about scans whose case a term looks at, and in as few passes as it can:
+tests/plain.py has the same terms from a network that is shown every scan, and
+tests/test_training.py compares values and gradients.
 """
 
 from __future__ import annotations
@@ -72,15 +74,16 @@ class RegTurn:
 
 @dataclass(frozen=True, eq=False)
 class SegTurn:
-    """What a term of segmentation may look at, case by case: of so many pairs of the batch as are
-    of a case (R, C, I, J, K), or as integer labels (R, I, J, K).
+    """What a term of segmentation may look at, an item for each case: tensors of the R pairs of the
+    batch that are of this case, (R, C, I, J, K), or (R, I, J, K) as integer labels; R may be 0.
     """
 
     # F_S(I) of labelled scans, before the softmax, and the expert's labels of them
     taught: Sequence[tuple[Tensor, Tensor]]
     # S_m o phi and S_f of the pairs that are compared
     compared: Sequence[tuple[Tensor, Tensor]] = ()
-    phi: Deformation | None = None  # of the pairs that are compared; None where none is
+    # of these pairs, in the same order; None where none is
+    phi: Deformation | None = None
 
     @property
     def nothing(self) -> Tensor:
