@@ -148,7 +148,8 @@ def test_a_small_scan_alone_is_convolved_by_the_same_arithmetic(count, stride, c
     torch.testing.assert_close(fast, with_gradients(plain, x.double(), plain), rtol=1e-4, atol=1e-4)
 
 
-def test_a_small_scan_alone_is_convolved_by_onednn(monkeypatch):
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="without oneDNN")
+def test_a_small_scan_alone_is_convolved_by_onednn():
     """If PyTorch's rule for it moves, this says so."""
     layer = networks.convolution(3, 16, 16)
     small, large = torch.randn(1, 16, 8, 8, 8), torch.randn(1, 16, 40, 40, 8)

@@ -398,7 +398,7 @@ def test_the_inverse_of_a_velocity_undoes_every_pass(shape, passes):
 @dimensions
 @pytest.mark.parametrize("passes", [1, 2])
 def test_a_velocity_is_integrated_where_the_network_predicts_it(shape, passes):
-    """On half the grid: nearly what its interpolated velocity says, to a twentieth of the cost."""
+    """On half the grid: nearly the deformation of its interpolated velocity."""
     torch.manual_seed(0)
     bare = networks.RegistrationNet(len(shape))
     torch.nn.init.normal_(bare.head.weight, std=0.02)
