@@ -4,7 +4,6 @@ scans.
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from deepatlas import datasets
