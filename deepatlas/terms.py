@@ -239,7 +239,8 @@ def _scores(seg_net: nn.Module, *roles: Sequence[Tensor]) -> list[Tensor]:
     mix the statistics of the roles, and sees one at a time.
     """
     learning = any(isinstance(part, _BatchNorm) and part.training for part in seg_net.modules())
-    passes = roles if learning else [[images for role in roles for images in role]]
+    together = [images for role in roles for images in role]
+    passes = roles if learning else [together]
     found = []
     for tensors in passes:
         scores = seg_net(torch.cat(list(tensors)))
@@ -273,7 +274,8 @@ def seg_terms(
     L_sp(F_S(I_m o phi), S_m o phi). ``fourth_case`` lets two guesses be compared, to show why they
     must not be.
     """
-    one, other = moving.known & ~fixed.known, fixed.known & ~moving.known
+    one = moving.known & ~fixed.known
+    other = fixed.known & ~moving.known
     neither = ~(moving.known | fixed.known) & fourth_case
     if reg_net is not None and (one | other | neither).any():
         turn = _compared_turn(seg_net, reg_net, moving, fixed, (one, other, neither), sampled_warps)
@@ -295,31 +297,36 @@ def _compared_turn(
     """A turn in which pairs are compared through phi. ``cases``: (B,) bool, those of which one side
     is labelled, the moving or the fixed one, and those of which neither is.
     """
-    alone = moving[moving.known & fixed.known]  # the other side teaches nothing more
+    both = moving[moving.known & fixed.known]  # the fixed side would teach nothing more
+    # m and f: the moving and the fixed scans of each case
     m_one, m_other, m_neither = (moving[case] for case in cases)
     f_one, f_other, f_neither = (fixed[case] for case in cases)
+
     with torch.no_grad():
-        images = [torch.cat([side[case].image for case in cases]) for side in (moving, fixed)]
-        phi = register(reg_net, *images)
+        moving_images = torch.cat([m_one.image, m_other.image, m_neither.image])
+        fixed_images = torch.cat([f_one.image, f_other.image, f_neither.image])
+        phi = register(reg_net, moving_images, fixed_images)
     u_one, u_other, u_neither = phi.displacement.split([int(case.sum()) for case in cases])
 
     # The labelled moving scans as they are, or as they look when they lie like the fixed scans.
-    image, truth, warped_truth = m_one.image, m_one.labels, _warp(u_one, m_one.one_hot)
+    warped_truth = _warp(u_one, m_one.one_hot)
+    seen, truth = m_one.image, m_one.labels
     if sampled_warps:
-        image, truth = _warp(u_one, image), warped_truth
+        seen, truth = _warp(u_one, m_one.image), warped_truth
 
-    moving_images = [alone.image, image, m_other.image, m_neither.image]
-    fixed_images = [f_one.image, f_other.image, f_neither.image]
-    scores = _scores(seg_net, moving_images, fixed_images)
-    of_alone, of_m_one, of_m_other, of_m_neither, of_f_one, of_f_other, of_f_neither = scores
+    # F_S of every scan that is taught or compared, a side at a time
+    moving_roles = [both.image, seen, m_other.image, m_neither.image]
+    fixed_roles = [f_one.image, f_other.image, f_neither.image]
+    scores = _scores(seg_net, moving_roles, fixed_roles)
+    of_both, of_m_one, of_m_other, of_m_neither = scores[:4]
+    of_f_one, of_f_other, of_f_neither = scores[4:]
 
-    p_other, p_neither = as_probabilities(of_m_other), as_probabilities(of_m_neither)
     return SegTurn(
-        taught=[(of_alone, alone.labels), (of_m_one, truth), (of_f_other, f_other.labels)],
+        taught=[(of_both, both.labels), (of_m_one, truth), (of_f_other, f_other.labels)],
         compared=[
             (warped_truth, as_probabilities(of_f_one)),
-            (_warp(u_other, p_other), f_other.labels),
-            (_warp(u_neither, p_neither), as_probabilities(of_f_neither)),
+            (_warp(u_other, as_probabilities(of_m_other)), f_other.labels),
+            (_warp(u_neither, as_probabilities(of_m_neither)), as_probabilities(of_f_neither)),
         ],
         phi=phi,
     )

@@ -192,12 +192,13 @@ class Deformation:
         With ``shape``, of the grid of phi, ``v`` is in voxels of that grid but may be known on a
         coarser one: the steps are taken there, and phi is interpolated.
         """
+        velocity = cls(velocity).displacement  # checked, and never in half precision
         own = velocity.shape[2:]
         shape = tuple(own if shape is None else shape)
         # voxels of the grid of phi in one of v's
         size = velocity.new_tensor([n / m for n, m in zip(shape, own, strict=True)])
         size = size.view(-1, *[1] * len(own))
-        step = cls(velocity / (2**squarings * size)).displacement
+        step = velocity / (2**squarings * size)
         phi = cls(pull(step, step / 2))
         for _ in range(squarings):
             phi = phi @ phi

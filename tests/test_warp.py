@@ -597,6 +597,17 @@ def test_a_wrong_displacement_is_refused(u, message):
         Deformation(u)
 
 
+@pytest.mark.parametrize("shape", [None, (8, 8)])
+@pytest.mark.parametrize(
+    "v",
+    [torch.zeros(4, 4), torch.zeros(1, 3, 4, 4), torch.zeros(1, 2, 4, 4, dtype=torch.int64)],
+    ids=["no batch", "a channel too many", "integers"],
+)
+def test_a_wrong_velocity_is_refused(v, shape):
+    with pytest.raises(ValueError, match=r"must be a floating-point tensor .* got \("):
+        Deformation.exp(v, shape=shape)
+
+
 def test_labels_are_not_interpolated():
     identity = Deformation.identity((4, 4))
     with pytest.raises(TypeError, match=r"warp interpolates.*use warp_labels for torch.uint8"):
