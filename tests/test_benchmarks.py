@@ -117,16 +117,22 @@ def test_a_page_quotes_the_kit_beside_its_peers(tmp_path):
         "step", "64^3", "deepatlas", memory_mib=10940.0, memory_ratio=0.6, memory_goal=0.5
     )
     growth = runner.Row("warp", "voxels", "deepatlas", exponent=1.04, note="1, 2 ms")
-    runner.keep([kit, peer, kit_half, peer_half, memory, growth], tmp_path / "benchmarks.csv")
+    pair = runner.Row(
+        "a pair", "40^3", "SyN", cpu_seconds=0.5, ratio=1.0, dice=66.25, note="folds 0.10 %"
+    )
+    rows = [kit, peer, kit_half, peer_half, memory, growth, pair]
+    runner.keep(rows, tmp_path / "benchmarks.csv")
     for name in ("regimes.csv", "subjects.csv"):
         shutil.copy(RESULTS / name, tmp_path)
-    page = "<!-- speed device=cpu -->\n<!-- end -->\n<!-- growth -->\n<!-- end -->"
+    marks = ("speed device=cpu", "growth", "pairs")
+    page = "\n".join(f"<!-- {mark} -->\n<!-- end -->" for mark in marks)
     lines = evidence.fill_tables(page, tmp_path).splitlines()
     assert "| warp | 64^3 | 20 | 12 | **0.50** | 0.60 | 0.90 | 0.80 | 7 | MONAI 2.00 |" in lines
     half = "| warp, bfloat16 | 64^3 | 1,500 | 12 | **0.50** | 0.60 | 0.90 | 0.80 | 7 | MONAI 1.00 |"
     assert half in lines
     assert "| step | 64^3 |   | 10,940 |   |   | 0.60 | 0.50 |   |  |" in lines
     assert "| warp | voxels | 1.04 | 1, 2 ms |" in lines
+    assert "| SyN | 66.2 | 0.10 % | 500 | 1.00 |" in lines
     with pytest.raises(UserError, match="'zebra' to select by: operation, size, device"):
         evidence.fill_tables("<!-- speed zebra=1 -->\n<!-- end -->", tmp_path)
 

@@ -30,13 +30,14 @@ def fill_tables(page: str, results: Path = RESULTS) -> str:
 
     A table stands between ``<!-- dice labelled=1 -->`` and ``<!-- end -->``. Its kind is "dice"
     (regimes by cohorts), "gains" (of joint training, with intervals), "joint" (a line for each
-    thing changed), "speed" (the kit beside its peers) or "growth" (exponents of cost); what follows
-    selects rows. Raises UserError for a mark that cannot be read.
+    thing changed), "speed" (the kit beside its peers), "growth" (exponents of cost) or "pairs" (one
+    pair registered by each program); what follows selects rows. Raises UserError for a mark that
+    cannot be read.
     """
     regimes, subjects = read_table(results, "regimes"), load_results(results)
     rows_of = {"dice": regimes, "gains": subjects, "joint": regimes}
     if (results / BENCHMARKS).exists():
-        rows_of["speed"] = rows_of["growth"] = _benchmarks(results)
+        rows_of |= dict.fromkeys(("speed", "growth", "pairs"), _benchmarks(results))
 
     def filled(mark: re.Match) -> str:
         begin = mark["begin"]
@@ -272,10 +273,28 @@ def _growth_table(rows: pd.DataFrame) -> Iterator[Line]:
         yield [row["operation"], row["size"], f"{row['exponent']:.2f}", row["note"]]
 
 
+PAIRS_HEADER = ["program", "Dice %", "folds", "ms", "time / fastest peer's"]
+
+
+def _pairs_table(rows: pd.DataFrame) -> Iterator[Line]:
+    """A line for each program that registers a pair: processor time, as in ``_speed_table``."""
+    yield PAIRS_HEADER
+    yield _rule(len(PAIRS_HEADER))
+    for _, row in rows[rows["operation"] == "a pair"].iterrows():
+        yield [
+            row["program"],
+            f"{row['dice']:.1f}",
+            row["note"].removeprefix("folds "),
+            _three_digits(1000 * row["cpu_seconds"]),
+            *_against_goal(row["ratio"], row["goal"])[:1],
+        ]
+
+
 TABLES: dict[str, Callable[[pd.DataFrame], Iterator[Line]]] = {
     "dice": _dice_table,
     "gains": _gains_table,
     "joint": _joint_table,
     "speed": _speed_table,
     "growth": _growth_table,
+    "pairs": _pairs_table,
 }
