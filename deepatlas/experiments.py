@@ -390,7 +390,9 @@ def _train(
         histories[key] = training.train(nets, seen, regime, settings, folder / key, validate)
         trained[key] = {name: nets[name].eval() for name in regime.trains}
         if not found:
-            record["steps"][key] = own[key]
+            steps = record["steps"] | {key: own[key]}
+            # in the order of the table, also if this regime was there before
+            record["steps"] = {name: steps[name] for name in experiment.table if name in steps}
             record["seconds"][key] = round(histories[key][-1]["seconds"], 1)
             keep_checkpoint(record, key, training.identity(seen, regime, settings))
             _keep_history(histories, record, folder)
