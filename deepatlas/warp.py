@@ -94,14 +94,13 @@ def _interpolate(volume: Tensor, offsets: Tensor, origins: list[Tensor]) -> Tens
     """``volume`` at ``origins + offsets``: an origin per axis, in grid_sample's frame, and offsets
     (B, D, ...), in voxels.
     """
-    b, d = offsets.shape[:2]
     # grid_sample wants [-1, 1] from the first voxel's centre to the last one's, and the last voxel
     # axis first
     coordinates = []
     for axis, offset in enumerate(offsets.unbind(1)):
         half_side = max(volume.shape[2 + axis] - 1, 1) / 2
         coordinates.append(torch.add(origins[axis], offset, alpha=1 / half_side))
-    normalised = torch.stack(coordinates[::-1], dim=1).view(b, d, -1)
+    normalised = torch.stack(coordinates[::-1], dim=1).flatten(2)
     # and the coordinates last: a view, since interleaving them takes longer than a look-up
     normalised = normalised.transpose(1, 2)
     # never round the points to a volume's half precision
@@ -119,9 +118,9 @@ def _grid_sample(volume: Tensor, points: Tensor) -> Tensor:
     if b == len(volume) == 1 and points.device.type == "cpu" and not volume.requires_grad:
         shares = math.gcd(n, torch.get_num_threads())
         volume = volume.expand(shares, *volume.shape[1:])
-    grid = points.view(b * shares, *[1] * (d - 1), -1, d)  # rows of points
+    grid = points.view(b * shares, *[1] * (d - 1), n // shares, d)  # rows of points
     values = F.grid_sample(volume, grid, "bilinear", "border", align_corners=True).flatten(2)
-    return values if shares == 1 else values.transpose(0, 1).reshape(b, -1, n)
+    return values if shares == 1 else values.transpose(0, 1).reshape(b, volume.shape[1], n)
 
 
 def determinant(columns: Sequence[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from deepatlas import datasets, losses, models, networks
 from deepatlas.data import Scan
 from deepatlas.datasets import centred_affine, load_scan, resample
-from deepatlas.datasets.grid import align
+from deepatlas.datasets.grid import align as aligned_affines
 from deepatlas.evaluation import score_labels
 from deepatlas.registration import (
     affine_matrices,
@@ -150,6 +150,17 @@ def test_affine_alignment_refuses_images_on_two_grids():
 
 
 # --- alignment of scans ---------------------------------------------------------------------------
+
+
+def align(scans, originals, reference):
+    """``scans`` moved such that they match the reference, each resampled once from its original."""
+    images, affines = [scan.image for scan in scans], [scan.affine for scan in scans]
+    moved = aligned_affines(images, affines, reference)
+    found = []
+    for scan, original, affine in zip(scans, originals, moved, strict=True):
+        stays = affine is scan.affine
+        found.append(scan if stays else resample(original, affine, scan.shape))
+    return found
 
 
 @dimensions
