@@ -388,8 +388,7 @@ class _SumsOfLabels(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, p: Tensor, labels: Tensor, planes: int) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(labels)
-        overlap, size = _overlap_and_size(p, labels, planes)
-        return overlap, p.sum(-1) + size
+        return _overlap_and_size(p, labels, planes)
 
     @staticmethod
     def backward(
@@ -413,8 +412,7 @@ class _SumsOfSoftmax(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         p = scores.softmax(1, dtype=torch.promote_types(scores.dtype, torch.float32))
         ctx.save_for_backward(p, labels)
-        overlap, size = _overlap_and_size(p, labels, planes)
-        return overlap, p.sum(-1) + size
+        return _overlap_and_size(p, labels, planes)
 
     @staticmethod
     def backward(
@@ -441,7 +439,7 @@ def _by_probabilities(by_overlap: Tensor, by_size: Tensor, labels: Tensor) -> Te
 
 
 def _overlap_and_size(p: Tensor, labels: Tensor, planes: int) -> tuple[Tensor, Tensor]:
-    """(B, C): of each structure, the sum of p over its voxels, and how many they are.
+    """(B, C) each: of each structure sum(p q), which is p over its voxels, and sum p + sum q.
 
     Plane by plane, then over the planes: added up one by one, float32 stops at 16.8 million.
     """
@@ -449,4 +447,5 @@ def _overlap_and_size(p: Tensor, labels: Tensor, planes: int) -> tuple[Tensor, T
     own, labels = own.view(len(p), planes, -1), labels.view(len(p), planes, -1)
     zeros = p.new_zeros(len(p), planes, p.shape[1])
     overlap = zeros.scatter_add(2, labels, own).sum(1)
-    return overlap, zeros.scatter_add(2, labels, torch.ones_like(own)).sum(1)
+    size = zeros.scatter_add(2, labels, torch.ones_like(own)).sum(1)
+    return overlap, p.sum(-1) + size
