@@ -32,6 +32,14 @@ class Interrupted(KeyboardInterrupt):
     again.
     """
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it: the sentence, which is no mistake's."""
+        return [str(self)]
+
+
+class OutOfTime(Interrupted):
+    """The time that was given to this call is over; what was trained is saved, as when stopped."""
+
 
 # --- writing --------------------------------------------------------------------------------------
 
