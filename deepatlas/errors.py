@@ -9,6 +9,12 @@ from collections.abc import Collection
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the numbers of an OSError that mean it
 
+# Exit codes of the command, by which who has started it knows what to do.
+FAILED = 1
+NO_MEMORY = 71
+CALL_AGAIN = 75  # stopped in time, or the run is another process's: later the same command goes on
+STOPPED = 130  # by Ctrl-C or a signal
+
 
 class UserError(ValueError):
     """Something the user can mend; its text says what was wanted, what came, and what to do.
