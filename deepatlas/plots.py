@@ -18,6 +18,7 @@ from IPython.display import HTML, display
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
+from nibabel import aff2axcodes
 from nibabel.affines import voxel_sizes
 from torch import Tensor
 
@@ -30,6 +31,15 @@ from .warp import Deformation
 # Up to 8 structures: Okabe and Ito's colours, told apart by colour-blind readers; beyond,
 # neighbours differ.
 OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
+
+ENDS = {  # the letters at the low and the high end of an axis that leads towards the key
+    "R": ("L", "R"),
+    "L": ("R", "L"),
+    "A": ("P", "A"),
+    "P": ("A", "P"),
+    "S": ("I", "S"),
+    "I": ("S", "I"),
+}
 
 
 def colours(structures: int) -> list:
@@ -68,6 +78,13 @@ def show(figure: Figure, alt: str) -> None:
 def literal(name: str) -> str:
     """``name`` as matplotlib shows it letter by letter: no formula between its dollars."""
     return printable(name).replace("$", r"\$")
+
+
+def letters_of(scan: Scan) -> list[tuple[str, str]]:
+    """The letters at the low and the high end of the axes i, j and k; of a 2D scan, k is across
+    it.
+    """
+    return [ENDS[code] for code in aff2axcodes(scan.affine.cpu().numpy())]
 
 
 def spacing_of(scan: Scan) -> tuple[float, float, float]:
@@ -230,6 +247,105 @@ def deformations_figure(
         draw_image(cell, phi.warp(moving.image[None])[0], title, spacing_of(moving))
         draw_grid(cell, phi)
     return figure
+
+
+def through_plane_figure(
+    moving: Scan,
+    fixed: Scan,
+    panels: Sequence[tuple[str, Deformation]],
+    at: tuple[int, int],
+    structures: Sequence[str],
+) -> Figure:
+    """What each (title, deformation) of a pair of labelled volumes does across the axial slice k,
+    and what that makes of the coronal cut j, ``at`` = (j, k).
+
+    Above: fixed in both planes, a dashed line where they meet, and moving in the coronal cut.
+    Below, a row for each deformation: u_3 in the axial slice, in mm; where the voxels of the cut
+    look, as arrows (u_1, u_3); warped, with the lattice it pulled.
+    """
+    j, k = at
+    axial, coronal = (0, 1), (0, 2)  # the axes of the two planes
+    spacing = np.array(spacing_of(fixed))
+
+    def draw(
+        cell: Axes,
+        title: str,
+        axes: tuple[int, int],
+        image: Tensor,
+        labels: Tensor | None = None,
+    ) -> None:
+        """A plane of an image (I, J, K), and of its labels if there are any."""
+        plane = (slice(None), slice(None), k) if axes == axial else (slice(None), j)
+        draw_image(cell, image[plane][None], title, spacing[list(axes)])
+        if labels is not None:
+            draw_labels(cell, labels[plane], len(structures))
+        _draw_letters(cell, fixed, axes)
+
+    rows = 1 + len(panels)
+    figure, grid = plt.subplots(rows, 3, figsize=(9.5, 3 * rows), layout="constrained")
+    draw(grid[0, 0], f"fixed, axial slice k = {k}", axial, fixed.image[0], fixed.labels)
+    draw(grid[0, 1], f"fixed, coronal cut j = {j}", coronal, fixed.image[0], fixed.labels)
+    draw(grid[0, 2], f"moving, coronal cut j = {j}", coronal, moving.image[0], moving.labels)
+    for cell, line in zip(grid[0], (j, k, k), strict=True):
+        cell.axhline(line, color="white", linestyle="--", linewidth=0.8)
+
+    outside = middle_slice(fixed.image[0, ..., k]) <= 0
+    through = [spacing[2] * middle_slice(phi.displacement[0, 2, ..., k]) for _, phi in panels]
+    largest = max(np.abs(values[~outside]).max() for values in through) or 1.0
+    for cells, (title, phi), values in zip(grid[1:], panels, through, strict=True):
+        draw(cells[0], f"{title}: $u_3$, mm", axial, fixed.image[0])
+        shown = cells[0].imshow(
+            np.ma.masked_where(outside, values),
+            cmap="RdBu_r",
+            vmin=-largest,
+            vmax=largest,
+            origin="lower",
+            aspect=cells[0].get_aspect(),
+        )
+        figure.colorbar(shown, ax=cells[0], shrink=0.7)
+        in_cut = Deformation(phi.displacement[:, coronal, :, j])
+        draw(cells[1], f"{title}: where the cut looks", coronal, fixed.image[0])
+        _draw_arrows(cells[1], in_cut, fixed.image[0, :, j] > 0)
+        warped = phi.warp(moving.image[None])[0, 0]
+        labels = phi.warp_labels(moving.labels[None])[0]
+        draw(cells[2], f"{title}: warped", coronal, warped, labels)
+        draw_grid(cells[2], in_cut)
+    return figure
+
+
+def _draw_letters(cell: Axes, scan: Scan, axes: tuple[int, int]) -> None:
+    """Where the two ``axes`` of a plane lead, at its left, right, lower and upper edge."""
+    (left, right), (bottom, top) = (letters_of(scan)[axis] for axis in axes)
+    places = ((0.03, 0.5, left), (0.97, 0.5, right), (0.5, 0.04, bottom), (0.5, 0.96, top))
+    for x, y, letter in places:
+        cell.text(
+            x,
+            y,
+            letter,
+            transform=cell.transAxes,
+            color="#FFE14D",
+            fontsize=8,
+            ha="center",
+            va="center",
+        )
+
+
+def _draw_arrows(cell: Axes, phi: Deformation, where: Tensor, step: int = 3) -> None:
+    """Arrows from every third voxel ``where`` (I, J) to phi(x), in a plane."""
+    i, j = torch.meshgrid(*[torch.arange(0, n, step) for n in phi.shape], indexing="ij")
+    kept = where[::step, ::step]
+    u = phi.displacement[0, :, ::step, ::step]
+    cell.quiver(
+        i[kept],
+        j[kept],
+        u[0][kept],
+        u[1][kept],
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        color="#D55E00",
+        width=0.006,
+    )
 
 
 def sweep_figure(table: pd.DataFrame) -> Figure:

@@ -47,6 +47,31 @@ def test_a_slice_is_shown_with_the_first_axis_to_the_right_and_the_second_up():
     plt.close(figure)
 
 
+def test_motion_through_the_plane_is_shown_in_millimetres_with_the_letters_of_the_scan():
+    """u_3 = 1.5 voxels of 4 mm, and u_1 = 2; the third axis leads to the feet."""
+    affine = torch.diag(torch.tensor([2.0, 3.0, -4.0, 1.0]))
+    image = torch.ones(1, 12, 9, 10)
+    image[0, 0] = 0  # the air
+    labels = torch.zeros(12, 9, 10, dtype=torch.uint8)
+    labels[4:8, 3:6, 2:7] = 1
+    scan = Scan("a", "a", image, affine, labels)
+    still = Deformation.identity(scan.shape)
+    u = torch.zeros(1, 3, *scan.shape)
+    u[:, 0], u[:, 2] = 2, 1.5
+    panels = [("slices", still), ("volume", Deformation(u))]
+    figure = plots.through_plane_figure(scan, scan, panels, (4, 5), ["background", "it"])
+    cells = [cell for cell in figure.axes if cell.get_title()]
+    letters = [[text.get_text() for text in cell.texts] for cell in cells]
+    assert letters == [[*"LRPA"], [*"LRSI"], [*"LRSI"]] + [[*"LRPA"], [*"LRSI"], [*"LRSI"]] * 2
+    flat, through = (cells[row].images[1].get_array() for row in (3, 6))
+    assert flat.shape == (9, 12) and (flat[:, 1:] == 0).all()
+    assert (through[:, 1:] == 6).all() and through.mask[:, 0].all(), "no colour in the air"
+    (arrows,) = [drawn for drawn in cells[7].collections if hasattr(drawn, "U")]
+    assert (arrows.U == 2).all() and (arrows.V == 1.5).all() and arrows.N == 3 * 4
+    assert [cells[i].get_aspect() for i in (0, 1, 6, 7)] == [1.5, 2, 1.5, 2]
+    plt.close(figure)
+
+
 @pytest.mark.parametrize("count", [1, 7, 8, 12, 49])
 def test_colours_differ(count):
     rgb = np.array([plt.matplotlib.colors.to_rgb(colour) for colour in plots.colours(count)])

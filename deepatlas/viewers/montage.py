@@ -15,7 +15,6 @@ from matplotlib.image import imsave
 from .. import plots
 from ..datasets.survey import Looked, Plane, Survey
 from ..errors import printable
-from .state import ENDS
 
 MARK = "deepatlas data check"  # the generator of the page, by which it is known
 LONGEST = 210  # pixels of the longest side of a scan
@@ -155,8 +154,8 @@ def _figure(
     id: str, plane: Plane, pixels_per_mm: float, names: Mapping[int, str], colours: np.ndarray
 ) -> str:
     width, height = (max(1, round(length * pixels_per_mm)) for length in plane.lengths)
-    left, right = ENDS[plane.axes[0]]
-    bottom, top = ENDS[plane.axes[1]]
+    left, right = plots.ENDS[plane.axes[0]]
+    bottom, top = plots.ENDS[plane.axes[1]]
     sides = {"left": left, "right": right, "bottom": bottom, "top": top}
     letters = "".join(f'<span class="{side}">{letter}</span>' for side, letter in sides.items())
     picture = base64.b64encode(_png(plane, list(names), colours)).decode()

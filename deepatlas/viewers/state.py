@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import matplotlib
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -27,14 +26,6 @@ LAYERS = {
 }
 MOST_BYTES = 2**28  # of volumes: the largest page that Chromium was seen to open was as large
 TABLES = {"grey": "gray", "sequential": "viridis", "diverging": "RdBu_r"}  # matplotlib's names
-ENDS = {  # the letters at the low and the high end of an axis that leads towards the key
-    "R": ("L", "R"),
-    "L": ("R", "L"),
-    "A": ("P", "A"),
-    "P": ("A", "P"),
-    "S": ("I", "S"),
-    "I": ("S", "I"),
-}
 NOTE = (
     "Warping pulls: the value at voxel x of warped is read at phi(x) = x + u(x) on moving. "
     "The grid: on moving, the lattice of fixed carried along by phi; on warped, the lattice of "
@@ -199,7 +190,7 @@ def _state(
         "shape": shape,
         "spacing": list(spacing),
         "affine": scan.affine.tolist(),
-        "letters": [ENDS[code] for code in nib.aff2axcodes(scan.affine.numpy())],
+        "letters": plots.letters_of(scan),
         "structures": [printable(name) for name in names],
         "colours": plots.colour_bytes(len(names)),
         "note": NOTE if kind == "registration" else "",
