@@ -9,21 +9,19 @@ import hashlib
 import io
 import json
 import os
-import platform
 import re
 import signal
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import torch
 from torch import nn
 
+from . import locks
 from .errors import DISK_FULL, UserError, printable
 
 
@@ -44,23 +42,28 @@ class OutOfTime(Interrupted):
 # --- writing --------------------------------------------------------------------------------------
 
 DAY = 24 * 3600  # seconds
-PART = re.compile(r"(?P<name>.+?)(\.(?P<host>[0-9a-f]{8}))?\.(?P<process>\d+)\.part")
+# What locks.part_of makes of a name; earlier versions knew no random id, and before that no place.
+PART = re.compile(
+    r"(?P<name>.+?)(\.(?P<place>[0-9a-f]{8}))?\.(?P<process>\d+)(\.(?P<id>[0-9a-f]{8}))?\.part"
+)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write(file)`` fill a file such that ``path`` is at any moment either the old file or
     the new one.
 
-    UserError, a sentence that says so, if the disk is full, or if ``path`` is a folder.
+    UserError, a sentence that says so, if the disk is full, or if ``path`` is a folder. locks.Lost
+    if this process was to be alone in a folder that ``path`` is in, and is not any more.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise UserError(f"{path}: is a folder, and the file to write was wanted: name one in it")
     remove_left_parts(path.parent, path.name)
     # others may write the same file, on this machine or on another that shares the disk
-    temporary = part_of(path)
+    temporary = locks.part_of(path)
     try:
         write(temporary)
+        locks.ask(path)
         os.replace(temporary, path)
     except OSError as error:
         if error.errno not in DISK_FULL:
@@ -90,35 +93,15 @@ def remove_left_parts(folder: Path, name: str | None = None) -> None:
             continue
 
 
-def part_of(path: Path) -> Path:
-    """The file beside ``path`` that this process fills before it takes that name."""
-    return path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
-
-
 def is_left(part: Path) -> bool:
     """Has the process ended whose ``part_of`` a file is? One of another machine, after a day."""
     found = PART.fullmatch(part.name)
     if found is None:
         return False
-    begun = part.stat().st_mtime
-    here = found["host"] == _host()
-    alive = here and _runs_since(int(found["process"]), begun)
-    return not alive and (here or time.time() - begun > DAY)
-
-
-def _runs_since(process: int, seconds: float) -> bool:
-    """Does a process of that number run that began before ``seconds``? Numbers are used again."""
-    try:
-        return psutil.Process(process).create_time() <= seconds + 2  # clocks of disks are coarse
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        return True
-
-
-def _host() -> str:
-    """This machine's name, as eight hexadecimal digits."""
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    age = locks.age_of(part)
+    here = found["place"] == locks.place()
+    alive = here and locks.runs_for(int(found["process"]), age)
+    return not alive and (here or age > DAY)
 
 
 def write_text(text: str, path: Path) -> None:
@@ -221,9 +204,9 @@ def _columns(path: Path, separator: str) -> list[str]:
     return names
 
 
-def load_tensors(path: Path, device: torch.device | str = "cpu") -> object:
-    """What ``torch.save`` wrote: tensors, numbers and texts, never code; UserError, a sentence that
-    names the file, if it is damaged.
+def load_tensors(path: Path) -> object:
+    """What ``torch.save`` wrote: tensors, on the CPU wherever they were, numbers and texts, never
+    code; UserError, a sentence that names the file, if it is damaged.
 
     Such a file is a zip archive, and PyTorch does not look at the checksums that are in it.
     """
@@ -238,7 +221,7 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> object:
         if folders:
             raise ValueError(f"{folders[0]} is marked as a folder")
         content.seek(0)
-        return torch.load(content, map_location=device, weights_only=True)
+        return torch.load(content, map_location="cpu", weights_only=True)
     except torch.OutOfMemoryError:  # nothing is wrong with the file
         raise
     except Exception as error:  # whatever a damaged file makes of the reader
@@ -272,15 +255,16 @@ def load_weights(net: nn.Module, weights: object, path: Path) -> None:
 TRAINED_AGAIN = "remove it, and the same command trains this regime again"
 
 
-def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
-    """What ``train`` saved; UserError if the file is damaged (or memory too short for it: PyTorch
+def read_checkpoint(path: Path) -> dict:
+    """What ``train`` saved, on the CPU: a tensor of an optimiser's that belongs there would make a
+    GPU wait in every step. UserError if the file is damaged (or memory too short for it: PyTorch
     tells no more).
     """
     try:
-        state = load_tensors(path, device)
+        state = load_tensors(path)
     except UserError as error:
         raise UserError(f"{error}: {TRAINED_AGAIN}") from error
-    if not isinstance(state, dict) or not {"networks", "best", "of"} <= state.keys():
+    if not isinstance(state, dict) or not {"best", "of"} <= state.keys():
         raise UserError(f"{path}: is not a checkpoint of this kit: {TRAINED_AGAIN}")
     return state
 

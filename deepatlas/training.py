@@ -82,7 +82,7 @@ def train(
     trainer = Trainer(networks, cohort, regime, settings)
     path = Path(folder) / "checkpoint.pt"
     if path.exists():
-        trainer.load(read_checkpoint(path, cohort.device), path)
+        trainer.load(read_checkpoint(path), path)
     for row in trainer.history if settings.watch else ():
         settings.watch(row)  # what was trained before
     saved = time.monotonic()

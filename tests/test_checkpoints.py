@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from deepatlas import checkpoints
+from deepatlas import checkpoints, locks
 from deepatlas.errors import UserError
 
 import numpy as np
@@ -23,9 +24,9 @@ TENSORS = {"a": torch.arange(1000.0), "text": "words"}
 # --- what killed processes leave ------------------------------------------------------------------
 
 
-def part(path, process, host=None, hours=0):
+def part(path, process, place=None, hours=0, random=".0123abcd"):
     """A half-written file such as a killed ``process`` leaves, so many hours ago."""
-    left = path.with_name(f"{path.name}.{host or checkpoints._host()}.{process}.part")
+    left = path.with_name(f"{path.name}.{place or locks.place()}.{process}{random}.part")
     left.write_text("half")
     os.utime(left, (time.time() - 3600 * hours,) * 2)
     return left
@@ -41,10 +42,11 @@ def gone():
 
 def test_what_a_killed_process_left_is_removed_when_its_file_is_written(tmp_path, gone):
     path = tmp_path / "run.json"
-    left = part(path, gone)
+    left = [part(path, gone), part(path, gone, random="")]  # as earlier versions named it, too
     another = part(tmp_path / "scores.csv", gone)
     checkpoints.write_text("new", path)
-    assert not left.exists() and another.exists() and path.read_text() == "new"
+    assert not any(file.exists() for file in left)
+    assert another.exists() and path.read_text() == "new"
     checkpoints.remove_left_parts(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
 
@@ -64,6 +66,20 @@ def test_what_a_live_process_writes_stays(tmp_path):
     assert not left.exists()
 
 
+def test_what_is_being_written_is_named_by_place_process_and_chance(tmp_path):
+    """Two containers may have the same name, and the same numbers of processes."""
+    path = tmp_path / "run.json"
+    seen = []
+    checkpoints.write_atomically(path, lambda file: (seen.append(file), file.write_text("new")))
+    found = checkpoints.PART.fullmatch(seen[0].name)
+    assert found["name"] == "run.json" and found["place"] == locks.place()
+    assert int(found["process"]) == os.getpid() and re.fullmatch("[0-9a-f]{8}", found["id"])
+    assert not checkpoints.is_left(part(path, os.getpid()))
+    code = "from pathlib import Path; from deepatlas import locks; print(locks.part_of(Path('a')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found["id"] not in done.stdout
+
+
 def test_a_number_that_another_process_has_now_protects_nothing(tmp_path):
     """This process began after the file was left: it is not the one that left it."""
     left = part(tmp_path / "run.json", os.getppid(), hours=24 * 365 * 20)
@@ -72,8 +88,8 @@ def test_a_number_that_another_process_has_now_protects_nothing(tmp_path):
 
 
 def test_another_machines_file_stays_for_a_day(tmp_path, gone):
-    young = part(tmp_path / "a", gone, host="0" * 8, hours=23)
-    old = part(tmp_path / "b", gone, host="0" * 8, hours=25)
+    young = part(tmp_path / "a", gone, place="0" * 8, hours=23)
+    old = part(tmp_path / "b", gone, place="0" * 8, hours=25)
     of_an_earlier_version = tmp_path / f"c.{gone}.part"
     of_an_earlier_version.write_text("half")
     of_the_user = tmp_path / "film.part"

@@ -456,10 +456,13 @@ def test_a_transfer_that_broke_off_goes_on_where_it_was(server, cache, version, 
     assert "100%" in capfd.readouterr().err
 
 
+OF_PROCESS = r"[0-9]+(\.[0-9a-f]{8}\.part)$"  # its number, in the name of what it fills
+
+
 def test_what_a_killed_process_left_is_taken_over(server, cache):
     part = broken(server, cache, etag='"1"')
     number = 2**22 + 1  # no process has it
-    left = part.with_name(re.sub(r"[0-9]+\.part$", f"{number}.part", part.name))
+    left = part.with_name(re.sub(OF_PROCESS, rf"{number}\1", part.name))
     part.rename(left)
     serve_and_fetch(server, cache, LARGE, cut=None)
     assert server.asked[-1] == "bytes=20000-" and not left.exists()
@@ -467,7 +470,7 @@ def test_what_a_killed_process_left_is_taken_over(server, cache):
 
 def test_what_another_process_is_filling_is_left_to_it(server, cache):
     part = broken(server, cache, etag='"1"')
-    other = part.with_name(re.sub(r"[0-9]+\.part$", f"{os.getppid()}.part", part.name))
+    other = part.with_name(re.sub(OF_PROCESS, rf"{os.getppid()}\1", part.name))
     part.rename(other)
     serve_and_fetch(server, cache, LARGE, cut=None)
     assert server.asked[-1] is None and other.read_bytes() == LARGE[:20_000]
@@ -497,7 +500,7 @@ def test_a_file_that_changed_meanwhile_is_not_glued_to_what_came(server, cache, 
     part = broken(server, cache, etag='"1"')
     noise = random.Random(2).randbytes(50_000)
     other = tar_of(("Task04_Hippocampus/dataset.json", b"{}"), ("Task04_Hippocampus/a", noise))
-    left = part.with_name(re.sub(r"[0-9]+\.part$", f"{2**22 + 1}.part", part.name))
+    left = part.with_name(re.sub(OF_PROCESS, rf"{2**22 + 1}\1", part.name))
     part.rename(left)
     folder = serve_and_fetch(server, cache, other, cut=None, etag='"2"', ranges=ranges)
     assert (folder / "a").read_bytes() == noise

@@ -18,8 +18,9 @@ from pathlib import Path, PurePosixPath
 import requests
 from tqdm import tqdm
 
-from ..checkpoints import is_left, part_of
+from ..checkpoints import is_left
 from ..errors import UserError, shortened
+from ..locks import part_of
 from ..places import cache_folder, data_folder
 from .entries import Entry, describe
 from .layouts import marker_of
