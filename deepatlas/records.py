@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from .checkpoints import TRAINED_AGAIN, read_json, sha256_of, write_json
 from .datasets.entries import Entry
 from .errors import UserError
 from .parameters import Experiment, parse
+from .places import PACKAGE
 from .regimes import NETWORK_OF
 
 ALONE = "remove this file alone and start the run again: what was trained beside it is found"
@@ -46,6 +49,7 @@ class Record(BaseModel):
     steps: dict[str, dict[str, int]]  # of each trained regime, for each of its networks
     seconds: dict[str, float]
     peak_memory_gib: float | None = None  # of a finished run
+    provenance: dict[str, object] | None = None  # of the code; earlier versions kept none
     # of the tables and examples that the run wrote, and of what each regime's checkpoint says that
     # it is of; earlier versions kept neither these nor the checksum
     sha256: dict[str, str] | None = None
@@ -108,10 +112,11 @@ def write_record(record: dict, folder: Path) -> None:
 
 def _checksum(record: Mapping) -> str:
     """A hash of all but the checksum itself."""
-    return _hash_of({name: value for name, value in record.items() if name != "checksum"})
+    return hash_of({name: value for name, value in record.items() if name != "checksum"})
 
 
-def _hash_of(content: object) -> str:
+def hash_of(content: object) -> str:
+    """A hash of what is written as JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -130,6 +135,44 @@ def is_of(record: Mapping, experiment: Experiment) -> bool:
     found = recorded_experiment(record)
     alike = found.choices == experiment.choices
     return alike and found.entry.identity() == experiment.entry.identity()
+
+
+# --- where the code came from ---------------------------------------------------------------------
+
+
+def provenance() -> dict[str, object] | None:
+    """The git commit of the checkout that this package is part of, and whether all files that git
+    knows are as in it: {"commit": "0123...", "clean": True}.
+
+    None where the package is installed without a checkout, or where git is missing or fails.
+    """
+    # An installed package may lie in the checkout of another project, which does not track it.
+    if _git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit = _git("rev-parse", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    if not commit or changed is None:
+        return None
+    return {"commit": commit, "clean": not changed}
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says in the folder of the package; None if it cannot be asked."""
+    # those that a hook of git sets name another checkout
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("GIT_")}
+    options = ("-c", "safe.directory=*", "-c", "core.fsmonitor=false", "--no-optional-locks")
+    try:
+        done = subprocess.run(
+            ["git", *options, *arguments],
+            cwd=PACKAGE,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None
 
 
 # --- what could not be done -----------------------------------------------------------------------
@@ -175,13 +218,13 @@ def keep_checkpoint(record: dict, key: str, identity: Mapping) -> None:
     """
     if record.get("checkpoints") is None:
         record["checkpoints"] = {}
-    record["checkpoints"][key] = _hash_of(identity)
+    record["checkpoints"][key] = hash_of(identity)
 
 
 def check_checkpoint(record: Mapping, key: str, state: Mapping, path: Path) -> None:
     """UserError if the checkpoint of the regime ``key`` is not of this run."""
     wanted = (record.get("checkpoints") or {}).get(key)
-    if wanted is not None and wanted != _hash_of(state["of"]):
+    if wanted is not None and wanted != hash_of(state["of"]):
         raise UserError(f"{path}: is of another run or regime: {TRAINED_AGAIN}")
 
 
