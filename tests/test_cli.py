@@ -4,15 +4,20 @@ itself.
 
 import errno
 import os
+import re
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 from deepatlas import cli, evidence, experiments, notebooks, plots
+from deepatlas.checkpoints import Interrupted, OutOfTime
 from deepatlas.cli import app, arguments, errors
 from deepatlas.datasets.layouts import LAYOUTS
-from deepatlas.errors import UserError
+from deepatlas.errors import CALL_AGAIN, NO_MEMORY, STOPPED, UserError
+from deepatlas.locks import Held
 from deepatlas.parameters import parse
 
 import pandas as pd
@@ -202,6 +207,119 @@ def test_what_is_no_assignment_is_refused(text):
         arguments.assignments([text])
 
 
+# --- parameters from files ------------------------------------------------------------------------
+
+
+def test_the_command_line_wins_over_a_file_and_the_last_file_over_others(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(
+        "# a knee\ndataset: phantom-knee\nseed: 1\nseg_rate: 1e-3\nvelocity: false\n"
+        "term_weights: {shift: 0.5, similarity: 2}\n"
+    )
+    second.write_text("seed: 2\nlabelled: 5\n")
+    values = arguments.assignments(["labelled=3", "term_weights.shift=1"], [first, second])
+    assert values == {
+        "dataset": "phantom-knee",
+        "seed": 2,
+        "seg_rate": "1e-3",  # YAML reads it as a text, papermill hands it on
+        "velocity": False,
+        "term_weights": {"shift": 1, "similarity": 2},
+        "labelled": 3,
+    }
+    del values["term_weights"]
+    assert parse(values).seg_rate == 0.001
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("seed: [1\n", "not valid YAML"),
+        ("- seed\n", r"parameters by their names were wanted, .* got \['seed'\]"),
+        ("seed\n", "parameters by their names were wanted, .* got 'seed'"),
+        ("1: 2\n", "parameters by their names were wanted"),
+        ("a: \x00", "not valid YAML"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_a_file_without_parameters_is_told(text, sentence, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=rf"config\.yaml: {sentence}"):
+        arguments.assignments([], [file])
+
+
+def test_a_file_may_be_empty_and_must_be_there(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    assert arguments.assignments(["seed=1"], [tmp_path / "empty.yaml"]) == {"seed": 1}
+    done = CliRunner().invoke(app, ["run", "-f", str(tmp_path / "gone.yaml")])
+    assert isinstance(done.exception, FileNotFoundError)
+    assert errors.told(done.exception) == f"{tmp_path / 'gone.yaml'}: no such file or directory"
+
+
+# --- one call of a run ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What ``experiments.run`` is called with, which then raises what is put into ``error``."""
+    calls = SimpleNamespace(options=None, error=OutOfTime("stopped at step 3; it goes on"))
+
+    def run(experiment, root, **options):
+        calls.options = options
+        raise calls.error
+
+    monkeypatch.setattr(experiments, "run", run)
+    return calls
+
+
+def run_smoke(tmp_path, *words):
+    return CliRunner().invoke(
+        app, ["run", "profile=smoke", "--no-notebook", "--root", str(tmp_path), *words]
+    )
+
+
+def test_how_long_on_what_and_who_follows_is_handed_on(called, tmp_path):
+    begun = time.monotonic()
+    run_smoke(tmp_path, "--minutes=9", "--workers=2", "--log=tensorboard")
+    until = called.options.pop("until")
+    assert begun + 540 <= until <= time.monotonic() + 540
+    assert called.options == {"workers": 2, "log": ("tensorboard",)}
+    run_smoke(tmp_path)
+    assert called.options == {"until": None, "workers": None, "log": ()}
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (OutOfTime("stopped in time"), CALL_AGAIN),
+        (Held("another process trains it"), CALL_AGAIN),
+        (Interrupted("stopped by Ctrl-C"), STOPPED),
+    ],
+)
+def test_a_queue_knows_by_the_exit_code_what_to_do(error, code, called, tmp_path):
+    called.error = error
+    done = run_smoke(tmp_path)
+    assert done.exit_code == code and done.stderr == f"deepatlas: {error}\n"
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--minutes=0"], "--minutes: a number above 0 was wanted, got 0.0"),
+        (["--minutes=nan"], "--minutes: a number above 0 was wanted, got nan"),
+        (["--log=tensorbord"], "no tracker 'tensorbord', did you mean 'tensorboard'"),
+        (["minutes=9"], "minutes is no parameter of the experiment, .* write --minutes 9"),
+    ],
+)
+def test_what_means_nothing_is_refused_before_any_work(words, sentence, called, tmp_path):
+    done = run_smoke(tmp_path, *words)
+    assert isinstance(done.exception, UserError) and re.search(sentence, str(done.exception))
+    assert called.options is None
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
 def test_debug_lets_the_error_through(monkeypatch):
     monkeypatch.setattr(errors.shown, "tracebacks", True)
     with pytest.raises(UserError), errors.as_one_line():
@@ -353,12 +471,15 @@ def test_relative_folders_are_settled_before_a_command_runs(tmp_path, monkeypatc
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_what_a_user_can_mend_is_one_line(error, sentence):
+def test_what_a_user_can_mend_is_one_line(error, sentence, capsys):
     with pytest.raises(SystemExit) as caught, errors.as_one_line():
         raise error
-    line = str(caught.value)
+    of_memory = "too little memory" in sentence
+    line = capsys.readouterr().err.removesuffix("\n") if of_memory else caught.value.code
     assert sentence in line and line.startswith("deepatlas: ")
     assert "\n" not in line and len(line) < 2200
+    if of_memory:  # a sweep tries again, with less
+        assert caught.value.code == NO_MEMORY
 
 
 @pytest.mark.parametrize("error", [RuntimeError("ours"), RecursionError("ours"), KeyError("ours")])

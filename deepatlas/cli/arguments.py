@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_type_hints
@@ -26,6 +26,16 @@ PARAMETERS = (
     "seed=1; all others are in deepatlas/parameters.py"
 )
 Parameters = Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUE", help=PARAMETERS)]
+Configs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config",
+        "-f",
+        metavar="FILE",
+        help="parameters in YAML, as papermill takes them: a line `NAME: VALUE` for each; "
+        "NAME=VALUE on the command line wins, and of several files the last",
+    ),
+]
 Root = Annotated[Path | None, typer.Option(help="where run folders are kept")]
 
 LONGEST_NAME = 200  # bytes; systems allow 255, and a file that is being written has a longer name
@@ -62,14 +72,19 @@ def spread(command: Callable) -> Callable:
     return gathered
 
 
-def assignments(texts: list[str] | None) -> dict[str, object]:
-    """NAME=VALUE texts as a dictionary; values as ``parameters.plain`` reads them.
+def assignments(
+    texts: list[str] | None, configs: Sequence[Path] | None = None
+) -> dict[str, object]:
+    """NAME=VALUE texts as a dictionary, on top of what the files ``configs`` say; values as
+    ``parameters.plain`` reads them.
 
     NAME.KEY=VALUE is an entry of the dictionary NAME, as in term_weights.similarity=0.5.
     """
     from ..parameters import plain
 
     values: dict[str, object] = {}
+    for config in configs or []:
+        values |= read_config(config)
     for text in texts or []:
         name, equals, value = text.partition("=")
         name, dot, key = name.partition(".")
@@ -94,6 +109,25 @@ def assignments(texts: list[str] | None) -> dict[str, object]:
                 f"parameter {brief(name)} = {brief(values[name])} has no entry {brief(key)}"
             )
     return values
+
+
+def read_config(file: Path) -> dict[str, object]:
+    """Parameters by their names from a file of YAML, read as papermill reads its ``-f``; UserError,
+    a sentence that names the file, if it is none.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not valid YAML ({brief(str(error))})") from error
+    named = isinstance(values, dict) and all(isinstance(name, str) for name in values)
+    if values is not None and not named:
+        raise UserError(
+            f"{file}: parameters by their names were wanted, a line `labelled: 5` for each, got "
+            f"{brief(values)}"
+        )
+    return values or {}
 
 
 def check_file(file: Path) -> None:

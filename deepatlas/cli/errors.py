@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import typer
 from tqdm import tqdm
 
-from ..errors import DISK_FULL, UserError, shortened
+from ..errors import CALL_AGAIN, DISK_FULL, NO_MEMORY, STOPPED, UserError, shortened
 
 shown = SimpleNamespace(tracebacks=False)  # set by the option --debug
 
@@ -51,17 +51,21 @@ def as_one_line() -> Iterator[None]:
         sentence = told(error)
         if sentence is None:
             raise
-        sys.exit(f"deepatlas: {sentence}")
+        line = f"deepatlas: {sentence}"
+        if not _memory_is_short(error):
+            sys.exit(line)
+        print(line, file=sys.stderr)
+        sys.exit(NO_MEMORY)
 
 
 def told(error: Exception) -> str | None:
     """The one line that a mistake of the user is; None of a bug, and of all with ``--debug``."""
     if shown.tracebacks:
         return None
-    if isinstance(error, RuntimeError) and _memory_is_short(error):
-        error = MemoryError()
     if _memory_of_gpu_is_short(error):
         return "the GPU has too little memory: lower batch_size, or take profile=class"
+    if _memory_is_short(error) and not isinstance(error, MemoryError):
+        error = MemoryError()
     if not isinstance(error, OF_THE_USER):
         return None
     return shortened(_sentence(error), LONGEST)
@@ -102,9 +106,11 @@ def _sentence(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _memory_is_short(error: RuntimeError) -> bool:
-    """Is it what PyTorch raises on a CPU instead of a MemoryError?"""
-    return "DefaultCPUAllocator" in str(error) and "memory" in str(error)
+def _memory_is_short(error: Exception) -> bool:
+    """Is it a MemoryError, or what PyTorch raises instead, on a CPU or on a GPU?"""
+    of_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    short = of_cpu and "memory" in str(error)
+    return short or isinstance(error, MemoryError) or _memory_of_gpu_is_short(error)
 
 
 def _memory_of_gpu_is_short(error: Exception) -> bool:
@@ -115,11 +121,15 @@ def _memory_of_gpu_is_short(error: Exception) -> bool:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """A training that is stopped from outside ends the command with its sentence."""
-    from ..checkpoints import Interrupted
+    """A training that is stopped, from outside or by its time, or that another process holds, ends
+    the command with its sentence; by the exit code a queue knows whether to call it again.
+    """
+    from ..checkpoints import Interrupted, OutOfTime
+    from ..locks import Held
 
     try:
         yield
-    except Interrupted as stop:
+    except (Interrupted, Held) as stop:
         typer.echo(f"deepatlas: {shortened(str(stop), LONGEST)}", err=True)
-        raise typer.Exit(130) from stop
+        later = isinstance(stop, (OutOfTime, Held))
+        raise typer.Exit(CALL_AGAIN if later else STOPPED) from stop

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import UserError, printable
+from ..errors import UserError, brief, printable
 from ..places import CHECKOUT, WEIGHTS
 from ..regimes import JOINT
-from .arguments import Parameters, Root, assignments, check_file, check_runs
+from .arguments import (
+    Configs,
+    Parameters,
+    Root,
+    assignments,
+    check_file,
+    check_runs,
+    spread,
+)
 from .errors import stoppable
 
 
@@ -22,23 +34,89 @@ def doctor() -> None:
         typer.echo(printable(line))
 
 
+@dataclass(frozen=True)
+class Call:
+    """How long this call of a run may take, on what, and who follows it: nothing that its result
+    depends on.
+    """
+
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="stop when so many are over, saved: the exit code is then 75, and the same "
+            "command goes on, until it ends with 0"
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="trainings side by side, where they do not wait for each other; by default as "
+            "many as cores and memory allow",
+        ),
+    ] = None
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TRACKER",
+            help="tensorboard: show what history.csv holds as it grows, to `tensorboard --logdir "
+            "RUN_FOLDER/tensorboard`",
+        ),
+    ] = None
+
+    def options(self) -> dict[str, object]:
+        """The same for ``experiments.run``; UserError, before any work, if they mean nothing."""
+        from .. import tracking
+
+        tracking.check(self.log or ())
+        until = None
+        if self.minutes is not None:
+            if not 0 < self.minutes < math.inf:
+                raise UserError(f"--minutes: a number above 0 was wanted, got {self.minutes}")
+            until = time.monotonic() + 60 * self.minutes
+        return {"until": until, "workers": self.workers, "log": tuple(self.log or ())}
+
+    def refuse_in(self, values: Mapping[str, object]) -> None:
+        """UserError if one of these options stands among the parameters, as papermill takes it."""
+        for name in values.keys() & {field.name for field in fields(self)}:
+            raise UserError(
+                f"{name} is no parameter of the experiment, but an option of the command: write "
+                f"--{name} {brief(values[name])}"
+            )
+
+
+@spread
 def run(
+    call: Call,
     parameters: Parameters = None,
+    config: Configs = None,
     no_notebook: Annotated[
         bool, typer.Option("--no-notebook", help="train and score only")
     ] = False,
     root: Root = None,
 ) -> None:
-    """Train every regime, score it on the test scans, and show the result in a notebook."""
+    """Train every regime, score it on the test scans, and show the result in a notebook.
+
+    Parameters are given as NAME=VALUE, or in a file, of which many are ready in notebooks/configs:
+
+        deepatlas run -f notebooks/configs/oasis35-class.yaml seed=3
+
+    It is the run that `papermill notebooks/experiment.ipynb OUT.ipynb -f FILE -p seed 3` does,
+    executed in its notebook. An interrupted run goes on where it was, a finished one is only found
+    again.
+    """
+    options = call.options()  # first: the clock runs while PyTorch is loaded
     from .. import experiments, notebooks, reporting
     from ..parameters import parse
 
-    experiment = parse(assignments(parameters))
+    values = assignments(parameters, config)
+    call.refuse_in(values)
+    experiment = parse(values)
     check_runs(root, experiment)
     if not no_notebook:
         notebooks.check_installed()
     with stoppable():
-        folder = experiments.run(experiment, root)
+        folder = experiments.run(experiment, root, **options)
     _print_table(folder)
     if not no_notebook:
         html = reporting.report(folder)
@@ -60,6 +138,7 @@ def table(folder: Path) -> None:
 
 def keep_weights(
     parameters: Parameters = None,
+    config: Configs = None,
     to: Annotated[
         Path | None, typer.Option(help="the file; by default among the project's")
     ] = None,
@@ -70,7 +149,7 @@ def keep_weights(
     from .. import experiments, models
     from ..parameters import parse
 
-    experiment = parse(assignments(parameters))
+    experiment = parse(assignments(parameters, config))
     own = experiment.entry.scans is not None
     if to is None and (own or experiment != parse({"dataset": experiment.dataset})):
         raise UserError(
