@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from .errors import UserError
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
+# Until a kernel answers; papermill's own limit, a minute, is too short for a busy machine.
+SECONDS_TO_START = 600
+
 # Options of nbconvert's HTML exporter: a page asks no server for anything.
 OFFLINE = {"mathjax_url": "", "require_js_url": "", "jquery_url": "", "mermaid_js_url": ""}
 
@@ -22,7 +26,7 @@ def execute(
     path: Path, parameters: Mapping[str, object], to: Path | None = None, **environment: str
 ) -> NotebookNode:
     """The notebook with its outputs, run with ``parameters`` in a kernel with these environment
-    variables.
+    variables, which shares no files with kernels beside it.
 
     As far as it gets it is kept in the file ``to``. Raises UserError naming the file, and the cell
     if a cell stops.
@@ -30,13 +34,14 @@ def execute(
     import papermill  # here: a machine that only trains lacks it
 
     where = to or path
-    with _environment(environment):
+    with _private_folders() as private, _environment(environment | private):
         try:
             return papermill.execute_notebook(
                 _literally(path),
                 to and _literally(to),
                 parameters=parameters,
                 cwd=str(path.parent),
+                start_timeout=SECONDS_TO_START,
             )
         except papermill.PapermillExecutionError as error:
             raise UserError(
@@ -66,6 +71,18 @@ def check_installed() -> None:
             f"a notebook needs {' and '.join(missing)}, not installed here: install that "
             "(`deepatlas run` trains and scores without it, with --no-notebook)"
         )
+
+
+@contextmanager
+def _private_folders() -> Iterator[dict[str, str]]:
+    """Variables that give a kernel a history and connection files of its own for a while: kernels
+    side by side would wait for one database.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        yield {
+            "IPYTHONDIR": str(Path(folder) / "ipython"),
+            "JUPYTER_RUNTIME_DIR": str(Path(folder) / "jupyter"),
+        }
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Tables of one run, from its folder alone."""
 
 import json
+import os
+from pathlib import Path
 
 from deepatlas import evaluation, notebooks, records, reporting
 from deepatlas.checkpoints import write_csv
@@ -249,6 +251,29 @@ def test_a_cell_that_stops_and_a_kernel_that_is_not_there_are_told(tmp_path):
     path.write_text(path.read_text().replace('"python3"', '"zebra"'))
     with pytest.raises(UserError, match=r"in\.ipynb: no kernel ran it .* kernel named zebra"):
         notebooks.execute(path, {})
+
+
+def test_each_kernel_has_its_own_files_and_time_to_start(tmp_path, monkeypatch):
+    import papermill
+
+    code = "import os; print(os.environ['IPYTHONDIR'], os.environ['JUPYTER_RUNTIME_DIR'])"
+    path = notebook_of(tmp_path / "in.ipynb", code)
+    mine = {name: os.environ.get(name) for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
+    limits = []
+    real = papermill.execute_notebook
+
+    def execute(*words, **options):
+        limits.append(options["start_timeout"])
+        return real(*words, **options)
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    found = []
+    for _ in range(2):
+        found += notebooks.execute(path, {}).cells[-1].outputs[0].text.split()
+    assert len({*found, *mine.values()}) == 6, "all differ, from this process's own, too"
+    assert not any(Path(folder).exists() for folder in found)
+    assert {name: os.environ.get(name) for name in mine} == mine
+    assert limits == [600, 600], "seconds"
 
 
 def test_a_bug_is_not_called_a_kernels_death(tmp_path, monkeypatch):
