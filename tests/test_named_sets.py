@@ -1,58 +1,19 @@
 """The data sets that the kit knows, on generated folders in exactly the layout of each."""
 
-import json
-
 from deepatlas import datasets
 from deepatlas.datasets import entries
 from deepatlas.errors import UserError
 
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
-
-SHAPE, SPACING = (24, 28, 24), 6.0
-LIA = np.array([[-1, 0, 0], [0, 0, 1], [0, -1, 0]])  # axes to the left, down, to the front
-
-
-def blocks(numbers, shape=SHAPE):
-    """Label numbers in blocks of 4 voxels a side, all of them, some often."""
-    sides = [-(-n // 4) for n in shape]
-    inner = np.zeros(sides, bool)
-    inner[tuple(slice(1, -1) if n > 2 else slice(None) for n in sides)] = True
-    coarse = np.zeros(sides, np.int16)
-    coarse[inner] = np.resize(numbers, inner.sum())
-    for axis in range(3):
-        coarse = coarse.repeat(4, axis)
-    return coarse[tuple(slice(n) for n in shape)]
-
-
-def write(path, array, affine):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(array, affine), path)
-
-
-def write_pair(image, labels, numbers, seed, *, affine=None, shape=SHAPE, volumes=1):
-    affine = np.diag([SPACING] * 3 + [1.0]) if affine is None else affine
-    truth = blocks(numbers, shape)
-    voxels = (truth > 0) + 0.3 * np.random.default_rng(seed).random(shape)
-    if volumes > 1:
-        voxels = np.stack([voxels + volume for volume in range(volumes)], -1)
-        voxels[..., 1:] = voxels[..., 1:] ** 3  # another contrast
-    write(image, voxels.astype(np.float32), affine)
-    write(labels, truth, affine)
-
-
-def write_decathlon(folder, name, numbers, count, volumes=1):
-    training = []
-    for i in range(count):
-        image, labels = f"imagesTr/{name}_{i:02d}.nii.gz", f"labelsTr/{name}_{i:02d}.nii.gz"
-        write_pair(folder / image, folder / labels, numbers, i, volumes=volumes)
-        training.append({"image": f"./{image}", "label": f"./{labels}"})
-    names = {"0": "background"} | {str(number): f"label {number}" for number in numbers}
-    test = [f"./imagesTs/{name}_{count + i:02d}.nii.gz" for i in range(2)]
-    dataset = {"labels": names, "training": training, "test": test, "numTraining": count}
-    (folder / "dataset.json").write_text(json.dumps(dataset))
+from named_sets import (
+    SHAPE,
+    write_decathlon,
+    write_mindboggle,
+    write_neurite_oasis,
+    write_neurite_oasis_2d,
+    write_oai_zib,
+)
 
 
 @pytest.fixture
@@ -84,8 +45,7 @@ def test_every_set_says_whose_it_is_and_what_may_be_done_with_it(name):
     ],
 )
 def test_sets_of_the_decathlon(home, name, prefix, numbers, structures):
-    volumes = 2 if name == "prostate" else 1
-    write_decathlon(home / name, prefix, numbers, 9, volumes)
+    write_decathlon(home / name, prefix, numbers, volumes=2 if name == "prostate" else 1)
     cohort = datasets.load_cohort(name, profile="smoke")
     assert [*cohort.structures[1:]] == structures
     assert len(people(cohort)) == 9 and all(len(person) == 2 for person in people(cohort))
@@ -94,7 +54,7 @@ def test_sets_of_the_decathlon(home, name, prefix, numbers, structures):
 
 def test_the_prostates_first_contrast_is_taken(home, tmp_path):
     """The files hold T2 and ADC; a data set that takes the other has other images."""
-    write_decathlon(home / "prostate", "prostate", [1, 2], 9, volumes=2)
+    write_decathlon(home / "prostate", "prostate", [1, 2], volumes=2)
     entry = datasets.describe("prostate")
     first = datasets.load_cohort(entry, profile="smoke").train[0]
     second_entry = entry.model_copy(update={"channel": 1})
@@ -108,15 +68,7 @@ def test_the_prostates_first_contrast_is_taken(home, tmp_path):
 
 
 def test_neurite_oasis_in_3d(home):
-    """A folder for each scan, volumes whose axes run to the left, down and to the front."""
-    affine = np.eye(4)
-    affine[:3, :3] = SPACING * LIA
-    for i in range(9):
-        folder = home / "neurite-oasis" / f"OASIS_OAS1_{i:04d}_MR1"
-        files = folder / "aligned_norm.nii.gz", folder / "aligned_seg35.nii.gz"
-        write_pair(*files, range(1, 36), i, affine=affine, shape=(28, 32, 32))
-        write(folder / "norm.nii.gz", np.ones(SHAPE, np.float32), affine)
-    (home / "neurite-oasis" / "subjects.txt").write_text("OASIS_OAS1_0000_MR1\n")
+    write_neurite_oasis(home / "neurite-oasis")
     cohort = datasets.load_cohort("neurite-oasis", profile="smoke")
     assert len(cohort.structures) == 36 and cohort.structures[14] == "left hippocampus"
     assert cohort.structures[30] == "right hippocampus"
@@ -125,14 +77,8 @@ def test_neurite_oasis_in_3d(home):
 
 @pytest.mark.parametrize("thin", [0, 1, 2])
 def test_neurite_oasis_in_2d(home, thin):
-    """Slices of 160 x 192 voxels and one, whichever way the header says that they lie."""
-    axes = [axis for axis in range(3) if axis != thin]
-    affine = np.eye(4)
-    affine[:3, :3] = SPACING * np.eye(3)[:, [*axes, thin]]
-    for i in range(9):
-        folder = home / "neurite-oasis-2d" / f"OASIS_OAS1_{i:04d}_MR1"
-        files = folder / "slice_norm.nii.gz", folder / "slice_seg4.nii.gz"
-        write_pair(*files, range(1, 5), i, affine=affine, shape=(32, 36, 1))
+    """Whichever way the header says that the slices lie."""
+    write_neurite_oasis_2d(home / "neurite-oasis-2d", thin=thin)
     cohort = datasets.load_cohort("neurite-oasis-2d", profile="smoke")
     assert cohort.shape == (40, 48)
     assert cohort.structures[1:] == (
@@ -142,22 +88,6 @@ def test_neurite_oasis_in_2d(home, thin):
         "cerebrospinal fluid",
     )
     assert all(len(scan.labels.unique()) == 5 for scan in cohort.scans)
-
-
-def write_mindboggle(folder):
-    sites = {"MMRR-21": 21, "HLN-12": 12, "NKI-TRT-20": 20, "OASIS-TRT-20": 20, "NKI-RS-22": 22}
-    regions = [1000 + number for number in range(1, 36) if number not in (1, 4, 32, 33)]
-    numbers = [*regions, *(number + 1000 for number in regions)]
-    seed = 0
-    for site, count in sites.items():
-        for i in range(1, count + 1):
-            scan = folder / f"{site}_volumes" / f"{site}-{i}"
-            seed += 1
-            files = scan / "t1weighted.nii.gz", scan / "labels.DKT31.manual.nii.gz"
-            write_pair(*files, numbers, seed, shape=(28, 32, 28))
-            write(scan / "t1weighted_brain.nii.gz", np.ones((4, 4, 4), np.float32), np.eye(4))
-    extra = folder / "Extra-18_volumes" / "Twins-2-1"
-    write_pair(extra / "t1weighted.nii.gz", extra / "labels.DKT31.manual.nii.gz", numbers, 999)
 
 
 def test_mindboggle_has_the_papers_groups(home):
@@ -181,11 +111,7 @@ def test_mindboggle_has_the_papers_groups(home):
 @pytest.mark.parametrize("channel", ["_0000", ""])
 def test_oai_zib_knees(home, monkeypatch, channel):
     """As OAIZIB-CM lays them out, without a dataset.json; both halves of the tibial cartilage."""
-    folder = home / "oai-zib"
-    for i in range(1, 10):
-        part = "Tr" if i < 8 else "Ts"
-        image = folder / f"images{part}" / f"oaizib_{i:03d}{channel}.nii.gz"
-        write_pair(image, folder / f"labels{part}" / f"oaizib_{i:03d}.nii.gz", range(1, 6), i)
+    write_oai_zib(home / "oai-zib", channel)
     cohort = datasets.load_cohort("oai-zib", profile="smoke")
     assert cohort.structures[1:] == ("femur", "femoral cartilage", "tibia", "tibial cartilage")
     assert cohort.label_numbers == ((1,), (2,), (3,), (4, 5))
