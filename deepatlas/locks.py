@@ -398,7 +398,8 @@ def ask(path: Path) -> None:
     """Lost if ``path`` is in a folder whose lock this process had, and has lost."""
     if not _HELD:
         return
-    folders = path.resolve().parents
+    folder = path.parent.resolve()  # what is replaced is in it, were it a link to elsewhere
+    folders = (folder, *folder.parents)
     for lock in list(_HELD.values()):
         if lock.path.parent in folders:
             lock.check()

@@ -17,7 +17,7 @@ from deepatlas.errors import UserError
 import psutil
 import pytest
 
-POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither fork nor signals")
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="no fork, signals or links to files")
 
 HOLDS = """
 import sys
@@ -301,6 +301,7 @@ def test_a_lock_shows_that_its_process_lives(path, monkeypatch):
     assert path.exists()
 
 
+@POSIX
 def test_a_file_is_asked_for_in_every_folder_that_is_locked(path, tmp_path):
     outer = locks.Lock(tmp_path / "sweep.lock")
     with outer, locks.Lock(path) as inner:
@@ -308,6 +309,9 @@ def test_a_file_is_asked_for_in_every_folder_that_is_locked(path, tmp_path):
         path.unlink()  # by hand
         with pytest.raises(locks.Lost, match=r"run\.lock: .* is gone.*or the file was removed"):
             checkpoints.write_text("2", path.parent / "a.txt")
+        (path.parent / "link.txt").symlink_to(tmp_path / "b.txt")
+        with pytest.raises(locks.Lost):
+            checkpoints.write_text("2", path.parent / "link.txt")
         checkpoints.write_text("3", tmp_path / "b.txt")
         inner.release()
         outer.path.unlink()
