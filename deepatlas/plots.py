@@ -136,6 +136,25 @@ def draw_labels(axes: Axes, labels: Tensor, structures: int) -> None:
     )
 
 
+def draw_letters(axes: Axes, scan: Scan, plane: tuple[int, int]) -> None:
+    """At the edges of a picture, where the two axes of its ``plane`` lead: the first to the right,
+    the second up.
+    """
+    (left, right), (bottom, top) = (letters_of(scan)[axis] for axis in plane)
+    places = ((0.03, 0.5, left), (0.97, 0.5, right), (0.5, 0.04, bottom), (0.5, 0.96, top))
+    for x, y, letter in places:
+        axes.text(
+            x,
+            y,
+            letter,
+            transform=axes.transAxes,
+            color="#FFE14D",
+            fontsize=8,
+            ha="center",
+            va="center",
+        )
+
+
 def draw_grid(axes: Axes, phi: Deformation, step: int = 4) -> None:
     """The lines phi_i(x) = multiples of ``step`` on the fixed grid: what warping makes of a lattice
     drawn on *moving*.
@@ -279,7 +298,7 @@ def through_plane_figure(
         draw_image(cell, image[plane][None], title, spacing[list(axes)])
         if labels is not None:
             draw_labels(cell, labels[plane], len(structures))
-        _draw_letters(cell, fixed, axes)
+        draw_letters(cell, fixed, axes)
 
     rows = 1 + len(panels)
     figure, grid = plt.subplots(rows, 3, figsize=(9.5, 3 * rows), layout="constrained")
@@ -311,23 +330,6 @@ def through_plane_figure(
         draw(cells[2], f"{title}: warped", coronal, warped, labels)
         draw_grid(cells[2], in_cut)
     return figure
-
-
-def _draw_letters(cell: Axes, scan: Scan, axes: tuple[int, int]) -> None:
-    """Where the two ``axes`` of a plane lead, at its left, right, lower and upper edge."""
-    (left, right), (bottom, top) = (letters_of(scan)[axis] for axis in axes)
-    places = ((0.03, 0.5, left), (0.97, 0.5, right), (0.5, 0.04, bottom), (0.5, 0.96, top))
-    for x, y, letter in places:
-        cell.text(
-            x,
-            y,
-            letter,
-            transform=cell.transAxes,
-            color="#FFE14D",
-            fontsize=8,
-            ha="center",
-            va="center",
-        )
 
 
 def _draw_arrows(cell: Axes, phi: Deformation, where: Tensor, step: int = 3) -> None:
