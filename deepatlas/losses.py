@@ -22,9 +22,11 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from .data import as_labels
+from .recompute import again, is_sparing
 
 EPSILON = 1e-6  # of an image's largest magnitude: what varies less is rounding noise
 FAINT = 0.01  # of an image's variance: a window that varies less counts as flat
+AT_ONCE = 4  # structures warped together where memory is spared
 # Numbers in a slab, few enough for the cache of a core. On a GPU each slab would cost launches.
 SLAB = {"cpu": 2**18}
 
@@ -333,6 +335,29 @@ def soft_dice(probabilities: Tensor, target: Tensor) -> Tensor:
             f"labels without the axis of structures, got {tuple(target.shape)} of {target.dtype}"
         )
     return _one_minus_dice(overlap, size)
+
+
+def warped_dice(warp: Callable[[Tensor], Tensor], probabilities: Tensor, target: Tensor) -> Tensor:
+    """``soft_dice(warp(probabilities), target)``, both (B, C, I, J, K).
+
+    Where memory is spared, a few structures at a time, which are warped again in the backward pass:
+    of as many as the paper's 32 the warped ones are never all there.
+    """
+    if not is_sparing():
+        return soft_dice(warp(probabilities), target)
+
+    def sums(some: Tensor, their_target: Tensor) -> tuple[Tensor, Tensor]:
+        p, q = _exact(warp(some)), _exact(their_target)
+        return _Sums.apply(p.flatten(2), q.flatten(2))
+
+    overlaps = []
+    sizes = []
+    parts = zip(probabilities.split(AT_ONCE, 1), target.split(AT_ONCE, 1), strict=True)
+    for some, their_target in parts:
+        overlap, size = again(sums, some, their_target)
+        overlaps.append(overlap)
+        sizes.append(size)
+    return _one_minus_dice(torch.cat(overlaps, 1), torch.cat(sizes, 1))
 
 
 def softmax_dice(scores: Tensor, labels: Tensor) -> Tensor:

@@ -9,12 +9,14 @@ or a ``Deformation``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .recompute import again
 
 # Multiples of 16 run on the fast paths of CPUs and GPUs; others do not.
 SEG_WIDTHS = (16, 32, 32, 32)  # at full, half, quarter and eighth resolution
@@ -31,6 +33,8 @@ class _Conv3d(nn.Conv3d):
     SMALL = 20_480  # B C I J, up to which PyTorch does so
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # which knows no such layout
+            return super().forward(x)
         slow = x.device.type == "cpu" and len(x) == 1 and x.shape[:4].numel() <= self.SMALL
         exact = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if slow and exact and torch.backends.mkldnn.is_available():
@@ -99,9 +103,14 @@ def upsample(x: Tensor) -> Tensor:
     return x
 
 
-@lru_cache
+@torch.compiler.assume_constant_result
 def _doubling(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(2n, n): the weight of each of n voxels in each of the 2n voxels between them."""
+    return _weights_of_doubling(n, device, dtype)
+
+
+@lru_cache
+def _weights_of_doubling(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # kept for trainings to come, whoever asks first
         units = torch.eye(n)[None]
         weights = F.interpolate(units, scale_factor=2, mode="linear", align_corners=False)[0]
@@ -151,12 +160,19 @@ class UNet(nn.Module):
         _check_image(x, self.dims, self.multiple)
         skips = []
         for down in self.down:
-            x = down(x)
+            x = again(down, x)
             skips.append(x)
         skips.pop()
         for up in self.up:
-            x = up(torch.cat([upsample(x), skips.pop()], 1))
+            x = again(partial(_join, up), x, skips.pop())
         return x
+
+
+def _join(up: nn.Module, coarse: Tensor, skip: Tensor) -> Tensor:
+    """A step up: the block ``up`` of the features from below, at twice the resolution, and those
+    kept on the way down.
+    """
+    return up(torch.cat([upsample(coarse), skip], 1))
 
 
 class SegmentationNet(nn.Module):

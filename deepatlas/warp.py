@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .data import as_labels
+from .recompute import again
 
 
 def voxel_grid(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -72,7 +73,8 @@ def sample(volume: Tensor, points: Tensor) -> Tensor:
     every dimension -> (B, C, ...); outside, the nearest border voxel.
     """
     _check_axes(volume, points.shape[1])
-    first_voxel = points.new_tensor(-1.0)
+    # filled where the points are: a number sent to a GPU would wait until it has done its work
+    first_voxel = points.new_full((), -1.0)
     return _interpolate(volume, points, [first_voxel] * points.shape[1])
 
 
@@ -139,6 +141,16 @@ def determinant(columns: Sequence[Tensor]) -> Tensor:
     )
 
 
+def _halfway(w: Tensor) -> Tensor:
+    """w(x + w(x) / 2): the velocity w halfway along a step."""
+    return pull(w, w / 2)
+
+
+def _squared(u: Tensor) -> Tensor:
+    """The displacement of phi @ phi from that of phi."""
+    return u + pull(u, u)
+
+
 @dataclass(frozen=True, eq=False)
 class Deformation:
     """``phi(x) = x + u(x)``, sampled on the fixed image's voxel grid; beyond the border, ``u`` of
@@ -194,17 +206,17 @@ class Deformation:
         velocity = cls(velocity).displacement  # checked, and never in half precision
         own = velocity.shape[2:]
         shape = tuple(own if shape is None else shape)
-        # voxels of the grid of phi in one of v's
-        size = velocity.new_tensor([n / m for n, m in zip(shape, own, strict=True)])
-        size = size.view(-1, *[1] * len(own))
+        # voxels of the grid of phi in one of v's, for each axis; filled where v is
+        sizes = [velocity.new_full((), n / m) for n, m in zip(shape, own, strict=True)]
+        size = torch.stack(sizes).view(-1, *[1] * len(own))
         step = velocity / (2**squarings * size)
-        phi = cls(pull(step, step / 2))
+        u = again(_halfway, step)
         for _ in range(squarings):
-            phi = phi @ phi
+            u = again(_squared, u)
         if shape == own:
-            return phi
+            return cls(u)
         mode = "bilinear" if len(shape) == 2 else "trilinear"
-        return cls(F.interpolate(phi.displacement * size, size=shape, mode=mode))
+        return cls(F.interpolate(u * size, size=shape, mode=mode))
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,9 +1,12 @@
 """A cohort small enough to train on in a second: a bright and a dark disk at random places, 2D."""
 
+from collections import Counter
+
 from deepatlas.data import Cohort, Scan
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 STRUCTURES = ("background", "bright", "dark")
 SIDE = 16
@@ -49,3 +52,33 @@ def disks(labelled=3, unlabelled=3, side=SIDE):
     """A cohort of ``labelled`` + ``unlabelled`` training scans and two validation scans."""
     train = tuple(scan(i, i < labelled, side) for i in range(labelled + unlabelled))
     return Cohort("disks", STRUCTURES, 1.0, train, (scan(100, side=side), scan(101, side=side)), ())
+
+
+# --- what a GPU would wait for --------------------------------------------------------------------
+
+# A number that the host asks for, the number of True voxels, and a tensor made of Python's numbers.
+WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.lift_fresh", "aten.is_nonzero")
+
+
+class _Operations(TorchDispatchMode):
+    """Counts the operations within, those of a backward pass too."""
+
+    def __init__(self):
+        super().__init__()
+        self.counted = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function).rpartition(".")[0]
+        self.counted[name] += 1
+        if name == "aten.index" and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            self.counted["aten.nonzero"] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def waits(compute):
+    """{operation: times}: those of ``compute`` at which a GPU and the host would wait for each
+    other.
+    """
+    with _Operations() as operations:
+        compute()
+    return {name: n for name, n in operations.counted.items() if name in WAITS}

@@ -10,6 +10,7 @@ from deepatlas.warp import Deformation, voxel_grid
 import numpy as np
 import pytest
 import torch
+from helpers import waits
 from monai.losses import BendingEnergyLoss, DiceLoss, LocalNormalizedCrossCorrelationLoss
 from plain import plain_bending_energy, plain_lncc, plain_soft_dice
 from scipy.stats import pearsonr
@@ -596,3 +597,11 @@ def test_a_variance_lost_to_rounding_is_never_negative(shape):
 def test_identical_images_have_no_loss(loss):
     a, _ = two_images((15, 16), torch.float32)
     assert -1e-6 <= float(loss(100 * a, 100 * a)) < 1e-5
+
+
+@every
+@shapes
+def test_a_gpu_would_never_wait(name, shape):
+    a, b = two_inputs(name, shape)
+    a.requires_grad_()
+    assert waits(lambda: ALL[name](a, b).backward()) == {}

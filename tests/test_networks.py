@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import one_thread  # noqa: F401
+from helpers import one_thread, waits  # noqa: F401
 from plain import plain_block, plain_features, plain_upsample
 
 SHAPES = {2: (16, 24), 3: (16, 8, 24)}
@@ -229,7 +229,7 @@ def test_upsampling_is_linear_interpolation(dims, dtype):
 
 def test_upsampling_first_without_gradients_then_with_them():
     """What it keeps between calls can be used in a training whoever asked first."""
-    networks._doubling.cache_clear()
+    networks._weights_of_doubling.cache_clear()
     x = torch.randn(1, 1, 6, 7)
     with torch.inference_mode():
         networks.upsample(x)
@@ -364,3 +364,16 @@ def test_a_shape_that_does_not_fit_is_refused(net, inputs, text):
 def test_other_dimensions_are_refused():
     with pytest.raises(ValueError, match="dims must be 2 or 3, got 4"):
         RegistrationNet(4)
+
+
+@both
+def test_a_gpu_would_never_wait(dims):
+    """Both directions; what is kept between calls is made in the first one."""
+    for net in seg_nets(dims):
+        image = images(*shape_for(net, dims))
+        net(image)
+        assert waits(lambda net=net, image=image: net(image).sum().backward()) == {}
+    for net in reg_nets(dims):
+        pair = [images(*shape_for(net, dims), seed=seed) for seed in range(2)]
+        net(*pair)
+        assert waits(lambda net=net, pair=pair: net(*pair).sum().backward()) == {}

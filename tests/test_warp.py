@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import waits
 from plain import plain_exp, plain_pull
 from scipy import ndimage
 
@@ -622,3 +623,25 @@ def test_a_forgotten_axis_is_named(wrong):
         Deformation.identity((8, 8, 8)).warp(torch.zeros(wrong))
     with pytest.raises(ValueError, match="is the batch or the channel axis missing"):
         Deformation.identity((8, 8)).warp_labels(torch.zeros(8, 8, dtype=torch.uint8))
+
+
+@shapes
+def test_a_gpu_would_never_wait(shape):
+    """All that a training step or a score does with a deformation."""
+    dims = len(shape)
+    velocity = (2 * random(BATCH, dims, *shape) - 1).requires_grad_()
+    volume = random(BATCH, 2, *shape).requires_grad_()
+    labels = torch.zeros(BATCH, *shape, dtype=torch.uint8)
+    points = random(BATCH, dims, 7)
+
+    def use():
+        phi = Deformation.exp(velocity, shape=[2 * n for n in shape])
+        phi = phi @ Deformation.identity(phi.shape, BATCH) @ phi.inverse(2)
+        phi(points).sum().backward(retain_graph=True)
+        phi.warp(volume).sum().backward(retain_graph=True)
+        phi.jacobian_determinant().sum().backward()
+        phi.warp_labels(labels)
+        Deformation.affine(torch.eye(dims + 1)[None], shape)
+
+    assert waits(use) == {}
+    assert waits(lambda: velocity.new_tensor([1.0]) * velocity.detach().sum().item())  # it counts
