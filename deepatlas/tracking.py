@@ -90,6 +90,23 @@ def tracked(names: Collection[str], run: Path, key: str) -> Iterator[Watch | Non
         yield watch if watches else None
 
 
+def catch_up(names: Collection[str], run: Path) -> None:
+    """Show those of the trackers that know nothing of it the finished run in that folder, by its
+    ``history.csv``.
+    """
+    from .checkpoints import read_csv  # here: `check` is asked before PyTorch is loaded
+
+    check(names)
+    unknowing = [name for name in names if not (Path(run) / name).is_dir()]
+    if not unknowing:
+        return
+    history = read_csv(Path(run) / "history.csv", ("turn", "regime"), ("step", "turn", "regime"))
+    for key, rows in history.groupby("regime", sort=False):
+        with tracked(unknowing, run, key) as watch:
+            for row in rows.drop(columns="regime").to_dict("records"):
+                watch(row)
+
+
 def curves(row: Mapping[str, object]) -> dict[str, float]:
     """The numbers of a row of the history by the names of their curves: "reg/similarity" of a turn
     of the registration network, "validation/reg" of either.

@@ -4,18 +4,21 @@ import math
 from dataclasses import replace
 
 from deepatlas import tracking
+from deepatlas.checkpoints import write_csv
 from deepatlas.errors import UserError
 from deepatlas.models import Registration
 from deepatlas.networks import RegistrationNet
 from deepatlas.regimes import REGIMES
 from deepatlas.training import Settings, train
 
+import pandas as pd
 import pytest
 from helpers import disks, one_thread  # noqa: F401
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 REGIME = REGIMES["reg_baseline"]
 SETTINGS = Settings({"reg": 6}, validations=2)
+RUN = {"seg_baseline": 4, "deepatlas": 7}  # steps of its regimes
 
 
 def rows(steps, term="similarity"):
@@ -99,6 +102,20 @@ def test_a_training_that_was_cut_short_shows_what_its_history_holds(tmp_path):
     steps, values, _ = zip(*curves["reg/similarity"], strict=True)
     assert steps == (1, 2, 3, 4, 5, 6)
     assert values == pytest.approx([row["similarity"] for row in history])
+
+
+def test_a_run_that_was_finished_without_a_tracker_is_shown_to_it_once(tmp_path):
+    history = [pd.DataFrame(rows(count)).assign(regime=key) for key, count in RUN.items()]
+    write_csv(pd.concat(history), tmp_path / "history.csv")
+    tracking.catch_up(["tensorboard"], tmp_path)
+    for key, count in RUN.items():
+        curves = shown(tmp_path / "tensorboard" / key)
+        assert [step for step, *_ in curves["seg/rate"]] == list(range(1, count + 1, 2))
+        assert "seg/regime" not in curves and len(curves["validation/seg"]) == count // 3
+    before = sorted(tmp_path.rglob("*"))
+    tracking.catch_up(["tensorboard"], tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    tracking.catch_up([], tmp_path / "nowhere")
 
 
 def test_without_trackers_nobody_watches(tmp_path):
