@@ -2,14 +2,20 @@
 of its data set, and papermill and the command make the same run of it.
 """
 
+import re
+import subprocess
+import sys
 from functools import partial
 
-from deepatlas import experiments, places
+from deepatlas import experiments, places, records
+from deepatlas.cli import app
 from deepatlas.cli.arguments import read_config
 from deepatlas.datasets.entries import PROFILES, manifest
+from deepatlas.errors import CALL_AGAIN
 from deepatlas.parameters import parse
 from deepatlas.regimes import JOINT
 
+import nbformat
 import pytest
 from helpers import one_thread  # noqa: F401
 from named_sets import (
@@ -20,6 +26,7 @@ from named_sets import (
     write_oai_zib,
     write_oasis35,
 )
+from typer.testing import CliRunner
 
 FOLDER = places.NOTEBOOKS / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -85,3 +92,45 @@ def test_it_takes_two_steps_on_a_small_cohort_in_the_layout_of_its_data_set(
     values |= {"profile": "smoke", "seg_steps": 1, "reg_steps": 1, "joint_steps": 2, "labelled": 2}
     trained = experiments.train_or_load(parse(values), JOINT, root=home / "runs")
     assert set(trained[JOINT]) == {"seg", "reg"}
+
+
+# --- papermill and the command --------------------------------------------------------------------
+
+
+def papermill(out, *words):
+    """What ``papermill`` says of the experiment's notebook, and its exit code."""
+    command = [sys.executable, "-m", "papermill", str(places.EXPERIMENT), str(out), *words]
+    done = subprocess.run([*command, "--no-progress-bar"], capture_output=True, text=True)
+    return done.returncode, done.stderr.rstrip()
+
+
+def test_papermill_and_the_command_make_the_same_run_and_stop_in_time(tmp_path, monkeypatch):
+    """Each goes on with what the other has begun, and finds what the other has finished."""
+    monkeypatch.setenv("DEEPATLAS_RUNS", str(tmp_path / "runs"))
+    config = str(FOLDER / "phantom-knee-smoke.yaml")
+    out = tmp_path / "out.ipynb"
+    by_papermill = ["-f", config, "-p", "seed", "3", "-p", "regimes", "joint"]
+    by_command = ["run", "-f", config, "seed=3", "regimes=joint", "--no-notebook"]
+
+    code, said = papermill(out, *by_papermill, "-p", "minutes", "1e-6")
+    assert code == 1
+    sentence = said.splitlines()[-1]
+    assert re.search(r"its time .*over.*the same command goes on", sentence), "and no traceback"
+    (folder,) = (tmp_path / "runs").glob("phantom-knee-*")
+    begun = records.read_record(folder)
+
+    done = CliRunner().invoke(app, [*by_command, "--minutes", "1e-6"])
+    assert done.exit_code == CALL_AGAIN, done.exception
+    assert re.search(r"its time .*over.*the same command goes on", done.stderr)
+    assert not records.read_record(folder)["finished"]
+    done = CliRunner().invoke(app, by_command)
+    assert done.exit_code == 0, done.exception
+    finished = records.read_record(folder)
+    assert finished["finished"] and finished["begun"] == begun["begun"]
+
+    code, said = papermill(out, *by_papermill)
+    assert code == 0, said
+    cells = nbformat.read(out, 4).cells
+    printed = [text.text for cell in cells for text in cell.get("outputs", []) if "text" in text]
+    assert any(f"finished before, its scans were not read again: {folder}" in t for t in printed)
+    assert list((tmp_path / "runs").glob("phantom-knee-*")) == [folder]
