@@ -18,7 +18,7 @@ from pathlib import Path
 
 from deepatlas import datasets, parameters, training
 from deepatlas.data import Batch
-from deepatlas.experiments import new_networks
+from deepatlas.trainings import new_networks
 from deepatlas.pairs import draw_pair, pairs_by_case
 from deepatlas.regimes import JOINT, REGIMES
 

@@ -14,29 +14,32 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import machine, models, registration, training
+from . import distributed, locks, machine, models, registration, tracking
 from .checkpoints import (
+    Interrupted,
     load_weights,
     read_checkpoint,
     read_csv,
     remove_left_parts,
+    stop_requests,
     write_csv,
     write_tensors,
 )
 from .data import Cohort, Scan, label_dtype
 from .datasets.cohorts import load_cohort
 from .datasets.entries import Entry
+from .distributed import Ranks
 from .errors import UserError
 from .evaluation.cohorts import (
     per_subject,
@@ -44,7 +47,6 @@ from .evaluation.cohorts import (
     score_registration,
     score_segmentation,
 )
-from .evaluation.overlap import dice
 from .parameters import Experiment
 from .places import runs_folder
 from .records import (
@@ -52,11 +54,10 @@ from .records import (
     as_written,
     check_checkpoint,
     file_problem,
-    forget_hash,
     is_of,
-    keep_checkpoint,
     keep_hash,
     notes,
+    provenance,
     read_record,
     recorded_experiment,
     write_record,
@@ -68,14 +69,23 @@ from .regimes import (
     NETWORK_OF,
     PROPAGATION,
     REFERENCES,
-    Regime,
     needed,
-    spent,
 )
-from .terms import TERMS, Weights
-from .training import Settings
+from .side_by_side import train_all
+from .trainings import (
+    RUN_LOCK,
+    Trainings,
+    checkpoint_of,
+    is_trained,
+    new_networks,
+    scores_of,
+    several_people,
+    some_labelled,
+    with_labels,
+)
 from .warp import Deformation
 
+FILES = ("scores.csv", "examples.pt", "history.csv")  # that a run makes, beside its checkpoints
 REFERENCE = "reference.pt"  # the scan that all were aligned to, and a new one will be
 
 # Columns of scores.csv: texts, and numbers that are there even where no registration was scored.
@@ -85,52 +95,89 @@ SCORE_NUMBERS = ("dice", "nsd", "hd95_mm", "folds_percent", "endpoint_voxels")
 # --- a run ----------------------------------------------------------------------------------------
 
 
-def run(experiment: Experiment, root: Path | None = None) -> Path:
+def run(
+    experiment: Experiment,
+    root: Path | None = None,
+    *,
+    until: float | None = None,
+    workers: int | None = 1,
+    log: Sequence[str] = (),
+    ranks: Ranks = distributed.ALONE,
+) -> Path:
     """Train every regime, score each on the test scans as it ends, and return the run folder; a
     finished run is only found again.
 
     An interrupted run goes on where it was. Of a finished one, what is missing or damaged is made
-    again from the trained networks, and a regime whose checkpoint is gone is trained again.
+    again from the trained networks, and a regime whose checkpoint is gone is trained again. A
+    regime that another run in ``root`` has trained, from the same start in the same way, is that
+    one's.
+
+    ``until``: when to stop, saved, on the clock of ``time.monotonic``. ``workers``: how many
+    processes train regimes side by side; None: as many as pay on this machine. They know nothing of
+    terms or networks that were added to a table in this process. ``log``: of ``tracking.TRACKERS``.
+    ``ranks``: processes that ``follow``, and train each regime together with this one.
+    Raises OutOfTime, Interrupted, and Held where another process trains this run.
     """
     folder = Path(root or runs_folder()) / experiment.name
-    lost = _lost(experiment, folder)
-    if not lost:
+    if not _lost(experiment, folder):
         print(f"finished before, its scans were not read again: {folder}")
+        tracking.catch_up(log, folder)
         return folder
-    record, cohort = _begin(experiment, folder, experiment.table)
-    for note in notes(record):
-        print(f"{cohort.name}: {note}")
-    scores = Scores(experiment, cohort, folder, record)
-    ended = scores.add if "scores.csv" in lost else None
-    nets = _train(experiment, experiment.table, cohort, folder, record, ended)
-    if "scores.csv" in lost:
-        write_csv(scores.rows(), folder / "scores.csv")
-        keep_hash(record, folder, "scores.csv")
-    if "examples.pt" in lost:
-        write_tensors(_examples(nets, cohort), folder / "examples.pt")
-        keep_hash(record, folder, "examples.pt")
-    if "peak_memory_gib" not in record:  # that of the training, not of a repair
-        device = cohort.device
-        record["peak_memory_gib"] = machine.peak_memory_gib(device)
-    record["finished"] = True
-    write_record(record, folder)
+    device = _device(experiment, folder)  # an error before anything is written
+    with locks.Lock(folder / RUN_LOCK) as lock:
+        lost = _lost(experiment, folder)
+        _say_what_is_lost(experiment, folder, lost)
+        cohort, _, record = begun = _begin(experiment, folder, device)
+        for note in notes(record):
+            print(f"{cohort.name}: {note}")
+        trainings = Trainings(experiment, experiment.table, *begun)
+        scores = Scores(experiment, cohort, folder, record)
+        peak = train_all(
+            trainings,
+            scores.add if "scores.csv" in lost else None,
+            lock=lock,
+            until=until,
+            workers=workers,
+            log=tuple(log),
+            ranks=ranks,
+        )
+        if "scores.csv" in lost:
+            write_csv(scores.rows(), folder / "scores.csv")
+            keep_hash(record, folder, "scores.csv")
+        if "examples.pt" in lost:
+            write_tensors(_examples(trainings.networks, cohort), folder / "examples.pt")
+            keep_hash(record, folder, "examples.pt")
+        if "peak_memory_gib" not in record:  # that of the training, not of a repair
+            record["peak_memory_gib"] = peak
+        record["finished"] = True
+        write_record(record, folder)
     return folder
+
+
+def is_finished(experiment: Experiment, folder: Path) -> bool:
+    """Is nothing left to be done of the run in its ``folder``?"""
+    return not _lost(experiment, folder)
 
 
 def _lost(experiment: Experiment, folder: Path) -> list[str]:
     """Files of the run that are still to be made: of a finished run, what is missing or damaged."""
-    results = ["scores.csv", "examples.pt", "history.csv"]
+    record = _record_of(experiment, folder)
+    untrained = record and [k for k in experiment.table if not is_trained(record, folder, k)]
+    if record is None or not record["finished"] or untrained:
+        return list(FILES)
+    return [name for name in FILES if file_problem(record, folder, name)]
+
+
+def _say_what_is_lost(experiment: Experiment, folder: Path, lost: Sequence[str]) -> None:
     record = _record_of(experiment, folder)
     if record is None or not record["finished"]:
-        return results
-    lost = [name for name in results if file_problem(record, folder, name)]
-    untrained = [key for key in experiment.table if not _found(record, folder, key)]
-    if lost:
-        print(f"{folder}: {' and '.join(lost)} missing or damaged, and made again")
+        return
+    untrained = [key for key in experiment.table if not is_trained(record, folder, key)]
+    damaged = [name for name in lost if file_problem(record, folder, name)]
+    if damaged:
+        print(f"{folder}: {' and '.join(damaged)} missing or damaged, and made again")
     if untrained:
         print(f"{folder}: no checkpoint of {' and '.join(untrained)}, so trained and scored again")
-        return results
-    return lost
 
 
 def train_or_load(
@@ -142,36 +189,52 @@ def train_or_load(
     They are ready to use on the CPU, wherever they were trained. What the experiment's run folder
     holds is loaded, what it lacks is trained there; it is printed which. The folder's name has the
     hash of the parameters and of the code, its record that of the data, so that nothing old is
-    found.
+    found. Where another process trains in this folder, this one waits for it.
     """
     folder = Path(root or runs_folder()) / experiment.name
     table = needed(experiment.table, *keys)
-    record, cohort = _begin(experiment, folder, table)
-    trained = _train(experiment, table, cohort, folder, record)
-    return {key: {name: net.cpu() for name, net in nets.items()} for key, nets in trained.items()}
+    device = _device(experiment, folder)
+    record = _record_of(experiment, folder)
+    with ExitStack() as stack:
+        # if it is only read, the folder may be one that cannot be written
+        if not record or not all(is_trained(record, folder, key) for key in table):
+            lock = locks.Lock(folder / RUN_LOCK)
+            with stop_requests() as stopped:
+                if not lock.wait(poll=1.0, stopped=lambda: bool(stopped)):
+                    raise Interrupted(f"{folder}: stopped while another process trains in it")
+            stack.callback(lock.release)
+        trainings = Trainings(experiment, table, *_begin(experiment, folder, device))
+        train_all(trainings)
+    return {
+        key: {name: net.cpu() for name, net in nets.items()}
+        for key, nets in trainings.networks.items()
+    }
 
 
-def _begin(
-    experiment: Experiment, folder: Path, table: Mapping[str, Regime]
-) -> tuple[dict, Cohort]:
-    """The record of a run of the regimes of ``table``, begun or gone on with, and its cohort on its
-    device.
-    """
+def go_on(folder: Path, device: str) -> Trainings:
+    """What the run in ``folder`` trains, for a process that trains for the one that holds it."""
+    record = read_record(folder)
+    experiment = recorded_experiment(record)
+    cohort = _cohort(experiment).to(torch.device(device))
+    return Trainings(experiment, experiment.table, cohort, folder, record)
+
+
+def follow(ranks: Ranks) -> None:
+    """Train, together with the process that holds the run, each regime that it names."""
+    trainings: dict[str, Trainings] = {}
+    while (said := ranks.hear()) is not None:
+        folder = said["folder"]
+        if folder not in trainings:
+            trainings[folder] = go_on(Path(folder), said["device"])
+        trainings[folder].train(said["key"], ranks=ranks)
+
+
+def _begin(experiment: Experiment, folder: Path, device: torch.device) -> tuple[Cohort, Path, dict]:
+    """The cohort of a run on its device, the folder, and the record, begun or gone on with."""
     record = _record_of(experiment, folder)
     for place in (folder, *folder.glob("*/")):
         remove_left_parts(place)
-    device = record["device"] if record else machine.pick_device(experiment.device)
-    if record and (problem := machine.step_problem(device)):
-        if not all(_found(record, folder, key) for key in table):
-            raise UserError(
-                f"{folder}: this run was begun on the device {device!r}, which cannot train here "
-                f"({problem}): go on there, or name another folder of runs by DEEPATLAS_RUNS"
-            )
-        device = "cpu"  # nothing is left but to load what was trained
-    device = torch.device(device)
-    cohort = load_cohort(
-        experiment.entry, profile=experiment.profile, dims=experiment.dims, seed=experiment.seed
-    )
+    cohort = _cohort(experiment)
     if record is None:
         record = _new_record(experiment, cohort, device)
         write_record(record, folder)
@@ -184,7 +247,27 @@ def _begin(
         write_tensors({"image": cohort.reference}, folder / REFERENCE)
         keep_hash(record, folder, REFERENCE)
         write_record(record, folder)
-    return record, cohort.to(device)
+    return cohort.to(device), folder, record
+
+
+def _device(experiment: Experiment, folder: Path) -> torch.device:
+    """Where the run trains: where it was begun, if nobody says otherwise and it can be done."""
+    record = _record_of(experiment, folder)
+    if record is None or experiment.device != "auto":
+        return torch.device(machine.pick_device(experiment.device))
+    begun = record["device"]
+    problem = machine.step_problem(begun)
+    if problem is None:
+        return torch.device(begun)
+    device = machine.pick_device()
+    print(f"{folder}: begun on {begun}, which cannot train here ({problem}): goes on on {device}")
+    return torch.device(device)
+
+
+def _cohort(experiment: Experiment) -> Cohort:
+    return load_cohort(
+        experiment.entry, profile=experiment.profile, dims=experiment.dims, seed=experiment.seed
+    )
 
 
 def _record_of(experiment: Experiment, folder: Path) -> dict | None:
@@ -215,8 +298,8 @@ def _new_record(experiment: Experiment, cohort: Cohort, device: torch.device) ->
         mixed = machine.bfloat16_pays(device, cohort.shape)
     else:
         mixed = experiment.precision == "bfloat16"
-    validation = _with_labels(cohort.validation)
-    several = _several_people(validation)
+    validation = with_labels(cohort.validation)
+    several = several_people(validation)
     packages = ("torch", "numpy", "scipy", "nibabel", "pandas")
     return {
         "experiment": experiment.model_dump(),
@@ -238,6 +321,7 @@ def _new_record(experiment: Experiment, cohort: Cohort, device: torch.device) ->
         "validated": [*["seg"] * bool(validation), *["reg"] * several],
         "data": cohort.fingerprint,
         "python": platform.python_version(),
+        "provenance": provenance(),
         "begun": time.strftime("%Y-%m-%d %H:%M:%S"),
         "versions": {name: version(name) for name in packages},
         "steps": {},
@@ -269,55 +353,12 @@ def _rights(entry: Entry) -> dict[str, str]:
     return {"licence": entry.licence, "credit": entry.credit}
 
 
-def _with_labels(scans: Sequence[Scan]) -> list[Scan]:
-    return [scan for scan in scans if scan.labels is not None]
-
-
-def _several_people(scans: Sequence[Scan]) -> bool:
-    return len({scan.subject for scan in scans}) > 1
-
-
 def _scored_tasks(cohort: Cohort) -> list[str]:
     """The tasks that the test scans can judge: labels are compared, and pairs are of two people."""
-    labelled = _with_labels(cohort.test)
+    labelled = with_labels(cohort.test)
     if not labelled:
         return []
-    return ["segmentation", "registration"] if _several_people(labelled) else ["segmentation"]
-
-
-def own_steps(experiment: Experiment) -> dict[str, dict[str, int]]:
-    """Steps of each network in each regime: its budget, less what the network that it starts from
-    has taken.
-    """
-    table = experiment.table
-    baseline = {"seg": experiment.seg_steps, "reg": experiment.reg_steps}
-    own: dict[str, dict[str, int]] = {}
-    for key, regime in table.items():
-        steps = {}
-        for name in regime.trains:
-            budget = baseline[name] + regime.rounds * experiment.joint[name]
-            before = spent(table, key, name, own)
-            if before >= budget:
-                raise UserError(
-                    f"regime {key!r}: with rounds={regime.rounds} its network '{name}' may have "
-                    f"taken {budget} steps in all, and what it starts from has taken {before} "
-                    "already: give it more rounds"
-                )
-            steps[name] = budget - before
-        own[key] = steps
-    return own
-
-
-def new_networks(experiment: Experiment, structures: int) -> dict[str, nn.Module]:
-    """Untrained networks; the same weights for the same seed, so that all regimes start alike."""
-    torch.manual_seed(experiment.seed)
-    return models.build(
-        experiment.networks,
-        experiment.dims,
-        structures,
-        velocity=experiment.velocity,
-        passes=experiment.passes,
-    )
+    return ["segmentation", "registration"] if several_people(labelled) else ["segmentation"]
 
 
 def load_networks(folder: Path, regime: str) -> dict[str, nn.Module]:
@@ -325,7 +366,7 @@ def load_networks(folder: Path, regime: str) -> dict[str, nn.Module]:
     use on the CPU.
     """
     record = read_record(folder)
-    path = _checkpoint(Path(folder), regime)
+    path = checkpoint_of(Path(folder), regime)
     if not path.is_file() and regime in record["steps"]:
         raise FileNotFoundError(
             f"{path}: missing: start the run again with the same parameters, and this regime is "
@@ -345,172 +386,6 @@ def load_networks(folder: Path, regime: str) -> dict[str, nn.Module]:
     return {name: nets[name].eval() for name in state}
 
 
-def _some_labelled(cohort: Cohort, experiment: Experiment) -> Cohort:
-    """The cohort as the semi-supervised regimes see it: N labelled training scans, and some
-    unlabelled ones.
-    """
-    some = cohort.hide_labels(experiment.labelled, experiment.label_seed)
-    others = [scan for scan in some.train if scan.labels is None][: experiment.unlabelled]
-    return replace(some, train=some.labelled + tuple(others))
-
-
-def _train(
-    experiment: Experiment,
-    table: Mapping[str, Regime],
-    cohort: Cohort,
-    folder: Path,
-    record: dict,
-    ended: Callable[[str, Mapping[str, nn.Module]], None] | None = None,
-) -> dict[str, dict[str, nn.Module]]:
-    """The regimes of ``table`` in its order, each trained or found in ``folder``: {regime:
-    {network: trained}}; ``ended(regime, networks)`` sees each.
-    """
-    some = _some_labelled(cohort, experiment)
-    own = own_steps(experiment)
-    device = cohort.device
-    trained: dict[str, dict[str, nn.Module]] = {}
-    histories: dict[str, list[dict]] = {}
-    for i, (key, regime) in enumerate(table.items(), 1):
-        found = _found(record, folder, key)
-        what = f"{' and '.join(regime.trains)}, {sum(own[key].values())} steps"
-        where = f", found in {folder}" if found else ""
-        print(f"[{i}/{len(table)}] {regime.title}: {what}{where}")
-        if not found and key in record["steps"]:  # to be trained again: nobody takes half for whole
-            _forget(record, key)
-            write_record(record, folder)
-
-        untrained = new_networks(experiment, len(cohort.structures))
-        nets = {name: net.to(device) for name, net in untrained.items()}
-        for name, source in regime.start.items():
-            nets[name].load_state_dict(trained[source][name].state_dict())
-        settings = _settings(experiment, regime, own[key], record["mixed_precision"])
-        settings = replace(settings, run=folder.name)
-        seen = cohort if regime.all_labels else some
-        validate = _validator(nets, regime, cohort)
-        histories[key] = training.train(nets, seen, regime, settings, folder / key, validate)
-        trained[key] = {name: nets[name].eval() for name in regime.trains}
-        if not found:
-            steps = record["steps"] | {key: own[key]}
-            # in the order of the table, also if this regime was there before
-            record["steps"] = {name: steps[name] for name in experiment.table if name in steps}
-            record["seconds"][key] = round(histories[key][-1]["seconds"], 1)
-            keep_checkpoint(record, key, training.identity(seen, regime, settings))
-            _keep_history(histories, record, folder)
-        if ended is not None:
-            ended(key, trained[key])
-    if file_problem(record, folder, "history.csv"):
-        _keep_history(histories, record, folder)
-    return trained
-
-
-def _found(record: Mapping, folder: Path, key: str) -> bool:
-    """Has the run in ``folder`` trained the regime ``key``?"""
-    return key in record["steps"] and _checkpoint(folder, key).is_file()
-
-
-def _forget(record: dict, key: str) -> None:
-    """Of a regime whose checkpoint is gone: it is as if it had never been trained, nor scored."""
-    del record["steps"][key]
-    forget_hash(record, _scores_of(key))
-    record["finished"] = False
-
-
-def _checkpoint(folder: Path, key: str) -> Path:
-    return folder / key / "checkpoint.pt"
-
-
-def _keep_history(histories: Mapping[str, list[dict]], record: dict, folder: Path) -> None:
-    """Write history.csv with the rows of all regimes trained so far, and the record with its hash.
-
-    Rows that are not in ``histories`` are in the file; if it is damaged, in the checkpoints.
-    """
-    path = folder / "history.csv"
-    before = None
-    elsewhere = record["steps"].keys() - histories.keys()
-    if elsewhere and file_problem(record, folder, "history.csv") is None:
-        before = read_csv(path, ("turn", "regime"), ("regime",))
-    tables = []
-    for key in list(record["steps"]):
-        if key in histories:
-            rows = pd.DataFrame(histories[key]).assign(regime=key)
-        elif before is not None:
-            rows = before[before["regime"] == key]
-        elif _found(record, folder, key):
-            kept = _checkpoint(folder, key)
-            checkpoint = read_checkpoint(kept)
-            check_checkpoint(record, key, checkpoint, kept)
-            rows = pd.DataFrame(checkpoint["history"]).assign(regime=key)
-        else:  # its checkpoint is gone, too
-            _forget(record, key)
-            continue
-        tables.append(rows)
-    write_csv(pd.concat(tables), path)
-    keep_hash(record, folder, "history.csv")
-    write_record(record, folder)
-
-
-def _settings(
-    experiment: Experiment, regime: Regime, steps: Mapping[str, int], mixed_precision: bool
-) -> Settings:
-    """How a regime of this experiment is trained."""
-    e = experiment
-    return Settings(
-        steps,
-        _weights(experiment, regime),
-        e.similarity,
-        e.rates,
-        e.batch_size,
-        e.seg_batch_size,
-        e.augmentation,
-        mixed_precision=mixed_precision,
-        seed=e.seed,
-        teacher=e.teacher,
-        options={"sampled_warps": e.sampled_warps, "fourth_case": e.fourth_case},
-    )
-
-
-def _weights(experiment: Experiment, regime: Regime) -> Weights:
-    """The weight of each loss term: by its parameter, by ``term_weights``, or as in its row."""
-    weights = dict(experiment.term_weights)
-    for name, term in TERMS.items():
-        if term.parameter is not None:
-            weights[name] = getattr(experiment, term.parameter)
-    weights["anatomy"] = getattr(experiment, regime.anatomy_weight)
-    return Weights(**weights)
-
-
-def _validator(
-    nets: Mapping[str, nn.Module], regime: Regime, cohort: Cohort
-) -> Callable[[], dict[str, float]]:
-    """Mean Dice of the training networks on the labelled validation scans; the same rule for every
-    regime. NaN where there are none to compare: then the last weights are kept.
-    """
-    scans = _with_labels(cohort.validation)
-    pairs = registration_pairs(scans, per_fixed=2) if _several_people(scans) else []
-
-    def mean_dice(results: list[tuple[Tensor, Scan]]) -> float:
-        found = []
-        for labels, scan in results:
-            found += dice(labels, scan.labels, cohort.structures).values()
-        return float(np.nanmean(found)) if found else float("nan")
-
-    def validate() -> dict[str, float]:
-        segment, register = models.segmenter(nets["seg"]), models.registrar(nets["reg"])
-        scores = {}
-        if "seg" in regime.trains:
-            scores["seg"] = mean_dice([(segment(scan), scan) for scan in scans])
-        if "reg" in regime.trains:
-            warped = [
-                register(moving, fixed).warp_labels(moving.labels[None])[0]
-                for moving, fixed in pairs
-            ]
-            fixed_scans = [fixed for _, fixed in pairs]
-            scores["reg"] = mean_dice(list(zip(warped, fixed_scans, strict=True)))
-        return scores
-
-    return validate
-
-
 # --- scores of a run ------------------------------------------------------------------------------
 
 
@@ -527,10 +402,10 @@ class Scores:
         self.table = experiment.table
         self.titles = {key: title for key, (title, _) in REFERENCES.items()}
         self.titles |= {key: regime.title for key, regime in self.table.items()}
-        self.atlases = _some_labelled(cohort, experiment).labelled
-        self.tests = _with_labels(cohort.test)
+        self.atlases = some_labelled(cohort, experiment).labelled
+        self.tests = with_labels(cohort.test)
         self.pairs: list[tuple[Scan, Scan]] = []
-        if _several_people(self.tests):
+        if several_people(self.tests):
             self.pairs = registration_pairs(self.tests, per_fixed=3, seed=experiment.seed)
         if cohort.truth is not None:  # of a pair once, not once a regime
             cohort = replace(cohort, truth=cache(cohort.truth))
@@ -543,7 +418,7 @@ class Scores:
         """
         if not self.tests:
             return
-        name = _scores_of(key)
+        name = scores_of(key)
         kept = as_written(self.record, self.folder, name)
         if kept:
             rows = read_csv(self.folder / name, text=SCORE_TEXTS, required=SCORE_TEXTS)
@@ -617,11 +492,6 @@ class Scores:
         return table.rename_axis(columns="Dice % (SD)").to_string()
 
 
-def _scores_of(key: str) -> str:
-    """The file in a run folder that keeps the rows of the regime ``key``."""
-    return f"{key}/scores.csv"
-
-
 def _stay(moving: Scan, fixed: Scan) -> Deformation:
     return Deformation.identity(fixed.shape, device=fixed.image.device)
 
@@ -633,8 +503,8 @@ def _examples(
     plain tensors; nothing where no pair of labelled test scans can be made.
     """
     integers = label_dtype(len(cohort.structures))
-    tests = _with_labels(cohort.test)
-    pairs = registration_pairs(tests, per_fixed=1) if _several_people(tests) else []
+    tests = with_labels(cohort.test)
+    pairs = registration_pairs(tests, per_fixed=1) if several_people(tests) else []
     examples = []
     for moving, fixed in pairs[:count]:
         example = {

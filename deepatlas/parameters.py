@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from numbers import Number
 from typing import Literal, get_args
@@ -118,6 +118,9 @@ MOST_PAIRS = 1024
 
 # Parameters that, if nobody gives them, are as another: what is wrong with that one is said once.
 FOLLOWS = ("label_seed", "seg_batch_size")
+
+# Parameters that name no other run: it may go on elsewhere.
+ELSEWHERE = ("device",)
 
 # A parameter that, if nobody gives it, is filled in by the data set, the profile or the recipe.
 filled = partial(Field, None, validate_default=False)
@@ -337,8 +340,8 @@ class Experiment(BaseModel):
 
     @property
     def choices(self) -> dict[str, object]:
-        """All parameters but where the data set is, as JSON."""
-        return self.model_dump(mode="json", exclude={"dataset"})
+        """All parameters but where the data set is, and what computes, as JSON."""
+        return self.model_dump(mode="json", exclude={"dataset", *ELSEWHERE})
 
     @property
     def table(self) -> dict[str, Regime]:
@@ -471,9 +474,10 @@ def _whole(value: object) -> object:
 PLAIN = (str, Number, list, dict, type(None))
 
 
-def from_notebook(namespace: dict) -> Experiment:
+def from_notebook(namespace: dict, beside: Collection[str] = ()) -> Experiment:
     """An Experiment from the ``globals()`` of a notebook: at the first call all its plain values
-    are parameters; later those that have the name of one, as they are by then.
+    are parameters, but those named in ``beside``; later those that have the name of one, as they
+    are by then.
 
     Papermill only logs a name that the notebook does not know; here it is an error. So is, later,
     a new variable that is nearly named like a parameter and has a value of its type; what is named
@@ -483,6 +487,8 @@ def from_notebook(namespace: dict) -> Experiment:
     for name, value in namespace.items():
         if isinstance(value, PLAIN) and not name.startswith("_") and name not in ("In", "Out"):
             values[name] = value
+    for name in beside:
+        values.pop(name, None)
     if "_parameters_were_read" in namespace:
         others = [name for name in values if name not in Experiment.model_fields]
         for name in others:

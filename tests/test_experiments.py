@@ -18,6 +18,7 @@ from deepatlas import (
     datasets,
     evaluation,
     experiments,
+    locks,
     models,
     parameters,
     places,
@@ -26,12 +27,13 @@ from deepatlas import (
     run_names,
     terms,
     training,
+    trainings,
 )
 from deepatlas.cli import app
 from deepatlas.errors import UserError
-from deepatlas.experiments import own_steps
 from deepatlas.parameters import Experiment, parse
 from deepatlas.regimes import REGIMES, Regime, regimes, spent
+from deepatlas.trainings import own_steps
 from deepatlas.warp import Deformation
 
 import nbformat
@@ -203,8 +205,9 @@ def test_the_notebooks_parameters_are_the_experiments():
     namespace: dict = {}
     exec(cell.source, namespace)
     names = [name for name in namespace if not name.startswith("_")]
-    assert names == list(Experiment.model_fields)
-    assert parse({name: namespace[name] for name in names}) == Experiment()
+    of_the_call = ["minutes", "workers", "log"]
+    assert names == [*Experiment.model_fields, *of_the_call]
+    assert parameters.from_notebook(namespace, beside=of_the_call) == Experiment()
 
 
 def test_the_name_changes_with_every_parameter():
@@ -434,7 +437,7 @@ def test_who_gets_lambda_weak_stands_in_the_table():
     """The baselines of registration, which learn anatomy from fully labelled pairs alone."""
     experiment = parse({"labelled": 5, "lambda_a": 7.0, "lambda_weak": 0.5, "lambda_r": 0.1})
     weights = {
-        key: experiments._weights(experiment, regime) for key, regime in experiment.table.items()
+        key: trainings.weights(experiment, regime) for key, regime in experiment.table.items()
     }
     weak = {key for key, given in weights.items() if given["anatomy"] == 0.5}
     assert weak == {"reg_baseline", "reg_control"}
@@ -453,10 +456,10 @@ def test_recipes_fill_what_the_parameters_leave_open():
 def test_unlabelled_scans_can_be_left_out():
     experiment = parse({**SMOKE, "labelled": 2, "unlabelled": 1})
     cohort = datasets.load_cohort("phantom-brain", profile="smoke", dims=2)
-    some = experiments._some_labelled(cohort, experiment)
+    some = trainings.some_labelled(cohort, experiment)
     assert [scan.labels is not None for scan in some.train] == [True, True, False]
     assert (
-        len(experiments._some_labelled(cohort, parse({**SMOKE, "labelled": 2})).train)
+        len(trainings.some_labelled(cohort, parse({**SMOKE, "labelled": 2})).train)
         == len(cohort.train)
         == 4
     )
@@ -605,12 +608,17 @@ def test_what_a_gpu_has_trained_is_found_where_there_is_none(finished, tmp_path,
     }
 
 
-def test_what_a_gpu_has_begun_goes_on_there_only(finished, tmp_path):
-    experiment = begun_on_a_gpu(finished, tmp_path, steps={})
-    with pytest.raises(
-        ValueError, match=r"begun on the device 'cuda:99', which cannot train here .*DEEPATLAS_RUNS"
-    ):
-        experiments.run(experiment, tmp_path)
+def test_what_a_gpu_has_begun_goes_on_elsewhere(finished, tmp_path, capsys):
+    done = records.recorded_experiment(reporting.load_record(finished))
+    experiment = parse(done.model_dump() | {"device": "auto"})
+    assert experiment.name == finished.name
+    folder = shutil.copytree(finished, tmp_path / finished.name)
+    rewrite(folder, device="cuda:99", finished=False, experiment=experiment.model_dump())
+    shutil.rmtree(folder / "deepatlas")
+    assert experiments.run(experiment, tmp_path) == folder
+    told = capsys.readouterr().out
+    assert "begun on cuda:99, which cannot train here" in told and "goes on on cpu" in told
+    assert reporting.load_record(folder)["finished"]
 
 
 def test_a_cohort_without_pairs_is_told_before_the_training(tmp_path, monkeypatch, capsys):
@@ -918,10 +926,10 @@ def test_what_killed_processes_left_is_swept_up_when_a_run_goes_on(finished, tmp
     folder = shutil.copytree(finished, tmp_path / finished.name)
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    host = checkpoints._host()
+    host = locks.place()
     left = [
-        folder / f"scores.csv.{host}.{process.pid}.part",
-        folder / "deepatlas" / f"checkpoint.pt.{host}.{process.pid}.part",
+        folder / f"scores.csv.{host}.{process.pid}.0a1b2c3d.part",
+        folder / "deepatlas" / f"checkpoint.pt.{host}.{process.pid}.0a1b2c3d.part",
     ]
     for path in left:
         path.write_bytes(b"half")
@@ -1061,9 +1069,10 @@ def test_the_command_runs_an_interrupted_experiment_to_its_end_with_a_notebook(t
     assert process.returncode != 0 and "goes on from there" in errors and "Traceback" not in errors
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "stopped").iterdir()
+    (record,) = (tmp_path / "stopped").glob("*/run.json")
+    folder = record.parent
     # last bits depend on it
-    torch.set_num_threads(json.loads((folder / "run.json").read_text())["threads"])
+    torch.set_num_threads(json.loads(record.read_text())["threads"])
     uninterrupted = experiments.run(parse(given), tmp_path)
     assert (folder / "scores.csv").read_bytes() == (uninterrupted / "scores.csv").read_bytes()
     assert not (places.runs_folder() / folder.name).exists()
