@@ -123,7 +123,7 @@ class Ranks:
                 dist.broadcast_object_list([content.getvalue()], src=0)
 
     def hear(self) -> object:
-        """What the first process says next, its tensors on the CPU; None: nothing more."""
+        """What the first process says next, its tensors on the CPU."""
         content: list[bytes] = [b""]
         with _leaving():
             dist.broadcast_object_list(content, src=0)
@@ -165,8 +165,7 @@ def _leaving() -> Iterator[None]:
     except torch.OutOfMemoryError:  # which is this process's own
         raise
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise Left(f"{ENDED} ({reason})") from error
+        raise Left(ENDED) from error
 
 
 def _running_statistics(network: nn.Module) -> list[Tensor]:
@@ -202,10 +201,7 @@ def joined() -> Iterator[Ranks]:
     else:
         backend = "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
-    ranks = Ranks(dist.get_rank(), count)
     try:
-        yield ranks
-        if ranks.first:
-            ranks.say(None)  # the others have nothing more to do
+        yield Ranks(dist.get_rank(), count)
     finally:
         dist.destroy_process_group()

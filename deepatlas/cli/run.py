@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UserError, brief, printable
+from ..errors import FAILED, UserError, brief, printable
 from ..places import CHECKOUT, WEIGHTS
 from ..regimes import JOINT
 from .arguments import (
@@ -24,6 +26,9 @@ from .arguments import (
     spread,
 )
 from .errors import stoppable
+
+if TYPE_CHECKING:
+    from ..distributed import Ranks
 
 
 def doctor() -> None:
@@ -103,26 +108,49 @@ def run(
 
     It is the run that `papermill notebooks/experiment.ipynb OUT.ipynb -f FILE -p seed 3` does,
     executed in its notebook. An interrupted run goes on where it was, a finished one is only found
-    again.
+    again. On several GPUs:
+
+        torchrun --standalone --nproc-per-node 2 -m deepatlas.cli run --no-notebook profile=full
     """
     options = call.options()  # first: the clock runs while PyTorch is loaded
     from .. import experiments, notebooks, reporting
+    from ..distributed import joined
     from ..parameters import parse
 
-    values = assignments(parameters, config)
-    call.refuse_in(values)
-    experiment = parse(values)
-    check_runs(root, experiment)
-    if not no_notebook:
-        notebooks.check_installed()
-    with stoppable():
-        folder = experiments.run(experiment, root, **options)
+    with joined() as ranks:
+        if not ranks.first:
+            _follow(ranks)
+            return
+        values = assignments(parameters, config)
+        call.refuse_in(values)
+        experiment = parse(values)
+        check_runs(root, experiment)
+        if not no_notebook:
+            notebooks.check_installed()
+        with stoppable():
+            folder = experiments.run(experiment, root, ranks=ranks, **options)
+        ranks.say(None)  # the others have nothing more to do
     _print_table(folder)
     if not no_notebook:
         html = reporting.report(folder)
         typer.echo(printable(f"report:   {html}\nnotebook: {folder / 'experiment.ipynb'}"))
     typer.echo(printable(f"scores:   {folder / 'scores.csv'}"))
     typer.echo(printable(f"use it:   deepatlas segment IMAGE --model {folder} -o DIR"))
+
+
+def _follow(ranks: Ranks) -> None:
+    """Train with the first process, which tells of all that both see; this one tells only what went
+    wrong with itself.
+    """
+    from .. import experiments
+    from ..checkpoints import Interrupted
+    from ..distributed import Left
+
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        try:
+            experiments.follow(ranks)
+        except (Interrupted, Left, FloatingPointError) as error:
+            raise typer.Exit(FAILED) from error
 
 
 def table(folder: Path) -> None:
