@@ -2,21 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UserError, printable
+from ..errors import FAILED, UserError, printable
 from ..places import CHECKOUT, RESULTS, runs_folder
-from .arguments import Root, assignments, check_file, check_folder, check_runs
+from .arguments import Root, assignments, check_file, check_folder, check_runs, spread
 from .errors import stoppable
 
+if TYPE_CHECKING:
+    from ..parameters import Experiment
+    from ..sweeps.pools import Pool
+    from ..sweeps.run import Run
 
+
+@dataclass(frozen=True)
+class Places:
+    """Options of where the runs are carried out."""
+
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="how many runs at once, or how many jobs of Slurm; by default as many as memory "
+            "and cores allow, and one after the other without dask.distributed",
+        ),
+    ] = None
+    per_gpu: Annotated[int, typer.Option(min=1, help="how many runs at once on each GPU")] = 1
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="of Dask, whose workers do it, as tcp://node7:8786"),
+    ] = None
+    slurm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PARTITION...",
+            help='jobs of Slurm do it; options of sbatch may follow, as in "gpu --gres=gpu:1 '
+            '--time=4:00:00"',
+        ),
+    ] = None
+
+
+@spread
 def sweep(
     file: Annotated[
         Path, typer.Argument(help="TOML with [[sweep]] tables; a list stands for all its values")
     ],
+    places: Places,
     only: Annotated[
         list[str] | None, typer.Argument(help="NAME=VALUE: leave out other experiments")
     ] = None,
@@ -28,13 +63,19 @@ def sweep(
             "beside the run folders"
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="print the runs, and the script for Slurm; begin nothing"),
+    ] = False,
 ) -> None:
-    """Run many experiments, one after the other, and collect their rows; finished ones are not
-    repeated. A file that says which table of the paper it fills ends with that table.
+    """Run many experiments, several at once, and collect their rows; finished ones are not
+    repeated. A run that fails is told, and the others go on. A file that says which table of the
+    paper it fills ends with that table.
     """
-    from .. import evidence, experiments, sweeps
+    from .. import evidence, sweeps
 
-    results = results or (root or runs_folder()) / "results"
+    root = root or runs_folder()
+    results = results or root / "results"
     todo = sweeps.read_sweep(file, assignments(only))
     of_the_paper = sweeps.read_paper_table(file)
     if of_the_paper is not None:
@@ -44,19 +85,67 @@ def sweep(
         wanted = " ".join(only or [])
         typer.echo(printable(f"{file}: no experiment in it has {wanted}: nothing to do"))
         return
+    if dry_run:
+        _print_plan(todo, places)
+        return
     check_runs(root, *todo)
     check_folder(results / "runs")
-    folders = []
-    for i, experiment in enumerate(todo, 1):
-        typer.echo(printable(f"experiment {i} of {len(todo)}: {experiment.name}"))
-        with stoppable():
-            folder = experiments.run(experiment, root)
-        folders.append(folder)
-        rows, _ = sweeps.collect([folder], results)
-    table = printable(str(results / "regimes.csv"))
-    typer.echo(f"{len(rows)} rows of {rows['run'].nunique()} runs: {table}")
-    if of_the_paper is not None:
-        _print_paper_table(of_the_paper, folders)
+    with stoppable():
+        runs = sweeps.carry_out_all(todo, root, results, lambda: _pool(todo, places))
+    failed = [run for run in runs if run.state == "failed"]
+    if len(failed) < len(runs):
+        rows = sweeps.read_table(results, "regimes")
+        table = printable(str(results / "regimes.csv"))
+        typer.echo(f"{len(rows)} rows of {rows['run'].nunique()} runs: {table}")
+    _tell_of(runs)
+    if of_the_paper is not None and not failed:
+        _print_paper_table(of_the_paper, [run.folder for run in runs])
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _pool(todo: list[Experiment], places: Places) -> Pool:
+    """What carries out the runs; UserError if the options do not go together."""
+    from .. import sweeps
+
+    if places.scheduler is not None and places.slurm is not None:
+        raise UserError("--scheduler and --slurm: one of them was wanted, not both")
+    if places.scheduler is not None:
+        sweeps.check_installed()
+        return sweeps.Workers(places.scheduler, f"by {places.scheduler}")
+    if places.slurm is not None:
+        sweeps.check_installed()
+        return sweeps.by_slurm(places.slurm, places.workers or len(todo), places.per_gpu)
+    at_once = places.workers
+    if at_once is None and sweeps.several_at_once():
+        at_once = sweeps.most_at_once(todo, places.per_gpu)
+    if at_once in (None, 1) and places.per_gpu == 1:
+        return sweeps.OneByOne()
+    sweeps.check_installed()
+    return sweeps.on_this_machine(at_once or places.per_gpu, places.per_gpu)
+
+
+def _print_plan(todo: list[Experiment], places: Places) -> None:
+    from .. import sweeps
+
+    if places.slurm is not None:
+        jobs = places.workers or len(todo)
+        typer.echo(sweeps.slurm_script(places.slurm, "tcp://HOST:PORT", jobs, places.per_gpu))
+        return
+    for experiment in todo:
+        changed = sweeps.changed(experiment)
+        typer.echo(printable(f"{experiment.name} {changed}".strip()))
+
+
+def _tell_of(runs: list[Run]) -> None:
+    """Which runs are other experiments than were planned, and which have failed."""
+    for run in runs:
+        if run.state == "failed":
+            typer.echo(printable(f"failed: {run.folder.name}: {run.note}"), err=True)
+            if "Traceback" in run.output:
+                typer.echo(printable(run.output), err=True)
+        elif run.experiment is not run.planned:
+            typer.echo(printable(f"not as planned: {run.folder.name}: {run.note}"))
 
 
 def _print_paper_table(name: str, folders: list[Path]) -> None:

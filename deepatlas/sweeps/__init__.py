@@ -1,4 +1,6 @@
-"""Many experiments: ``plan`` reads them from a file, ``collect`` keeps their rows."""
+"""Many experiments: ``plan`` reads them from a file, ``run`` carries them out, each as a process
+here or elsewhere (``pools``), and ``collect`` keeps their rows.
+"""
 
 from .collect import (
     JOINT_ALONE,
@@ -11,16 +13,36 @@ from .collect import (
     refuse_older,
 )
 from .plan import read_paper_table, read_sweep
+from .pools import (
+    OneByOne,
+    Workers,
+    by_slurm,
+    check_installed,
+    most_at_once,
+    on_this_machine,
+    several_at_once,
+)
+from .run import carry_out_all
+from .slurm import script as slurm_script
 
 __all__ = [
     "JOINT_ALONE",
     "PARAMETERS",
+    "OneByOne",
+    "Workers",
     "ablation",
+    "by_slurm",
+    "carry_out_all",
     "changed",
+    "check_installed",
     "check_results",
     "collect",
+    "most_at_once",
+    "on_this_machine",
     "read_paper_table",
     "read_sweep",
     "read_table",
     "refuse_older",
+    "several_at_once",
+    "slurm_script",
 ]

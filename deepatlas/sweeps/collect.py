@@ -16,6 +16,7 @@ import pandas as pd
 from ..checkpoints import read_csv, sha256_of, write_atomically, write_csv
 from ..errors import UserError
 from ..evaluation.cohorts import per_subject
+from ..locks import Lock
 from ..parameters import Experiment, parse
 from ..places import RESULTS
 from ..records import recorded_experiment
@@ -41,8 +42,17 @@ def collect(folders: Iterable[Path], results: Path) -> tuple[pd.DataFrame, pd.Da
     ``results``; both tables.
 
     Earlier rows of other experiments stay; those of the same parameters, from other code, are
-    replaced.
+    replaced. Others who collect into ``results`` are waited for.
     """
+    lock = Lock(results / "collecting.lock")
+    lock.wait(0.2, quiet=True)
+    try:
+        return _collect(folders, results)
+    finally:
+        lock.release()
+
+
+def _collect(folders: Iterable[Path], results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     regimes, subjects = _earlier(results, "regimes"), _earlier(results, "subjects")
     for folder in folders:
         regimes.append(_regime_rows(folder))  # raises if a file of the run is damaged
@@ -101,12 +111,12 @@ def _write_table(rows: pd.DataFrame, latest: pd.Series, results: Path, name: str
 
 def changed(experiment: Experiment) -> str:
     """What an experiment sets otherwise than its recipe and profile, as in "lambda_r=1.0
-    reg_turns=20".
+    reg_turns=20"; on which machine is no part of it.
     """
     given = {name: getattr(experiment, name) for name in PARAMETERS}
-    usual = parse(given, experiment.entry).model_dump()
+    usual = parse(given, experiment.entry).choices
     texts = []
-    for name, value in experiment.model_dump().items():
+    for name, value in experiment.choices.items():
         if value == usual[name]:
             continue
         if isinstance(value, dict):  # as in "term_weights.curl=0.5"
