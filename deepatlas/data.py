@@ -266,7 +266,8 @@ class Batch:
 
     image: Tensor  # (B, 1, I, J, K) float32
     labels: Tensor  # (B, I, J, K) integers, index into Cohort.structures; 0 where unknown
-    known: Tensor  # (B,) bool, on the CPU: has this scan an expert's labels?
+    # has this scan an expert's labels? B answers that no GPU has to give
+    known: tuple[bool, ...]
     ids: tuple[str, ...]
     structures: int  # background included
 
@@ -277,14 +278,15 @@ class Batch:
         """A batch of ``scans`` that know of ``structures``, background included; on ``device``, by
         default where the scans are.
         """
-        image = torch.stack([scan.image for scan in scans]).to(device)
+        image = torch.stack([scan.image for scan in scans])
         shape = (len(scans), *image.shape[2:])
         labels = torch.zeros(shape, dtype=label_dtype(structures), device=image.device)
         for row, scan in zip(labels, scans, strict=True):
             if scan.labels is not None:
                 row.copy_(scan.labels)
-        # where Python asks who is labelled, no GPU has to answer
-        known = torch.tensor([scan.labels is not None for scan in scans])
+        if device is not None:
+            image, labels = sent(image, device), sent(labels, device)
+        known = tuple(scan.labels is not None for scan in scans)
         return cls(image, labels, known, tuple(scan.id for scan in scans), structures)
 
     @property
@@ -292,21 +294,43 @@ class Batch:
         """(B, C, I, J, K) float32, a channel for each structure, all 0 where unknown; made anew
         each time: it is much larger than ``labels``.
         """
-        b, voxels = len(self.labels), self.labels.shape[1:]
-        one = self.known.to(self.image).view(b, 1, *[1] * len(voxels)).expand(b, 1, *voxels)
+        b, *voxels = self.labels.shape
         zeros = self.image.new_zeros(b, self.structures, *voxels)
-        return zeros.scatter_(1, self.labels[:, None].long(), one)
+        one_hot = zeros.scatter_(1, self.labels[:, None].long(), 1.0)
+        for row, known in zip(one_hot, self.known, strict=True):
+            if not known:
+                row.zero_()
+        return one_hot
 
-    def __getitem__(self, rows: Tensor) -> Batch:
-        """The scans whose numbers ``rows`` (R,) gives, or those for which it (B,) is True; ``rows``
-        on the CPU, as ``known``.
-        """
-        if rows.dtype == torch.bool:
-            rows = rows.nonzero()[:, 0]
-        ids = tuple(self.ids[number] for number in rows.tolist())
-        there = rows.to(self.image.device)
-        image, labels = self.image[there], self.labels[there]
-        return Batch(image, labels, self.known[rows], ids, self.structures)
+    def __getitem__(self, rows: Sequence[int]) -> Batch:
+        """The scans whose numbers ``rows`` gives, R of them."""
+        known = tuple(self.known[row] for row in rows)
+        ids = tuple(self.ids[row] for row in rows)
+        image, labels = rows_of(self.image, rows), rows_of(self.labels, rows)
+        return Batch(image, labels, known, ids, self.structures)
+
+
+def rows_of(batch: Tensor, rows: Sequence[int]) -> Tensor:
+    """(B, ...) -> (R, ...): the items whose numbers ``rows`` gives; all of them are no copy.
+
+    Numbers in a tensor would have to be sent to a GPU first, and to know how many of B answers are
+    True it would have to do all its work.
+    """
+    if list(rows) == list(range(len(batch))):
+        return batch
+    if not rows:
+        return batch[:0]
+    items = batch.split(1)
+    return torch.cat([items[row] for row in rows])
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``. On its way to a GPU of CUDA nobody waits: from memory that is
+    pinned it is copied while the program goes on.
+    """
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 # --- labels ---------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import reprlib
+import sys
 from collections.abc import Collection
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the numbers of an OSError that mean it
@@ -22,6 +23,16 @@ class UserError(ValueError):
     The command prints it as one line. Any other error but those of files (OSError) is a bug of the
     kit or of a library, and keeps its traceback.
     """
+
+
+def memory_is_short(error: BaseException) -> bool:
+    """Is it a MemoryError, or what PyTorch raises instead, on a GPU by a class of its own, on a CPU
+    by words?
+    """
+    torch = sys.modules.get("torch")  # where it was not imported, nobody has raised its errors
+    of_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    of_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or of_gpu or (of_cpu and "memory" in str(error))
 
 
 def meant(name: str, known: Collection[str], *, all_of_them: bool = False) -> str:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data import Batch, Scan
+from .data import Batch, Scan, sent
 from .warp import Deformation
 
 CASES = {  # (is moving labelled?, is fixed?)
@@ -99,52 +99,80 @@ def draw_pair(cases: list[Pairs], generator: torch.Generator) -> tuple[Scan, Sca
 
 # --- augmentation ---------------------------------------------------------------------------------
 
+COARSE = 4  # numbers along each axis from which a smooth bias field is interpolated
 
-def augment(
-    moving: Batch, fixed: Batch, strength: float, generator: torch.Generator
-) -> tuple[Batch, Batch]:
-    """A pair as it might lie elsewhere in the scanner: one small affine map for both sides, other
-    contrasts for each.
+
+def draw_changes(
+    pairs: int, shape: tuple[int, ...], strength: float, generator: torch.Generator
+) -> Tensor | None:
+    """How ``augment`` is to change each of so many pairs on a grid of ``shape``: a row of numbers
+    for each; None at ``strength`` 0.
 
     At ``strength`` 1: rotations, scalings and shears of about 4 %, shifts of 3 % of a side, gamma
-    from 0.7 to 1.4, a smooth bias field of about 10 %. Labels move with their image, to the nearest
-    voxel. The map is shared, so that registering the pair does not become harder than it is.
+    from 0.7 to 1.4, a smooth bias field of about 10 %. Drawn on the CPU, whatever a pair is
+    computed with, and in one tensor: a GPU gets it in one copy, and a part of a batch is changed by
+    its rows.
     """
     if strength == 0:
+        return None
+    drawn = [_small_affines(pairs, shape, strength, generator).flatten(1)]
+    for _ in ("moving", "fixed"):
+        one_each = torch.randn(pairs, 1, generator=generator)
+        drawn.append((strength * 0.35 * one_each.clamp(-1, 1)).exp())  # gamma
+        coarse = torch.randn(pairs, COARSE ** len(shape), generator=generator)
+        drawn.append(strength * 0.1 * coarse)
+    return torch.cat(drawn, 1)
+
+
+def augment(moving: Batch, fixed: Batch, changes: Tensor | None) -> tuple[Batch, Batch]:
+    """Pairs as they might lie elsewhere in the scanner: one small affine map for both sides, other
+    contrasts for each, by their rows of ``draw_changes``; None changes nothing.
+
+    Labels move with their image, to the nearest voxel. The map is shared, so that registering the
+    pair does not become harder than it is.
+    """
+    if changes is None:
         return moving, fixed
-    phi = _small_affine(fixed.image, strength, generator)
+    shape = tuple(fixed.image.shape[2:])
+    d = len(shape)
+    lengths = [(d + 1) ** 2, 1, COARSE**d, 1, COARSE**d]
+    affine, *contrasts = sent(changes, fixed.image.device).split(lengths, 1)
+    phi = Deformation.affine(affine.unflatten(1, (d + 1, d + 1)), shape)
     # two channels of one volume: where to look is worked out once
     images = phi.warp(torch.cat([moving.image, fixed.image], 1)).split(1, 1)
     elsewhere = []
-    for batch, image in zip((moving, fixed), images, strict=True):
-        labels = phi.warp_labels(batch.labels) if batch.known.any() else batch.labels
-        seen = _recontrast(image, strength, generator)
+    for batch, image, gamma, coarse in zip(
+        (moving, fixed), images, contrasts[::2], contrasts[1::2], strict=True
+    ):
+        labels = phi.warp_labels(batch.labels) if any(batch.known) else batch.labels
+        seen = _recontrast(image, gamma, coarse)
         elsewhere.append(replace(batch, image=seen, labels=labels))
     return elsewhere[0], elsewhere[1]
 
 
-def _small_affine(image: Tensor, strength: float, generator: torch.Generator) -> Deformation:
-    """A random affine map about the middle of the grid, another for each of (B, 1, I, J, K)."""
-    b, shape = len(image), tuple(image.shape[2:])
+def _small_affines(
+    pairs: int, shape: tuple[int, ...], strength: float, generator: torch.Generator
+) -> Tensor:
+    """Random affine maps about the middle of the grid: (B, D + 1, D + 1), voxels to voxels."""
     d = len(shape)
     sides = torch.tensor(shape, dtype=torch.float32)
     centre = (sides - 1) / 2
-    matrix = torch.eye(d + 1).repeat(b, 1, 1)
+    matrix = torch.eye(d + 1).repeat(pairs, 1, 1)
     linear = matrix[:, :d, :d]
-    linear += strength * 0.04 * torch.randn(b, d, d, generator=generator)
-    shift = strength * 0.03 * sides * torch.randn(b, d, generator=generator)
+    linear += strength * 0.04 * torch.randn(pairs, d, d, generator=generator)
+    shift = strength * 0.03 * sides * torch.randn(pairs, d, generator=generator)
     # A (x - centre) + centre + shift
     matrix[:, :d, d] = centre - linear @ centre + shift
-    return Deformation.affine(matrix.to(image.device), shape)
+    return matrix
 
 
-def _recontrast(image: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """image^gamma times a smooth bias field, drawn anew for each (B, 1, I, J, K)."""
-    b, d = len(image), image.ndim - 2
-    one_each = torch.randn(b, *[1] * (d + 1), generator=generator)
-    gamma = (strength * 0.35 * one_each.clamp(-1, 1)).exp()
-    coarse = strength * 0.1 * torch.randn(b, 1, *[4] * d, generator=generator)
+def _recontrast(image: Tensor, gamma: Tensor, coarse: Tensor) -> Tensor:
+    """image^gamma times a smooth bias field: an exponent (B, 1) and the logarithm of a coarse field
+    (B, 4^D) for each of (B, 1, I, J, K).
+    """
+    d = image.ndim - 2
+    coarse = coarse.unflatten(1, (1, *[COARSE] * d))
     mode = "bilinear" if d == 2 else "trilinear"
     log_bias = F.interpolate(coarse, size=image.shape[2:], mode=mode)
-    curved = image.clamp(min=0) ** gamma.to(image.device)
-    return (curved * log_bias.exp().to(image.device)).clamp(0, 1)
+    curved = image.clamp(min=0) ** gamma.view(-1, 1, *[1] * d)
+    return (curved * log_bias.exp()).clamp(0, 1)

@@ -9,7 +9,8 @@ To add a term, write a function of the turn and add a row to ``TERMS``: it is tr
 plotted and drawn in the live view, since everything that lists terms reads this table. Its weight
 is that of the row unless an experiment gives another, ``term_weights={name: 0.1}``. A term of
 segmentation that looks at phi returns ``turn.nothing`` where ``turn.phi`` is None, as the baseline
-has none. To add a similarity, name it in ``SIMILARITIES``.
+has none. It is a mean over pairs, and its row says over which, unless it is over all. To add a
+similarity, a mean over pairs too, name it in ``SIMILARITIES``.
 
 A turn asks a network only about scans whose case a term looks at, and in as few passes as it can:
 tests/plain.py has the same terms from a network that is shown every scan, and
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import losses
-from .data import Batch
+from .data import Batch, rows_of, sent
 from .errors import UserError
 from .models import as_probabilities, register
 from .warp import Deformation
@@ -35,13 +36,64 @@ from .warp import Deformation
 SIMILARITIES = {"ncc": losses.ncc, "lncc": losses.lncc, "mse": losses.mse}
 
 
-def labels_or_guess(known: Tensor, one_hot: Tensor, probabilities: Tensor) -> Tensor:
+def labels_or_guess(known: Sequence[bool], one_hot: Tensor, probabilities: Tensor) -> Tensor:
     """The expert's labels where they exist, the network's own guess where they do not.
 
-    ``known`` (B,), the others (B, C, I, J, K).
+    ``known``: B answers, the others (B, C, I, J, K).
     """
-    known = known.to(one_hot.device).view(-1, *[1] * (one_hot.ndim - 1))
+    known = sent(torch.tensor(known), one_hot.device).view(-1, *[1] * (one_hot.ndim - 1))
     return torch.where(known, one_hot, probabilities)
+
+
+# --- which pairs a term is about ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The pairs of a batch, by who is labelled: which of them, by number, each term is about.
+
+    No GPU is asked: a part of a batch can be weighed by it before anything is computed.
+    """
+
+    known: Sequence[tuple[bool, bool]]  # of each pair: (is moving labelled?, is fixed?)
+    consults: bool  # is the other network asked?
+    fourth_case: bool = False  # are two guesses compared?
+
+    @classmethod
+    def of(cls, moving: Batch, fixed: Batch, consults: bool, fourth_case: bool = False) -> Cases:
+        """The pairs of two batches."""
+        return cls(list(zip(moving.known, fixed.known, strict=True)), consults, fourth_case)
+
+    def every(self) -> list[int]:
+        """All pairs."""
+        return list(range(len(self.known)))
+
+    def with_labels(self, moving: bool, fixed: bool) -> list[int]:
+        """Pairs of the one case in which these sides are labelled, and the other ones are not."""
+        return [row for row, sides in enumerate(self.known) if sides == (moving, fixed)]
+
+    def counted(self) -> list[int]:
+        """Pairs with an S on both sides in a turn of registration, an expert's or a guess."""
+        return self.every() if self.consults else self.with_labels(True, True)
+
+    def compared(self) -> list[int]:
+        """Pairs of which a turn of segmentation compares S_m o phi with S_f."""
+        if not self.consults:
+            return []
+        found = self.with_labels(True, False) + self.with_labels(False, True)
+        if self.fourth_case:
+            found += self.with_labels(False, False)
+        return sorted(found)
+
+    def taught(self) -> list[int]:
+        """Pairs of which a turn of segmentation is shown an expert's labels: without the other
+        network, those of the moving side.
+        """
+        found = []
+        for row, (moving, fixed) in enumerate(self.known):
+            if moving or (fixed and self.consults):
+                found.append(row)
+        return found
 
 
 # --- what a turn holds, and the terms that look at it ---------------------------------------------
@@ -57,12 +109,10 @@ class RegTurn:
     seg_net: nn.Module | None  # only consulted
     similarity: Callable[[Tensor, Tensor], Tensor]
 
-    @cached_property
-    def counted(self) -> Tensor:
-        """(B,) bool: pairs with an S on both sides."""
-        if self.seg_net is None:
-            return self.moving.known & self.fixed.known
-        return torch.ones_like(self.moving.known)
+    @property
+    def counted(self) -> list[int]:
+        """The numbers of the pairs with an S on both sides."""
+        return Cases.of(self.moving, self.fixed, self.seg_net is not None).counted()
 
     @cached_property
     def labels(self) -> tuple[Tensor, Tensor]:
@@ -104,10 +154,11 @@ def _regularity(turn: RegTurn) -> Tensor:
 
 def _reg_anatomy(turn: RegTurn) -> Tensor:
     """L_a(S_m o phi, S_f), over the pairs that count."""
-    if not turn.counted.any():
+    if not turn.counted:
         return turn.moving.image.new_zeros(())
     s_moving, s_fixed = turn.labels
-    return losses.soft_dice(_only(turn.phi, turn.counted).warp(s_moving), s_fixed)
+    phi = Deformation(rows_of(turn.phi.displacement, turn.counted))
+    return losses.warped_dice(phi.warp, s_moving, s_fixed)
 
 
 def _seg_anatomy(turn: SegTurn) -> Tensor:
@@ -134,11 +185,6 @@ def _mean_dice(
     return sum(dice(one, other) * (len(one) / pairs) for one, other in cases if len(one))
 
 
-def _only(phi: Deformation, rows: Tensor) -> Deformation:
-    """phi of the pairs for which ``rows`` (B,), on the CPU, is True."""
-    return phi if rows.all() else Deformation(phi.displacement[rows])
-
-
 @dataclass(frozen=True)
 class Term:
     """One named loss term, and in whose turn it counts."""
@@ -147,6 +193,9 @@ class Term:
     colour: str  # in every figure
     reg: Callable[[RegTurn], Tensor] | None = None
     seg: Callable[[SegTurn], Tensor] | None = None
+    # of which pairs it is the mean; a batch that is computed in parts is weighed by their numbers
+    reg_pairs: Callable[[Cases], list[int]] = Cases.every
+    seg_pairs: Callable[[Cases], list[int]] = Cases.every
     # The experiment's parameter that weighs it; None: an entry of its ``term_weights``.
     parameter: str | None = None
 
@@ -159,12 +208,37 @@ TERMS = {
     "similarity": Term(1.0, "#0072B2", reg=_similarity),
     # lambda_r belongs to a grid and a similarity, so sweep it.
     "regularity": Term(1.0, "#009E73", reg=_regularity, parameter="lambda_r"),
-    "anatomy": Term(3.0, "#D55E00", reg=_reg_anatomy, seg=_seg_anatomy, parameter="lambda_a"),
-    "supervised": Term(3.0, "#CC79A7", seg=_supervised, parameter="lambda_sp"),
+    "anatomy": Term(
+        3.0,
+        "#D55E00",
+        reg=_reg_anatomy,
+        seg=_seg_anatomy,
+        reg_pairs=Cases.counted,
+        seg_pairs=Cases.compared,
+        parameter="lambda_a",
+    ),
+    "supervised": Term(
+        3.0, "#CC79A7", seg=_supervised, seg_pairs=Cases.taught, parameter="lambda_sp"
+    ),
 }
 
 
-COLUMNS = ("step", "turn", "rate", "seconds", "regime")  # of a history, beside its terms
+def pairs_behind(turn: str, cases: Cases) -> dict[str, int]:
+    """Of how many pairs each term of a ``turn`` of "seg" or "reg" is the mean.
+
+    Of a batch in parts, a term of the whole is the sum of those of the parts, each times its share
+    of these pairs; and so is the gradient.
+    """
+    pairs = {}
+    for name, term in TERMS.items():
+        if turn == "reg" and term.reg:
+            pairs[name] = len(term.reg_pairs(cases))
+        if turn == "seg" and term.seg:
+            pairs[name] = len(term.seg_pairs(cases))
+    return pairs
+
+
+COLUMNS = ("step", "turn", "rate", "seconds", "parts", "regime")  # of a history, beside its terms
 
 
 class Weights(dict):
@@ -213,21 +287,26 @@ def reg_terms(
 @torch.no_grad()
 def _labels(seg_net: nn.Module | None, *sides: Batch) -> tuple[Tensor, ...]:
     """The labels of each side of the pairs, guessed where an expert's are missing."""
-    if all(side.known.all() for side in sides):
+    if all(all(side.known) for side in sides):
         return tuple(side.one_hot for side in sides)
-    scores = _scores(seg_net, [side.image[~side.known] for side in sides])
+    scores = _scores(seg_net, [rows_of(side.image, _unlabelled(side)) for side in sides])
     guesses = [as_probabilities(some) for some in scores]
     return tuple(_filled(side, guess) for side, guess in zip(sides, guesses, strict=True))
 
 
+def _unlabelled(side: Batch) -> list[int]:
+    return [row for row, known in enumerate(side.known) if not known]
+
+
 def _filled(side: Batch, guess: Tensor) -> Tensor:
     """The labels of one side of pairs, or the ``guess`` for those of its scans that have none."""
-    if side.known.all():
+    if all(side.known):
         return side.one_hot
-    if not side.known.any():
+    if not any(side.known):
         return guess
     whole = guess.new_zeros(len(side.known), *guess.shape[1:])
-    whole[~side.known] = guess
+    for row, one in zip(_unlabelled(side), guess, strict=True):
+        whole[row] = one
     return labels_or_guess(side.known, side.one_hot, whole)
 
 
@@ -274,13 +353,11 @@ def seg_terms(
     L_sp(F_S(I_m o phi), S_m o phi). ``fourth_case`` lets two guesses be compared, to show why they
     must not be.
     """
-    one = moving.known & ~fixed.known
-    other = fixed.known & ~moving.known
-    neither = ~(moving.known | fixed.known) & fourth_case
-    if reg_net is not None and (one | other | neither).any():
-        turn = _compared_turn(seg_net, reg_net, moving, fixed, (one, other, neither), sampled_warps)
+    cases = Cases.of(moving, fixed, reg_net is not None, fourth_case)
+    if cases.compared():
+        turn = _compared_turn(seg_net, reg_net, moving, fixed, cases, sampled_warps)
     else:
-        labelled = moving[moving.known]
+        labelled = moving[cases.taught()]
         scores = seg_net(labelled.image) if len(labelled.ids) else labelled.one_hot
         turn = SegTurn([(scores, labelled.labels)])
     return {name: term.seg(turn) for name, term in TERMS.items() if term.seg}
@@ -291,22 +368,24 @@ def _compared_turn(
     reg_net: nn.Module,
     moving: Batch,
     fixed: Batch,
-    cases: Sequence[Tensor],
+    cases: Cases,
     sampled_warps: bool,
 ) -> SegTurn:
-    """A turn in which pairs are compared through phi. ``cases``: (B,) bool, those of which one side
-    is labelled, the moving or the fixed one, and those of which neither is.
-    """
-    both = moving[moving.known & fixed.known]  # the fixed side would teach nothing more
+    """A turn in which pairs are compared through phi."""
+    both = moving[cases.with_labels(True, True)]  # the fixed side would teach nothing more
+    # the pairs of which one side is labelled, the moving or the fixed one, or neither
+    one = cases.with_labels(True, False)
+    other = cases.with_labels(False, True)
+    neither = cases.with_labels(False, False) if cases.fourth_case else []
     # m and f: the moving and the fixed scans of each case
-    m_one, m_other, m_neither = (moving[case] for case in cases)
-    f_one, f_other, f_neither = (fixed[case] for case in cases)
+    m_one, m_other, m_neither = moving[one], moving[other], moving[neither]
+    f_one, f_other, f_neither = fixed[one], fixed[other], fixed[neither]
 
     with torch.no_grad():
         moving_images = torch.cat([m_one.image, m_other.image, m_neither.image])
         fixed_images = torch.cat([f_one.image, f_other.image, f_neither.image])
         phi = register(reg_net, moving_images, fixed_images)
-    u_one, u_other, u_neither = phi.displacement.split([int(case.sum()) for case in cases])
+    u_one, u_other, u_neither = phi.displacement.split([len(one), len(other), len(neither)])
 
     # The labelled moving scans as they are, or as they look when they lie like the fixed scans.
     warped_truth = _warp(u_one, m_one.one_hot)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -17,16 +19,19 @@ from tqdm import tqdm
 from .checkpoints import (
     TRAINED_AGAIN,
     Interrupted,
+    OutOfTime,
     load_weights,
     read_checkpoint,
     stop_requests,
     write_tensors,
 )
-from .data import Batch, Cohort
-from .errors import UserError
-from .pairs import augment, draw_pair, pairs_by_case
+from .data import Batch, Cohort, Scan, rows_of
+from .distributed import ALONE, Left, Ranks, running_statistics
+from .errors import UserError, memory_is_short
+from .pairs import augment, draw_changes, draw_pair, pairs_by_case
+from .recompute import sparing
 from .regimes import Regime
-from .terms import SIMILARITIES, TERMS, Weights, reg_terms, seg_terms
+from .terms import SIMILARITIES, TERMS, Cases, Weights, pairs_behind, reg_terms, seg_terms
 
 MINUTES_UNSAVED = 5
 
@@ -52,6 +57,8 @@ class Settings:
     options: Mapping[str, bool] = field(default_factory=dict)  # of terms.seg_terms
     seed: int = 0
     run: str = ""  # name of the run that it is part of, whose checkpoints are no other's
+    # is what a network computes on the way computed again in the backward pass, not held?
+    sparing: bool = field(default=False, repr=False, compare=False)
     # sees each row of history
     watch: Callable[[dict], None] | None = field(default=None, repr=False, compare=False)
 
@@ -69,6 +76,10 @@ def train(
     settings: Settings,
     folder: Path,
     validate: Callable[[], Mapping[str, float]] | None = None,
+    *,
+    until: float | None = None,
+    quiet: bool = False,
+    ranks: Ranks = ALONE,
 ) -> list[dict]:
     """Train ``networks`` {"seg": ..., "reg": ...} by ``regime`` in place; leave them at their best
     validation score.
@@ -76,13 +87,24 @@ def train(
     ``validate()`` scores the networks as they are, {"seg": ..., "reg": ...}, more is better; it
     decides, for every regime by the same rule, which weights are kept. ``folder/checkpoint.pt``
     makes the call resumable (on the CPU to the bit) and repeatable (a finished regime is only
-    loaded). Returns the history, one row per step. Raises FloatingPointError at the first loss that
-    is not finite, Interrupted after Ctrl-C or SIGTERM, or when the terminal is closed.
+    loaded). Returns the history, one row per step. ``quiet``: without a bar. Raises
+    FloatingPointError at the first loss that is not finite, Interrupted after Ctrl-C or SIGTERM, or
+    when the terminal is closed, and OutOfTime after the first step that ends later than ``until``,
+    a time of ``time.monotonic()``: each call takes one step at least.
+
+    All ``ranks`` call it alike, and train together; but the first alone looks into ``folder``,
+    validates, and knows of ``until``. Raises Left, saved, when another one has ended.
+
+    A training may go on on another device, or with another number of threads, and then differs by
+    rounding, as two trainings on one GPU do: there the gradients of looking up, of interpolating
+    and of Dice with labels (grid_sample, interpolate, scatter_add) are sums in no fixed order, and
+    PyTorch has no others.
     """
-    trainer = Trainer(networks, cohort, regime, settings)
+    trainer = Trainer(networks, cohort, regime, settings, ranks)
     path = Path(folder) / "checkpoint.pt"
-    if path.exists():
+    if ranks.first and path.exists():
         trainer.load(read_checkpoint(path), path)
+    trainer.begin_alike(path)
     for row in trainer.history if settings.watch else ():
         settings.watch(row)  # what was trained before
     saved = time.monotonic()
@@ -91,9 +113,11 @@ def train(
         initial=trainer.step,
         desc=regime.title,
         unit="step",
-        disable=trainer.finished,
+        disable=quiet or trainer.finished or not ranks.first,
     )
-    with bar, stop_requests() as stopped:
+    goes_on = f"saved in {path}, and the same command goes on from there"
+    with bar, stop_requests() as stopped, trainer.saved_where_others_end(path, goes_on):
+        ranks.stopped = stopped
         if trainer.step == 0 and regime.consults and validate is not None:
             trainer.keep_best(validate())  # where it starts: training on need not make it better
         while not trainer.finished:
@@ -102,20 +126,24 @@ def train(
             shown = {name: f"{row[name]:.3f}" for name in TERMS if name in row}
             bar.set_postfix(shown, refresh=False)
             validated = trainer.validation_is_due()
-            if validated:
+            if validated and ranks.first:
                 trainer.keep_best({} if validate is None else validate())
             if settings.watch:
                 settings.watch(row)
-            if validated or stopped or time.monotonic() - saved > MINUTES_UNSAVED * 60:
+            now = time.monotonic()
+            asked, late = ranks.any(bool(stopped), until is not None and now >= until)
+            due = validated or asked or late or now - saved > MINUTES_UNSAVED * 60
+            if due and ranks.first:
                 write_tensors(trainer.state(), path)
                 saved = time.monotonic()
-            if stopped:
-                raise Interrupted(
-                    f"{regime.title} stopped at step {trainer.step} of {trainer.total}; saved in "
-                    f"{path}, and the same command goes on from there"
-                )
+            where = f"step {trainer.step} of {trainer.total}"
+            if asked:
+                raise Interrupted(f"{regime.title} stopped at {where}; {goes_on}")
+            if late and not trainer.finished:
+                raise OutOfTime(f"{regime.title}: its time was over at {where}; {goes_on}")
+    best = ranks.of_first(trainer.best)
     for name in regime.trains:
-        networks[name].load_state_dict(trainer.best[name])
+        networks[name].load_state_dict(best[name])
     return trainer.history
 
 
@@ -136,21 +164,33 @@ class Trainer:
     """A training in progress: all that a turn changes, so that it is saved and restored as one."""
 
     def __init__(
-        self, networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, settings: Settings
+        self,
+        networks: Mapping[str, nn.Module],
+        cohort: Cohort,
+        regime: Regime,
+        settings: Settings,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.networks = networks
+        self.ranks = ranks
         self.structures = len(cohort.structures)
         self.regime = regime
         self.settings = settings
         self.device = cohort.device
+        self.shape = cohort.shape
         if min(settings.steps.get(name, 0) for name in regime.trains) < 1:
             raise ValueError(
                 f"{regime.title}: steps must be at least 1 for each of {', '.join(regime.trains)}, "
                 f"got {dict(settings.steps)}"
             )
+        for name in regime.trains:
+            ranks.check(settings.pairs_in(name), name)
         self.total = sum(settings.steps[name] for name in regime.trains)
+        # All weights of a network in one kernel of a GPU, which then keeps the count of steps, too.
+        fused = True if self.device.type == "cuda" else None
         self.optimisers = {
-            name: torch.optim.Adam(networks[name].parameters()) for name in regime.trains
+            name: torch.optim.Adam(networks[name].parameters(), fused=fused)
+            for name in regime.trains
         }
         self.teachers = {
             name: AveragedModel(networks[name], multi_avg_fn=get_ema_multi_avg_fn(settings.teacher))
@@ -163,11 +203,43 @@ class Trainer:
         }
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.turns = dict.fromkeys(regime.trains, 0)
+        self.parts = dict.fromkeys(regime.trains, 1)  # in which a batch of its turn is computed
         self.best: dict[str, dict[str, Tensor]] = {}
         self.best_score: dict[str, float] = {}
         self.seconds = 0.0
         self.history: list[dict] = []
         self.identity = identity(cohort, regime, settings)
+
+    def begin_alike(self, path: Path) -> None:
+        """Give all processes the weights of the first, and the state that it has read from
+        ``path``.
+        """
+        if self.ranks.count == 1:
+            return
+        trained = [self.networks[name] for name in self.regime.trains]
+        if self.ranks.first and any(running_statistics(network) for network in trained):
+            tqdm.write(
+                f"{self.regime.title}: batch normalisation sees the pairs of each of the "
+                f"{self.ranks.count} processes by itself, so that the weights depend on how many "
+                "there are"
+            )
+        weights = {name: network.state_dict() for name, network in self.networks.items()}
+        said = self.ranks.of_first({"weights": weights, "state": self.state()})
+        if not self.ranks.first:
+            for name, network in self.networks.items():
+                load_weights(network, said["weights"][name], path)
+            self.load(said["state"], path)
+
+    @contextmanager
+    def saved_where_others_end(self, path: Path, goes_on: str) -> Iterator[None]:
+        """Where another process has ended, the first saves what it has in ``path``."""
+        try:
+            yield
+        except Left as error:
+            if self.ranks.first:
+                write_tensors(self.state(), path)
+            where = f"step {self.step} of {self.total}"
+            raise Left(f"{self.regime.title}, {where}: {error}; {goes_on}") from error
 
     @staticmethod
     def _cases(cohort: Cohort, regime: Regime, turn: str, fourth_case: bool) -> list:
@@ -205,56 +277,139 @@ class Trainer:
         for name, network in self.networks.items():
             network.train(name == turn)  # batch norm of a consulted network must not go on learning
 
+        before = self.generator.get_state()
         count = self.settings.pairs_in(turn)
         pairs = [draw_pair(self.cases[turn], self.generator) for _ in range(count)]
-        moving = Batch.of([moving for moving, _ in pairs], self.structures, self.device)
-        fixed = Batch.of([fixed for _, fixed in pairs], self.structures, self.device)
-        moving, fixed = augment(moving, fixed, self.settings.augmentation, self.generator)
-
-        mixed = self.settings.mixed_precision
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
-            terms = self._terms(turn, moving, fixed)
-        # In one question for all: each waits until a GPU has done its work. And before any
-        # gradient is computed, since that of a lookup at NaN crashes on a CPU.
-        numbers = torch.stack(list(terms.values())).tolist() if terms else []
-        values = dict(zip(terms, numbers, strict=True))
-        self._check_finite({f"term {name}": value for name, value in values.items()}, turn, pairs)
-
-        norm = self._gradient(turn, terms)
-        self._check_finite({"gradient": norm.item()}, turn, pairs)
+        changes = draw_changes(count, self.shape, self.settings.augmentation, self.generator)
+        try:
+            values = self._gradient(turn, pairs, changes)
+        except Left:
+            self.generator.set_state(before)  # as if this turn had not begun
+            raise
         rate = self._step(turn)
+
         self.turns[turn] += 1
         self.seconds += time.perf_counter() - start
         row = {"step": self.step, "turn": turn, "rate": rate, "seconds": self.seconds, **values}
+        if self.parts[turn] > 1:
+            row["parts"] = self.parts[turn]
         self.history.append(row)
         return row
 
-    def _terms(self, turn: str, moving: Batch, fixed: Batch) -> dict[str, Tensor]:
+    def _gradient(
+        self, turn: str, pairs: Sequence[tuple[Scan, Scan]], changes: Tensor | None
+    ) -> dict[str, float]:
+        """The value of each term of these pairs, whose gradient is left with the weights of this
+        turn's network; all of them finite.
+
+        A batch for which there is too little memory is computed in two halves from then on, one
+        after the other: the same gradient, to rounding, but for batch normalisation, whose
+        statistics are then those of a half. (Where an operating system promises more memory than it
+        has, nobody is told, and the process is killed.)
+        """
+        while True:
+            try:
+                return self._gradient_in_parts(turn, pairs, changes)
+            except (RuntimeError, MemoryError) as error:
+                if not memory_is_short(error):
+                    raise
+                own = len(self.ranks.part(len(pairs)))
+                if own == 1 or self.parts[turn] > 1:
+                    size = " x ".join(str(n) for n in self.shape)
+                    raise MemoryError(
+                        f"{self.regime.title}, step {self.step + 1} (turn of {turn}): not even "
+                        f"{math.ceil(own / 2)} of its {len(pairs)} pairs of {size} voxels "
+                        f"fit in the memory of {self.device}"
+                    ) from error
+            # only now, when the error no longer holds what was computed, is its memory free again
+            self.parts[turn] = 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            tqdm.write(
+                f"{self.regime.title}, step {self.step + 1}: {len(pairs)} pairs of a turn of "
+                f"{turn} do not fit in the memory of {self.device}: from here on they are computed "
+                "in two halves, one after the other, with the same gradient (but for batch "
+                "normalisation, if the network has any: it sees a half)"
+            )
+
+    def _gradient_in_parts(
+        self, turn: str, pairs: Sequence[tuple[Scan, Scan]], changes: Tensor | None
+    ) -> dict[str, float]:
+        """``_gradient``, with as much memory as the largest part needs: of those pairs that this
+        process computes. A GPU is asked once.
+        """
+        self.optimisers[turn].zero_grad(set_to_none=True)
+        whole = self._pairs_behind(turn, pairs)
+        values: dict[str, Tensor] = {}
+        own = self.ranks.part(len(pairs))
+        for rows in _parts(own, self.parts[turn]):
+            some = [pairs[row] for row in rows]
+            their_changes = None if changes is None else rows_of(changes, rows)
+            shares = {}
+            for name, count in self._pairs_behind(turn, some).items():
+                shares[name] = count / whole[name] if whole[name] else 0.0
+            with sparing(self.settings.sparing):
+                terms = self._terms(turn, some, their_changes)
+                weighed = {name: shares[name] * term for name, term in terms.items()}
+                self._backward(weighed)
+            for name, term in weighed.items():
+                values[name] = values.get(name, 0.0) + term.detach()
+
+        weights = self.settings.weights
+        if any(weights[name] and count for name, count in whole.items()):
+            self.ranks.add_up_gradients(self.networks[turn])
+        gradients = [p.grad for p in self.networks[turn].parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).to(self.device)
+        # In one question for all: it waits until a GPU has done its work.
+        *numbers, length = torch.stack([*values.values(), norm]).tolist()
+        found = dict(zip(values, self.ranks.add_up(numbers), strict=True))
+        self._check_finite({f"term {name}": value for name, value in found.items()}, turn, pairs)
+        self._check_finite({"gradient": length}, turn, pairs)
+        return found
+
+    def _backward(self, terms: Mapping[str, Tensor]) -> None:
+        """Add the gradient of the loss that these terms make to that of the weights; nothing where
+        they teach nothing, as the only term may be without a gradient.
+        """
+        # On a CPU the gradient of a lookup at NaN crashes; there, an answer costs no time.
+        if self.device.type == "cpu" and not all(term.isfinite() for term in terms.values()):
+            return
+        if any(term.requires_grad for term in terms.values()):
+            self.settings.weights.total(terms).backward()
+
+    def _pairs_behind(self, turn: str, pairs: Sequence[tuple[Scan, Scan]]) -> dict[str, int]:
+        """Of how many of these pairs each term of a turn is the mean."""
+        known = []
+        for moving, fixed in pairs:
+            known.append((moving.labels is not None, fixed.labels is not None))
+        fourth_case = self.settings.options.get("fourth_case", False)
+        return pairs_behind(turn, Cases(known, self.regime.consults, fourth_case))
+
+    def _terms(
+        self, turn: str, pairs: Sequence[tuple[Scan, Scan]], changes: Tensor | None
+    ) -> dict[str, Tensor]:
         """The named loss terms of a turn, but those of weight 0; the other network, or its average,
         is only consulted.
         """
+        moving = Batch.of([moving for moving, _ in pairs], self.structures, self.device)
+        fixed = Batch.of([fixed for _, fixed in pairs], self.structures, self.device)
+        moving, fixed = augment(moving, fixed, changes)
         other = "seg" if turn == "reg" else "reg"
         consulted = self.networks[other] if self.regime.consults else None
         if other in self.teachers:
             consulted = self.teachers[other].module.eval()
         weighty = [name for name, weight in self.settings.weights.items() if weight]
-        if turn == "seg":
-            terms = seg_terms(
-                self.networks["seg"], consulted, moving, fixed, **self.settings.options
+        mixed = self.settings.mixed_precision
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+            if turn == "seg":
+                terms = seg_terms(
+                    self.networks["seg"], consulted, moving, fixed, **self.settings.options
+                )
+                return {name: term for name, term in terms.items() if name in weighty}
+            similarity = SIMILARITIES[self.settings.similarity]
+            return reg_terms(
+                self.networks["reg"], consulted, moving, fixed, similarity, names=weighty
             )
-            return {name: term for name, term in terms.items() if name in weighty}
-        similarity = SIMILARITIES[self.settings.similarity]
-        return reg_terms(self.networks["reg"], consulted, moving, fixed, similarity, names=weighty)
-
-    def _gradient(self, turn: str, terms: Mapping[str, Tensor]) -> Tensor:
-        """The length of the gradient of the loss, left with the weights of this turn's network; 0
-        where these pairs teach it nothing, as its only term may be without one.
-        """
-        self.optimisers[turn].zero_grad(set_to_none=True)
-        if any(term.requires_grad for term in terms.values()):
-            self.settings.weights.total(terms).backward()
-        gradients = [p.grad for p in self.networks[turn].parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
 
     def _step(self, turn: str) -> float:
         """One step of the optimiser of this turn's network; returns the learning rate."""
@@ -265,7 +420,9 @@ class Trainer:
             self.teachers[turn].update_parameters(self.networks[turn])
         return rate
 
-    def _check_finite(self, values: Mapping[str, float], turn: str, pairs: list) -> None:
+    def _check_finite(
+        self, values: Mapping[str, float], turn: str, pairs: Sequence[tuple[Scan, Scan]]
+    ) -> None:
         if bad := [name for name, value in values.items() if not math.isfinite(value)]:
             scans = ", ".join(f"{moving.id} -> {fixed.id}" for moving, fixed in pairs)
             raise FloatingPointError(
@@ -308,7 +465,20 @@ class Trainer:
                 self.history[-1][f"validation_{name}"] = score
 
     def state(self) -> dict:
-        """What a checkpoint holds: tensors, numbers and texts only."""
+        """What a checkpoint holds: tensors, numbers and texts only. Of a finished training only
+        what it has found, since nothing goes on from there.
+        """
+        found = {
+            "turns": self.turns,
+            "best": self.best,
+            "best_score": self.best_score,
+            "history": self.history,
+            "seconds": self.seconds,
+            "of": self.identity,
+        }
+        if self.finished:
+            return found
+        on_gpu = self.device.type == "cuda"
         return {
             "networks": {name: self.networks[name].state_dict() for name in self.regime.trains},
             "teachers": {name: teacher.state_dict() for name, teacher in self.teachers.items()},
@@ -317,16 +487,15 @@ class Trainer:
             },
             "generator": self.generator.get_state(),
             "dropout": torch.get_rng_state(),
-            "turns": self.turns,
-            "best": self.best,
-            "best_score": self.best_score,
-            "history": self.history,
-            "seconds": self.seconds,
-            "of": self.identity,
+            "dropout_on_gpu": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+            "parts": self.parts,
+            **found,
         }
 
     def load(self, state: Mapping, path: Path) -> None:
-        """Go on from a checkpoint; UserError if it is of another regime, run, settings or data."""
+        """Go on from a checkpoint, whose tensors are on the CPU; UserError if it is of another
+        regime, run, settings or data.
+        """
         found = state["of"] if isinstance(state["of"], dict) else {}
         others = [name for name, value in self.identity.items() if found.get(name) != value]
         if others:
@@ -334,12 +503,37 @@ class Trainer:
                 f"{path}: is of another training than {self.regime.title} in this folder: "
                 f"{' and '.join(others)} differ; {TRAINED_AGAIN}"
             )
-        for name in self.regime.trains:
-            load_weights(self.networks[name], state["networks"][name], path)
-            self.optimisers[name].load_state_dict(state["optimisers"][name])
-        for name, teacher in self.teachers.items():
-            load_weights(teacher, state["teachers"][name], path)
-        self.generator.set_state(state["generator"].cpu())
-        torch.set_rng_state(state["dropout"].cpu())
         self.turns, self.best, self.best_score = state["turns"], state["best"], state["best_score"]
         self.history, self.seconds = state["history"], state["seconds"]
+        if self.finished:
+            for name in self.regime.trains:
+                load_weights(self.networks[name], self.best[name], path)
+            return
+        for name in self.regime.trains:
+            load_weights(self.networks[name], state["networks"][name], path)
+            self._load_optimiser(name, state["optimisers"][name])
+        for name, teacher in self.teachers.items():
+            load_weights(teacher, state["teachers"][name], path)
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["dropout"])
+        if self.device.type == "cuda" and state.get("dropout_on_gpu") is not None:
+            torch.cuda.set_rng_state(state["dropout_on_gpu"], self.device)
+        self.parts |= state.get("parts", {})  # files of before have none
+
+    def _load_optimiser(self, name: str, saved: Mapping) -> None:
+        """What Adam knows of each weight goes where the weight is, but the count of steps stays on
+        the CPU unless this device keeps it: on a GPU, each would be asked for at every step.
+        """
+        optimiser = self.optimisers[name]
+        fused = optimiser.defaults["fused"]  # of this device, not of that of the file
+        groups = [{**group, "fused": fused} for group in saved["param_groups"]]
+        optimiser.load_state_dict({**saved, "param_groups": groups})
+
+
+def _parts(rows: range, parts: int) -> list[range]:
+    """``rows`` in so many ``parts``, the first ones by one longer where they must be; a part has
+    one at least.
+    """
+    parts = min(parts, len(rows))
+    ends = [math.ceil(len(rows) * part / parts) for part in range(parts + 1)]
+    return [rows[start:end] for start, end in pairwise(ends)]

@@ -95,7 +95,7 @@ def plain_draw_pair(cases, generator):
 def plain_reg_terms(reg_net, seg_net, moving, fixed, similarity):
     """Every scan is segmented, and what is not needed is thrown away."""
     phi = register(reg_net, moving.image, fixed.image)
-    counted = moving.known & fixed.known
+    counted = torch.tensor(moving.known) & torch.tensor(fixed.known)
     s_moving, s_fixed = moving.one_hot, fixed.one_hot
     if seg_net is not None:
         counted = torch.ones_like(counted)
@@ -115,22 +115,23 @@ def plain_seg_terms(seg_net, reg_net, moving, fixed, sampled_warps=False, fourth
     """Every pair is registered and every scan segmented, a side at a time."""
     with torch.no_grad():
         phi = register(reg_net, moving.image, fixed.image)
-    mixed = moving.known ^ fixed.known
-    compared = mixed | (~(moving.known | fixed.known) & fourth_case)
+    m_known, f_known = torch.tensor(moving.known), torch.tensor(fixed.known)
+    mixed = m_known ^ f_known
+    compared = mixed | (~(m_known | f_known) & fourth_case)
     image, truth = moving.image, moving.one_hot
     if sampled_warps:
-        warped = (moving.known & mixed).view(-1, *[1] * (image.ndim - 1))
+        warped = (m_known & mixed).view(-1, *[1] * (image.ndim - 1))
         image = torch.where(warped, phi.warp(image), image)
         truth = torch.where(warped, phi.warp(truth), truth)
     p_moving, p_fixed = probabilities(seg_net, image), probabilities(seg_net, fixed.image)
     s_moving = labels_or_guess(moving.known, moving.one_hot, p_moving)
     s_fixed = labels_or_guess(fixed.known, fixed.one_hot, p_fixed)
-    side = moving.known.view(-1, *[1] * (image.ndim - 1))
+    side = m_known.view(-1, *[1] * (image.ndim - 1))
     guess = torch.where(side, p_moving, p_fixed)
     truth = torch.where(side, truth, fixed.one_hot)
     return {
         "anatomy": plain_mean_dice(phi.warp(s_moving), s_fixed, compared),
-        "supervised": plain_mean_dice(guess, truth, moving.known | mixed),
+        "supervised": plain_mean_dice(guess, truth, m_known | mixed),
     }
 
 

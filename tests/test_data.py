@@ -625,7 +625,7 @@ def test_a_batch_puts_labelled_and_unlabelled_side_by_side(shape):
     a, b = scan(noise(*shape), labels=labels, name="a"), scan(noise(*shape, seed=1), name="b")
     batch = Batch.of([b, a], 4)
     assert batch.ids == ("b", "a")
-    assert batch.known.tolist() == [False, True]
+    assert batch.known == (False, True)
     assert batch.labels.dtype == torch.uint8 and not batch.labels[0].any()
     np.testing.assert_array_equal(batch.labels[1], labels)
     assert torch.equal(batch.image, torch.stack([b.image, a.image]))
@@ -634,11 +634,7 @@ def test_a_batch_puts_labelled_and_unlabelled_side_by_side(shape):
         batch.one_hot.sum(1), torch.tensor([0.0, 1.0]).view(2, *[1] * len(shape)).expand(2, *shape)
     )
     np.testing.assert_array_equal(batch.one_hot[1].argmax(0), labels)
-    assert (batch.image.dtype, batch.one_hot.dtype, batch.known.dtype) == (
-        torch.float32,
-        torch.float32,
-        torch.bool,
-    )
+    assert batch.image.dtype == batch.one_hot.dtype == torch.float32
 
 
 def test_rows_of_a_batch_are_a_batch():
@@ -647,13 +643,13 @@ def test_rows_of_a_batch_are_a_batch():
         scan(noise(4, 5, seed=i), labels=labels if i % 2 else None, name=f"s{i}") for i in range(5)
     ]
     batch = Batch.of(scans, 3)
-    for rows in (batch.known, torch.tensor([1, 3])):
-        some = batch[rows]
-        assert some.ids == ("s1", "s3") and some.known.all()
-        assert torch.equal(some.image, batch.image[[1, 3]])
-        assert torch.equal(some.one_hot, batch.one_hot[[1, 3]])
-    assert batch[torch.tensor([4, 0])].ids == ("s4", "s0")
-    none = batch[torch.zeros(5, dtype=torch.bool)]
+    some = batch[[1, 3]]
+    assert some.ids == ("s1", "s3") and some.known == (True, True)
+    assert torch.equal(some.image, batch.image[[1, 3]])
+    assert torch.equal(some.one_hot, batch.one_hot[[1, 3]])
+    assert batch[[4, 0]].ids == ("s4", "s0")
+    assert batch[range(5)].image is batch.image  # all are no copy
+    none = batch[[]]
     assert none.ids == () and none.one_hot.shape == (0, 3, 4, 5)
 
 

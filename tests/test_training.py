@@ -216,7 +216,7 @@ def test_a_mixed_batch_is_the_mean_over_the_pairs_that_count(wanted):
 
 
 def part(batch, i):
-    return batch[torch.tensor([i])]
+    return batch[[i]]
 
 
 @cases
@@ -292,7 +292,7 @@ def test_the_fourth_case_compares_two_guesses_when_it_is_asked_for():
 def reg_formula(seg_net, reg_net, moving, fixed):
     """Eq. 2 for one pair, each missing S replaced by F_S's prediction."""
     phi = Deformation(reg_net(moving.image, fixed.image))
-    s_m, s_f = (b.one_hot if b.known else guess(seg_net, b).detach() for b in (moving, fixed))
+    s_m, s_f = (b.one_hot if all(b.known) else guess(seg_net, b).detach() for b in (moving, fixed))
     return {
         "similarity": correlation_loss(phi.warp(moving.image), fixed.image),
         "regularity": hessian_energy(phi.displacement),
@@ -391,8 +391,8 @@ def random_batches(wanted, dims, seed=0):
         image = torch.rand(len(known), 1, *shape, generator=generator)
         labels = torch.randint(0, 3, (len(known), *shape), generator=generator, dtype=torch.uint8)
         ids = tuple(str(i) for i in range(len(known)))
-        known = torch.tensor(known)
-        return Batch(image, labels * known.view(-1, *[1] * dims), known, ids, 3)
+        labels *= torch.tensor(known).view(-1, *[1] * dims)
+        return Batch(image, labels, known, ids, 3)
 
     return [side(known) for known in zip(*wanted, strict=True)]
 

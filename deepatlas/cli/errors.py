@@ -12,7 +12,15 @@ from types import SimpleNamespace
 import typer
 from tqdm import tqdm
 
-from ..errors import CALL_AGAIN, DISK_FULL, NO_MEMORY, STOPPED, UserError, shortened
+from ..errors import (
+    CALL_AGAIN,
+    DISK_FULL,
+    NO_MEMORY,
+    STOPPED,
+    UserError,
+    memory_is_short,
+    shortened,
+)
 
 shown = SimpleNamespace(tracebacks=False)  # set by the option --debug
 
@@ -52,7 +60,7 @@ def as_one_line() -> Iterator[None]:
         if sentence is None:
             raise
         line = f"deepatlas: {sentence}"
-        if not _memory_is_short(error):
+        if not memory_is_short(error):
             sys.exit(line)
         print(line, file=sys.stderr)
         sys.exit(NO_MEMORY)
@@ -64,7 +72,7 @@ def told(error: Exception) -> str | None:
         return None
     if _memory_of_gpu_is_short(error):
         return "the GPU has too little memory: lower batch_size, or take profile=class"
-    if _memory_is_short(error) and not isinstance(error, MemoryError):
+    if memory_is_short(error) and not isinstance(error, MemoryError):
         error = MemoryError()
     if not isinstance(error, OF_THE_USER):
         return None
@@ -104,13 +112,6 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
     return str(error) or type(error).__name__
-
-
-def _memory_is_short(error: Exception) -> bool:
-    """Is it a MemoryError, or what PyTorch raises instead, on a CPU or on a GPU?"""
-    of_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    short = of_cpu and "memory" in str(error)
-    return short or isinstance(error, MemoryError) or _memory_of_gpu_is_short(error)
 
 
 def _memory_of_gpu_is_short(error: Exception) -> bool:
