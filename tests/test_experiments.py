@@ -13,7 +13,6 @@ import time
 from dataclasses import replace
 
 from deepatlas import (
-    checkpoints,
     data,
     datasets,
     evaluation,
