@@ -60,8 +60,10 @@ class Ranks:
         return self.number == 0
 
     def check(self, pairs: int, turn: str) -> None:
-        """UserError if a ``turn`` has too few pairs for each process to have a part of them."""
-        if pairs < self.count:
+        """UserError, of the first process, if a ``turn`` has too few pairs for each to have a part
+        of them.
+        """
+        if self.first and pairs < self.count:
             name = "seg_batch_size" if turn == "seg" else "batch_size"
             raise UserError(
                 f"{name}={pairs}: {self.count} processes were to share the pairs of a turn of "
@@ -84,9 +86,9 @@ class Ranks:
         self._all_reduce(sums)
         return sums.tolist()
 
-    def any(self, flag: bool) -> bool:
-        """Is ``flag`` True in any process? So that all stop after the same step."""
-        return self.add_up([float(flag)])[0] > 0
+    def any(self, *flags: bool) -> list[bool]:
+        """Of each of the ``flags``: is it True in any process? So that all stop alike."""
+        return [total > 0 for total in self.add_up([float(flag) for flag in flags])]
 
     def add_up_gradients(self, network: nn.Module) -> None:
         """Give every parameter of ``network`` the sum of its gradients over all processes, and the
@@ -99,7 +101,7 @@ class Ranks:
             if parameter.grad is None:  # this part taught it nothing
                 parameter.grad = torch.zeros_like(parameter)
         self._replace_by_sums([parameter.grad for parameter in parameters])
-        statistics = _running_statistics(network)
+        statistics = running_statistics(network)
         self._replace_by_sums(statistics)
         for statistic in statistics:
             statistic /= self.count
@@ -120,14 +122,21 @@ class Ranks:
             content = io.BytesIO()
             torch.save(value, content)
             with _leaving():
-                dist.broadcast_object_list([content.getvalue()], src=0)
+                dist.broadcast_object_list([content.getvalue()], src=0, device=CPU)
 
     def hear(self) -> object:
         """What the first process says next, its tensors on the CPU."""
         content: list[bytes] = [b""]
         with _leaving():
-            dist.broadcast_object_list(content, src=0)
+            dist.broadcast_object_list(content, src=0, device=CPU)
         return torch.load(io.BytesIO(content[0]), map_location="cpu", weights_only=True)
+
+    def of_first(self, value: object) -> object:
+        """``value`` as the first process has it; the others call this, too."""
+        if not self.first:
+            return self.hear()
+        self.say(value)
+        return value
 
     def _all_reduce(self, tensor: Tensor) -> None:
         with _leaving():
@@ -155,6 +164,7 @@ ENDED = (
     "one, stands above"
 )
 ALONE = Ranks()
+CPU = torch.device("cpu")
 
 
 @contextmanager
@@ -168,7 +178,7 @@ def _leaving() -> Iterator[None]:
         raise Left(ENDED) from error
 
 
-def _running_statistics(network: nn.Module) -> list[Tensor]:
+def running_statistics(network: nn.Module) -> list[Tensor]:
     """Of each batch normalisation of ``network``: its running mean and variance."""
     found = []
     for part in network.modules():
