@@ -1,14 +1,26 @@
-"""What the lessons cost: measured, and said in their headers."""
+"""What the lessons cost: measured, and said in their headers. What they say of volumes."""
 
 import re
 import shutil
 
-from deepatlas import lessons, notebooks, places
+from deepatlas import (
+    datasets,
+    evaluation,
+    lessons,
+    losses,
+    models,
+    notebooks,
+    phantom,
+    places,
+    registration,
+)
 from deepatlas.cli import app
+from deepatlas.warp import Deformation
 
 import nbformat
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 ROWS = {row["lesson"]: row for row in pd.read_csv(places.LESSON_COSTS).to_dict("records")}
@@ -113,3 +125,80 @@ def test_a_lesson_is_measured_from_an_empty_folder_and_again(tmp_path, monkeypat
 def test_a_lesson_that_does_not_exist_is_named():
     done = CliRunner().invoke(app, ["measure", "09_nothing"])
     assert "no lesson 09_nothing: choose from 00_start_here" in str(done.exception)
+
+
+# --- volumes --------------------------------------------------------------------------------------
+
+
+def volumes(part):
+    """The first two volumes of a part of the class's synthetic brains."""
+    cohort = datasets.load_cohort("phantom-brain", profile="class", dims=3)
+    return getattr(cohort, part)[:2]
+
+
+def dice(labels, fixed):
+    names = datasets.load_cohort("phantom-brain", profile="class", dims=3).structures
+    rows = evaluation.score_labels(labels, fixed.labels, names)
+    return sum(row["dice"] for row in rows) / len(rows)
+
+
+def test_slices_look_alike_and_are_far_from_the_truth():
+    """Lessons 02 and 04: of the same two terms a volume makes more than its slices, which do not
+    see what gives them away.
+    """
+    moving, fixed = volumes("train")
+    true = phantom.true_deformation(moving, fixed).displacement
+    brain = fixed.labels > 0
+
+    def in_slices(image):
+        return image[0].movedim(-1, 0)
+
+    def found(a, b):
+        how = {"similarity": losses.lncc, "regularity": 0.3, "steps": 60, "rate": 0.3}
+        return registration.optimise_pair(a, b, **how).displacement
+
+    a, b = moving.image[None], fixed.image[None]
+    within = found(in_slices(a), in_slices(b)).movedim(0, -1)
+    ways = {
+        "rest": torch.zeros_like(true),
+        "slices": torch.cat([within, torch.zeros_like(within[:1])])[None],
+        "volume": found(a, b),
+        "truth": true,
+    }
+    alike, off, met, bent = {}, {}, {}, {}
+    for name, u in ways.items():
+        phi = Deformation(u)
+        alike[name] = losses.lncc(in_slices(phi.warp(a)), in_slices(b))
+        off[name] = (u - true)[0].norm(dim=0)[brain].mean()
+        met[name] = dice(phi.warp_labels(moving.labels[None])[0], fixed)
+        bent[name] = losses.bending_energy(u)
+    assert alike["slices"] < 1.3 * alike["volume"] < alike["rest"] / 2
+    assert alike["truth"] > max(alike["slices"], alike["volume"]), "two people differ in more"
+    assert off["slices"] > 0.75 * off["rest"] and off["volume"] < off["rest"] / 2
+    assert met["rest"] + 0.1 < met["slices"] < met["volume"] - 0.05
+    assert bent["slices"] > 50 * bent["volume"]
+    assert (ways["volume"][0, 2].abs() > 0.5)[brain].float().mean() > 0.5, "more than half"
+
+
+def test_the_networks_for_volumes_follow_a_structure_out_of_its_slice():
+    """Lesson 05, with the networks that come with the kit."""
+    nets, trained = models.load("phantom-brain-3d")
+    assert trained["dims"] == 3 and trained["labelled"] == 1
+    moving, fixed = volumes("test")
+    phi = models.registrar(nets["reg"])(moving, fixed)
+    carried = phi.warp_labels(moving.labels[None])[0]
+    guess = models.segmenter(nets["seg"])(fixed)
+    assert dice(carried, fixed) > dice(moving.labels, fixed) + 0.05
+    assert dice(guess, fixed) > dice(carried, fixed)
+
+    left_out = [
+        (int((fixed.labels[..., k] == c).sum()), c, k)
+        for c in range(1, int(fixed.labels.max()) + 1)
+        for k in range(fixed.shape[2])
+        if not (moving.labels[..., k] == c).any()
+    ]
+    size, c, k = max(left_out)
+    it = fixed.labels[..., k] == c
+    assert size >= 10
+    for labels in (carried, guess):
+        assert (labels[..., k] == c)[it].float().mean() > 0.25
