@@ -473,6 +473,44 @@ def test_the_script_for_slurm_is_short_and_right(tmp_path):
         assert 3600 - slurm.LEAVE - 10 < lifetime <= 3600 - slurm.LEAVE
 
 
+SLURM = {
+    "sbatch": "cat > $HERE/script; echo 7",
+    "squeue": "cat $HERE/jobs",
+    "scancel": "echo $* > $HERE/cancelled",
+}
+
+
+@pytest.fixture
+def played_slurm(tmp_path, monkeypatch):
+    """Stand-ins for Slurm's programs, in a folder in which ``jobs`` is what squeue prints."""
+    for name, body in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\nHERE={tmp_path}\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "jobs").write_text("7_1 small\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(pools, "LOOK_AT_JOBS", 0.0)
+    return tmp_path
+
+
+def test_jobs_that_have_ended_before_the_runs_are_told(played_slurm):
+    pool = sweeps.JobsOfSlurm("small", 2, 1)
+    pool.submit(Task(played_slurm / "run.lock", ()))
+    assert pool.ended() == [] and "7" in pool.where
+    assert f"dask_worker {pool.address} " in (played_slurm / "script").read_text()
+    (played_slurm / "jobs").write_text("")
+    with pytest.raises(UserError, match="all jobs of 7 have ended before the runs"):
+        pool.ended()
+    pool.close()
+    assert (played_slurm / "cancelled").read_text() == "7\n"
+
+
+def test_a_job_without_time_to_work_says_so_and_does_not_queue_again(played_slurm):
+    (played_slurm / "squeue").write_text("#!/bin/sh\ndate -d '+150 sec' +%Y-%m-%dT%H:%M:%S\n")
+    text = slurm.script("small --time=2", "tcp://node:8786", 1, 1)
+    done = subprocess.run(["bash", "-e"], input=text, capture_output=True, text=True)
+    assert done.returncode == 1 and "no time to work" in done.stderr
+
+
 @pytest.mark.parametrize("options", ["", "gpu normal", "--time 1:00", "gpu 'x"])
 def test_options_for_slurm_that_are_none_are_refused(options):
     with pytest.raises(UserError, match="--slurm"):

@@ -115,7 +115,7 @@ def _pool(todo: list[Experiment], places: Places) -> Pool:
         return sweeps.Workers(places.scheduler, f"by {places.scheduler}")
     if places.slurm is not None:
         sweeps.check_installed()
-        return sweeps.by_slurm(places.slurm, places.workers or len(todo), places.per_gpu)
+        return sweeps.JobsOfSlurm(places.slurm, places.workers or len(todo), places.per_gpu)
     at_once = places.workers
     if at_once is None and sweeps.several_at_once():
         at_once = sweeps.most_at_once(todo, places.per_gpu)

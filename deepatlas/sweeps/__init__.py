@@ -14,9 +14,9 @@ from .collect import (
 )
 from .plan import read_paper_table, read_sweep
 from .pools import (
+    JobsOfSlurm,
     OneByOne,
     Workers,
-    by_slurm,
     check_installed,
     most_at_once,
     on_this_machine,
@@ -28,10 +28,10 @@ from .slurm import script as slurm_script
 __all__ = [
     "JOINT_ALONE",
     "PARAMETERS",
+    "JobsOfSlurm",
     "OneByOne",
     "Workers",
     "ablation",
-    "by_slurm",
     "carry_out_all",
     "changed",
     "check_installed",

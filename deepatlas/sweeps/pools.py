@@ -5,6 +5,7 @@ this machine, on a cluster, or started by Slurm.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import distributed
 
 CONNECT = 30.0  # seconds in which a scheduler answers
+LOOK_AT_JOBS = 30.0  # seconds from one question to Slurm to the next
 PATIENCE = 600.0  # seconds in which a scheduler that is gone may come back
 
 
@@ -222,7 +224,12 @@ def on_this_machine(at_once: int, per_gpu: int) -> Workers:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     used = min(gpus, -(-at_once // per_gpu))
     threads = {"OMP_NUM_THREADS": str(threads_each(at_once))}
-    common = {"memory_limit": 0, "host": "127.0.0.1", "dashboard": False}
+    common = {
+        "memory_limit": 0,
+        "host": "127.0.0.1",
+        "dashboard": False,
+        "silence_logs": logging.ERROR,
+    }
     workers = {}
     for gpu in range(used):
         environment = threads | {"CUDA_VISIBLE_DEVICES": str(gpu)}
@@ -236,23 +243,39 @@ def on_this_machine(at_once: int, per_gpu: int) -> Workers:
     return Workers(cluster.scheduler_address, where, cluster.close)
 
 
-def by_slurm(options: str, jobs: int, per_gpu: int) -> Workers:
-    """By jobs of Slurm, each with a worker for each of its GPUs; the scheduler is this process."""
-    from distributed.utils import get_ip
+class JobsOfSlurm(Workers):
+    """By so many jobs of Slurm, each with a worker for each of its GPUs; the scheduler is this
+    process.
+    """
 
-    cluster = _cluster(get_ip(), {})
-    script = slurm.script(options, cluster.scheduler_address, jobs, per_gpu)
-    try:
-        job = slurm.submit(script)
-    except BaseException:
-        cluster.close()
-        raise
+    def __init__(self, options: str, jobs: int, per_gpu: int) -> None:
+        from distributed.utils import get_ip
 
-    def close() -> None:
-        slurm.cancel(job)
-        cluster.close()
+        cluster = _cluster(get_ip(), {})
+        try:
+            script = slurm.script(options, cluster.scheduler_address, jobs, per_gpu)
+            self.job = slurm.submit(script)
+        except BaseException:
+            cluster.close()
+            raise
+        self.looked = time.monotonic()
+        super().__init__(cluster.scheduler_address, f"Slurm's job {self.job}", cluster.close)
 
-    return Workers(cluster.scheduler_address, f"Slurm's job {job}", close)
+    def ended(self) -> list[tuple[Task, Outcome]]:
+        """The tasks that have ended since this was last asked; UserError if no job is left."""
+        if self.tasks and time.monotonic() - self.looked > LOOK_AT_JOBS:
+            self.looked = time.monotonic()
+            if not self.client.scheduler_info()["workers"] and not slurm.is_there(self.job):
+                raise UserError(
+                    f"--slurm: all jobs of {self.job} have ended before the runs: see "
+                    f"slurm-{self.job}_*.out; the same command goes on"
+                )
+        return super().ended()
+
+    def close(self) -> None:
+        """Ask what still runs to save and end, wait for it, and end the jobs."""
+        super().close()
+        slurm.cancel(self.job)
 
 
 def _cluster(host: str, workers: dict) -> distributed.SpecCluster:
@@ -266,4 +289,4 @@ def _cluster(host: str, workers: dict) -> distributed.SpecCluster:
         "cls": distributed.Scheduler,
         "options": {"host": host, "port": 0, "dashboard": False, "dashboard_address": ":0"},
     }
-    return distributed.SpecCluster(workers, scheduler, silence_logs=40)
+    return distributed.SpecCluster(workers, scheduler, silence_logs=logging.ERROR)

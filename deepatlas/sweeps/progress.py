@@ -30,8 +30,9 @@ def look_at(runs: Sequence[Run]) -> None:
     workers write to one disk.
     """
     for run in runs:
-        if run.state in ("waiting", "running"):
-            run.state = "running" if (run.folder / RUN_LOCK).exists() else "waiting"
+        if run.state == "waiting" and (run.folder / RUN_LOCK).exists():
+            run.state = "running"
+        if run.state == "running":
             run.trained = _trained(run.folder)
 
 

@@ -25,7 +25,12 @@ job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID  # of the last one SLURM_JOB_ID
 ends=$(date -d "$(squeue -h -j "$job" -o %e)" +%s 2> /dev/null)
 lifetime=()
 if [ -n "$ends" ]; then
-    lifetime=(--lifetime "$((ends - $(date +%s) - {leave}))s")
+    seconds=$((ends - $(date +%s) - {leave}))
+    if [ "$seconds" -lt 60 ]; then
+        echo "the time limit leaves no time to work: --time=5 (minutes) is the least" >&2
+        exit 1
+    fi
+    lifetime=(--lifetime "${{seconds}}s")
 fi
 
 gpus=(${{CUDA_VISIBLE_DEVICES//,/ }})
@@ -90,6 +95,12 @@ def submit(text: str) -> str:
     except subprocess.CalledProcessError as error:
         raise UserError(f"--slurm: sbatch refused the script ({error.stderr.strip()})") from error
     return done.stdout.strip().partition(";")[0]
+
+
+def is_there(job: str) -> bool:
+    """Does one of the jobs wait or run?"""
+    done = subprocess.run(["squeue", "-h", "-j", job], capture_output=True, text=True)
+    return bool(done.stdout.strip())
 
 
 def cancel(job: str) -> None:
