@@ -17,13 +17,16 @@ from pathlib import Path
 
 from deepatlas import checkpoints, children, experiments, records, sweeps
 from deepatlas.children import Outcome, Task
+from deepatlas.cli import app
 from deepatlas.cli.arguments import assignments
+from deepatlas.cli.sweep import Places, _pool
 from deepatlas.errors import CALL_AGAIN, NO_MEMORY, UserError
 from deepatlas.parameters import parse
 from deepatlas.sweeps import pools, progress, run, slurm
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 COUNTS = 12
 
@@ -135,7 +138,7 @@ def begun(runs):
     return any(counted(run.folder) > 2 for run in runs)
 
 
-def nothing(*_):
+def nothing(*_, **__):
     """Shows nothing."""
 
 
@@ -148,7 +151,7 @@ def kill_worker(client):
 
 
 def test_of_a_worker_that_is_killed_another_goes_on(todo, played, tmp_path):
-    pool = sweeps.on_this_machine(2, 1)
+    pool = sweeps.on_this_machine(2, [], 1)
     show = once(begun, lambda _: kill_worker(pool.client))
     runs = sweeps.carry_out_all(todo, tmp_path / "runs", tmp_path / "results", lambda: pool, show)
     assert [run.state for run in runs] == ["finished"] * 4
@@ -376,6 +379,64 @@ def test_a_bug_is_told_by_its_last_line_and_the_others_go_on(todo, tmp_path, mon
     assert "Traceback" in runs[0].output and "working" in runs[0].output
 
 
+@pytest.fixture
+def grid(tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_text("""
+[[sweep]]
+profile = "smoke"
+dims = 2
+lambda_r = [1e30, 0.2]
+""")
+    return path
+
+
+def test_the_command_tells_what_failed_and_ends_with_1(grid, tmp_path, monkeypatch):
+    def task_of(experiment, folder):
+        failing = f"import sys; sys.exit('deepatlas: lambda_r={experiment.lambda_r} is no good')"
+        return Task(folder / "run.lock", ("-c", failing))
+
+    monkeypatch.setattr(run, "task_of", task_of)
+    done = CliRunner().invoke(app, ["sweep", str(grid), "--root", str(tmp_path), "--workers", "1"])
+    assert done.exit_code == 1
+    for weight in ("1e+30", "0.2"):
+        assert f"failed (lambda_r={weight} is no good)" in done.stdout
+        assert f": lambda_r={weight} is no good" in done.stderr
+
+
+def test_a_dry_run_begins_nothing(grid, tmp_path):
+    runs = tmp_path / "runs"
+    words = ["sweep", str(grid), "--root", str(runs), "--dry-run"]
+    plan = CliRunner().invoke(app, words)
+    assert plan.exit_code == 0 and "lambda_r=1e+30" in plan.stdout
+    assert len(plan.stdout.splitlines()) == 2
+    script = CliRunner().invoke(app, [*words, "--slurm", "gpu --time=60", "--per-gpu", "2"])
+    assert script.stdout.startswith("#!/bin/bash\n") and "--array=1-2\n" in script.stdout
+    assert "--nthreads 2" in script.stdout and not runs.exists()
+
+
+def test_two_places_at_once_are_refused(grid, tmp_path):
+    words = [
+        "sweep",
+        str(grid),
+        "--root",
+        str(tmp_path),
+        "--slurm",
+        "gpu",
+        "--scheduler",
+        "tcp://x",
+    ]
+    done = CliRunner().invoke(app, words)
+    assert "one of them was wanted, not both" in str(done.exception)
+
+
+def test_without_dask_it_is_one_after_the_other_or_said(grid, tmp_path, monkeypatch):
+    monkeypatch.setattr(pools.importlib.util, "find_spec", lambda name: None)
+    assert isinstance(_pool([], Places()), sweeps.OneByOne)
+    with pytest.raises(UserError, match=r"need dask\.distributed.*deepatlas\[scale\]"):
+        _pool([], Places(workers=2))
+
+
 def test_success_without_a_run_is_none(todo, tmp_path, at_once):
     pool = Played(Outcome(0))
     places = (tmp_path / "runs", tmp_path / "results")
@@ -434,7 +495,36 @@ def test_as_many_at_once_as_memory_and_cores_allow(todo, monkeypatch):
     assert sweeps.most_at_once(todo, 1) == 1
     monkeypatch.setattr(pools.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(pools.torch.cuda, "device_count", lambda: 2)
-    assert sweeps.most_at_once(todo * 5, 3) == 6
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert sweeps.gpus_for(todo) == []  # they are to be done on the CPU
+    anywhere = [parse({"profile": "smoke", "seed": seed}) for seed in range(20)]
+    assert sweeps.gpus_for(anywhere) == ["0", "1"]
+    assert sweeps.most_at_once(anywhere, 3) == 6
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert sweeps.gpus_for(anywhere) == ["4", "7"]
+
+
+class Cluster:
+    """In the place of Dask's: it only notes its workers."""
+
+    scheduler_address = "tcp://nowhere:1"
+
+    def __init__(self, host, workers):
+        self.workers = workers
+
+    def close(self):
+        pass
+
+
+def test_each_gpu_has_a_worker_that_sees_it_alone(monkeypatch):
+    begun = []
+    monkeypatch.setattr(pools, "_cluster", lambda *words: begun.append(Cluster(*words)) or begun[0])
+    monkeypatch.setattr(sweeps.Workers, "_connect", nothing)
+    pool = sweeps.on_this_machine(5, ["4", "7", "9"], 2)
+    assert pool.where == "5 at once on 3 GPUs"
+    options = [worker["options"] for worker in begun[0].workers.values()]
+    assert [each["env"]["CUDA_VISIBLE_DEVICES"] for each in options] == ["4", "7", "9"]
+    assert {each["nthreads"] for each in options} == {2}
 
 
 # --- Slurm ----------------------------------------------------------------------------------------

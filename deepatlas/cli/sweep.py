@@ -119,10 +119,10 @@ def _pool(todo: list[Experiment], places: Places) -> Pool:
     at_once = places.workers
     if at_once is None and sweeps.several_at_once():
         at_once = sweeps.most_at_once(todo, places.per_gpu)
-    if at_once in (None, 1) and places.per_gpu == 1:
+    if at_once is None or at_once == 1:
         return sweeps.OneByOne()
     sweeps.check_installed()
-    return sweeps.on_this_machine(at_once or places.per_gpu, places.per_gpu)
+    return sweeps.on_this_machine(at_once, sweeps.gpus_for(todo), places.per_gpu)
 
 
 def _print_plan(todo: list[Experiment], places: Places) -> None:

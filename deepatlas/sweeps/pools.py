@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -59,13 +60,25 @@ def check_installed() -> None:
         )
 
 
+def gpus_for(experiments: Sequence[Experiment]) -> list[str]:
+    """The GPUs of this machine that the runs may use, as CUDA_VISIBLE_DEVICES names them; none if
+    all are to be done on the CPU.
+    """
+    if all(experiment.device == "cpu" for experiment in experiments):
+        return []
+    if not torch.cuda.is_available():
+        return ["0"] * torch.backends.mps.is_available()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    return names or [str(number) for number in range(torch.cuda.device_count())]
+
+
 def most_at_once(experiments: Sequence[Experiment], per_gpu: int) -> int:
     """How many of these runs the machine should carry out at once: ``per_gpu`` on each GPU; where
     there is none as many as memory and cores allow, a core each.
     """
-    if torch.cuda.is_available():
-        most = torch.cuda.device_count() * per_gpu
-    else:
+    most = len(gpus_for(experiments)) * per_gpu
+    if not most:
         largest = max(gib_needed(experiment) for experiment in experiments)
         most = min(cores(), int(machine.free_memory_gib() / largest))
     return max(1, min(most, len(experiments)))
@@ -215,31 +228,29 @@ def _outcome(future: distributed.Future) -> Outcome:
     return Outcome(FAILED, f"{type(error).__name__}: {error}")
 
 
-def on_this_machine(at_once: int, per_gpu: int) -> Workers:
-    """So many runs at once: by a worker for each GPU, which sees that one alone; else by one worker
-    that has a thread for each of them.
+def on_this_machine(at_once: int, gpus: Sequence[str], per_gpu: int) -> Workers:
+    """So many runs at once: by a worker for each of the ``gpus``, which sees that one alone; where
+    there is none, by one worker that has a thread for each run.
     """
     import distributed
 
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    used = min(gpus, -(-at_once // per_gpu))
-    threads = {"OMP_NUM_THREADS": str(threads_each(at_once))}
+    used = gpus[: -(-at_once // per_gpu)]
     common = {
         "memory_limit": 0,
         "host": "127.0.0.1",
         "dashboard": False,
         "silence_logs": logging.ERROR,
     }
+    environment = {"OMP_NUM_THREADS": str(threads_each(at_once))}
     workers = {}
-    for gpu in range(used):
-        environment = threads | {"CUDA_VISIBLE_DEVICES": str(gpu)}
-        options = common | {"nthreads": per_gpu, "env": environment}
-        workers[gpu] = {"cls": distributed.Nanny, "options": options}
-    if not gpus:
-        options = common | {"nthreads": at_once, "env": threads}
-        workers[0] = {"cls": distributed.Nanny, "options": options}
+    for number, gpu in enumerate(used):
+        options = {"nthreads": per_gpu, "env": environment | {"CUDA_VISIBLE_DEVICES": gpu}}
+        workers[number] = {"cls": distributed.Nanny, "options": common | options}
+    if not used:
+        options = {"nthreads": at_once, "env": environment}
+        workers[0] = {"cls": distributed.Nanny, "options": common | options}
     cluster = _cluster("127.0.0.1", workers)
-    where = f"{at_once} at once" + f" on {used} GPUs" * bool(used)
+    where = f"{at_once} at once" + f" on {len(used)} GPUs" * bool(used)
     return Workers(cluster.scheduler_address, where, cluster.close)
 
 
