@@ -1,14 +1,21 @@
-"""The machine that a run finds itself on: devices, precision, threads, memory."""
+"""The machine that a run finds itself on: devices, precision, threads, memory; and networks fitted
+to it: compiled, laid out for its GPU, spared for what they would hold.
+"""
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 import platform
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import psutil
 import torch
+from torch import Tensor, nn
 
 from . import SPINS, TORCH_CAME_FIRST, losses, networks
 from .errors import UserError
@@ -17,6 +24,10 @@ from .warp import Deformation
 # Seconds of one pass of ``_convolution_seconds``. Without instructions for bfloat16 it takes one or
 # more, where float32 takes hundredths.
 HOPELESS = 0.5
+# Tensors of all structures, in float32, that a turn of each network holds at its peak beside what
+# the networks hold: scores, probabilities, labels, their gradients. Measured at 64^3 and 96^3.
+TENSORS_OF_STRUCTURES = {"seg": 8, "reg": 5}
+SHARE_TO_FILL = 0.9  # of the free memory: the rest is lost between what is held
 
 
 def pick_device(wanted: str = "auto") -> str:
@@ -43,8 +54,12 @@ def step_problem(device: str) -> str | None:
             loss.backward()
             loss.item()  # a GPU reports what went wrong only when its answer is asked for
     except (RuntimeError, NotImplementedError, AssertionError) as error:
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return _first_line(error)
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def bfloat16_pays(device: torch.device | str, shape: tuple[int, ...] = (64, 64, 64)) -> bool:
@@ -107,6 +122,18 @@ def busy_cores(seconds: float = 0.5) -> float:
     return sum(percent) / 100
 
 
+def free_memory_gib(device: torch.device | str = "cpu") -> float:
+    """Memory that a new process could have without others losing theirs; of a GPU, also what this
+    one keeps there unused.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (free + kept) / 2**30
+    return psutil.virtual_memory().available / 2**30
+
+
 def peak_memory_gib(device: torch.device | str) -> float:
     """The most memory this process has held so far: of the GPU, or resident."""
     if torch.device(device).type == "cuda":
@@ -120,3 +147,200 @@ def peak_memory_gib(device: torch.device | str) -> float:
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return round(max(peak, info.rss) / 2**30, 2)
+
+
+# --- memory of a training step --------------------------------------------------------------------
+
+
+def must_spare(
+    nets: Mapping[str, nn.Module],
+    shape: tuple[int, ...],
+    structures: int,
+    pairs: Mapping[str, int],
+    *,
+    mixed: bool,
+    device: torch.device | str,
+) -> bool:
+    """Would a turn of ``pairs`` {"seg": ..., "reg": ...} need more memory than is free? It is said;
+    see recompute.py for what is done about it.
+    """
+    wanted = step_gib(nets, shape, structures, pairs, mixed=mixed)
+    free = free_memory_gib(device)
+    if wanted <= SHARE_TO_FILL * free:
+        return False
+    size = " x ".join(map(str, shape))
+    print(
+        f"a training step of {max(pairs.values())} pairs of {size} voxels would hold about "
+        f"{wanted:.1f} GiB, and {free:.1f} are free: it holds a part, and computes the rest again "
+        "in the backward pass, the same numbers in about 1.3 times the time"
+    )
+    return True
+
+
+def step_gib(
+    nets: Mapping[str, nn.Module],
+    shape: tuple[int, ...],
+    structures: int,
+    pairs: Mapping[str, int],
+    *,
+    mixed: bool,
+) -> float:
+    """GiB that a training step holds at its peak, in the turn that holds more: what the network
+    holds for its backward pass, of two scans a pair or of one pair, and some tensors of all
+    structures.
+    """
+    dtype = torch.bfloat16 if mixed else torch.float32
+    image = torch.empty(1, 1, *shape, dtype=dtype, device="meta")
+    inputs = {"seg": [image], "reg": [image, image]}
+    passes = {"seg": 2, "reg": 1}
+    of_structures = 4 * structures * math.prod(shape)
+    largest = 0
+    for turn, count in pairs.items():
+        held = passes[turn] * held_bytes(nets[turn], inputs[turn])
+        held += TENSORS_OF_STRUCTURES[turn] * of_structures
+        largest = max(largest, count * held)
+    return largest / 2**30
+
+
+def held_bytes(net: nn.Module, images: Sequence[Tensor]) -> int:
+    """Bytes that ``net`` holds for its backward pass of ``images``, which are on the device "meta":
+    of tensors without numbers nothing is computed. 0 of a network that cannot do without.
+    """
+    sizes = {}
+    kept = []  # alive, so that no storage is taken for another
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage._cdata] = storage.nbytes()
+        kept.append(tensor)
+        return tensor
+
+    without_numbers = copy.deepcopy(net).to("meta", images[0].dtype)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        try:
+            without_numbers(*images)
+        except (RuntimeError, NotImplementedError):
+            return 0
+    return sum(sizes.values())
+
+
+# --- networks fitted to a machine -----------------------------------------------------------------
+
+
+def lay_out(
+    nets: Mapping[str, nn.Module],
+    shape: tuple[int, ...],
+    *,
+    mixed: bool,
+    device: torch.device | str,
+) -> list[str]:
+    """Lay the weights of those networks on a GPU channels last, in place, that train clearly faster
+    so there, timed on one scan of ``shape``; returns their names. On a CPU it was slower.
+
+    Names and values of the weights stay as they are.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        return []
+    chosen = []
+    with torch.random.fork_rng([device]):  # the training draws as if nobody had tried
+        image = torch.rand(1, 1, *shape, device=device)
+        inputs = {"seg": [image], "reg": [image, image.flip(2)]}
+        for name, net in nets.items():
+            if _is_faster_channels_last(net, inputs[name], mixed):
+                chosen.append(name)
+            else:
+                net.to(memory_format=torch.contiguous_format)
+    return chosen
+
+
+def _is_faster_channels_last(net: nn.Module, images: Sequence[Tensor], mixed: bool) -> bool:
+    """Does ``net``, left channels last, train clearly faster so, and answer as before?"""
+    two_sides = images[0].ndim == 4
+    try:
+        before, expected = _training_seconds(net, images, mixed)
+        net.to(memory_format=torch.channels_last if two_sides else torch.channels_last_3d)
+        after, found = _training_seconds(net, images, mixed)
+    except RuntimeError:  # too little memory, or a kernel that is not there
+        return False
+    alike = torch.allclose(found, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
+    return alike and 1.1 * after < before
+
+
+def _training_seconds(
+    net: nn.Module, images: Sequence[Tensor], mixed: bool
+) -> tuple[float, Tensor]:
+    """The fastest of four passes through ``net`` and back, and what it answers on the last; its
+    weights and their gradients stay as they are.
+    """
+    device = images[0].device
+    weights = [weight for weight in net.parameters() if weight.requires_grad]
+    statistics = copy.deepcopy(dict(net.named_buffers()))
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            output = net(*images)
+        tensor = getattr(output, "displacement", output)
+        torch.autograd.grad(tensor.float().square().mean(), weights)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    for name, buffer in net.named_buffers():  # of batch normalisation
+        buffer.copy_(statistics[name])
+    return min(seconds[1:]), tensor.detach().float()  # the first pass prepares
+
+
+@contextmanager
+def compiled(
+    nets: Mapping[str, nn.Module], device: torch.device | str, wanted: bool = True
+) -> Iterator[bool]:
+    """Within, if ``wanted``, ``torch.compile`` makes each of ``nets`` faster; or it is said why
+    not, and they run as they are. Gives whether it is done.
+
+    Names and values of the weights stay, the numbers are the same to rounding. Each size of a
+    batch, trained or consulted, is compiled when it first comes, which takes a minute or more.
+
+    CUDA's graphs are left out: what a network answers would be overwritten when it is next asked,
+    how many scans a network sees changes from step to step with their labels, and they save
+    launches, which count on small grids only, where a whole run takes minutes.
+    """
+    problem = compile_problem(device) if wanted else None
+    if problem:
+        print(f"the networks are not compiled ({problem}): they train as they are")
+    if problem or not wanted:
+        yield False
+        return
+    before = torch._dynamo.config.recompile_limit
+    # each size in its own code; beyond so many of all networks, PyTorch runs them as they are
+    torch._dynamo.config.recompile_limit = 64
+    for net in nets.values():
+        net.compile(backend=_compiled_or_as_it_is, dynamic=False)
+    try:
+        yield True
+    finally:
+        torch._dynamo.config.recompile_limit = before
+        for net in nets.values():
+            net._compiled_call_impl = None  # there is no public way back
+
+
+def compile_problem(device: torch.device | str) -> str | None:
+    """Why nothing can be compiled for ``device``, or None: something small is, both
+    ways."""
+    try:
+        x = torch.ones(8, device=device, requires_grad=True)
+        torch.compile(lambda x: x.sin().exp())(x).sum().backward()
+    except Exception as error:  # no compiler, none for this Python, no Triton: each has its own
+        return _first_line(error)
+    return None
+
+
+def _compiled_or_as_it_is(graph: nn.Module, inputs: Sequence[Tensor]) -> Callable:
+    """A backend of ``torch.compile``: its usual one, or where that fails the operations one by
+    one.
+    """
+    try:
+        return torch._dynamo.lookup_backend("inductor")(graph, inputs)
+    except Exception as error:
+        print(f"a part of a network is not compiled ({_first_line(error)}): it runs as it is")
+        return graph.forward

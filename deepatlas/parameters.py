@@ -120,7 +120,7 @@ MOST_PAIRS = 1024
 FOLLOWS = ("label_seed", "seg_batch_size")
 
 # Parameters that name no other run: it may go on elsewhere.
-ELSEWHERE = ("device",)
+ELSEWHERE = ("device", "compiled")
 
 # A parameter that, if nobody gives it, is filled in by the data set, the profile or the recipe.
 filled = partial(Field, None, validate_default=False)
@@ -208,6 +208,8 @@ class Experiment(BaseModel):
     device: str = "auto"
     # of the networks; losses are always float32
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    # the networks by torch.compile: minutes at the start, faster steps after that
+    compiled: bool = False
 
     _entry: Entry = PrivateAttr()
 

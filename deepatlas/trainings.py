@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import locks, models, training
+from . import locks, machine, models, training
 from .checkpoints import read_checkpoint, read_csv, read_json, write_atomically, write_csv
 from .data import Cohort, Scan
 from .distributed import ALONE, Ranks
@@ -99,17 +100,40 @@ class Trainings:
         ``training.train``.
         """
         nets, seen, regime, settings = self.begun(key, starts=ranks.first)
-        self.histories[key] = training.train(
-            nets,
-            seen,
-            regime,
-            replace(settings, watch=watch),
-            self.folder / key,
-            _validator(nets, regime, self.cohort),
-            until=until,
-            quiet=quiet,
-        )
+        with self._fitted(key, nets, settings) as fitted:
+            self.histories[key] = training.train(
+                nets,
+                seen,
+                regime,
+                replace(fitted, watch=watch),
+                self.folder / key,
+                _validator(nets, regime, self.cohort),
+                until=until,
+                quiet=quiet,
+                ranks=ranks,
+            )
         self.networks[key] = {name: nets[name].eval() for name in regime.trains}
+
+    @contextmanager
+    def _fitted(
+        self, key: str, nets: Mapping[str, nn.Module], settings: Settings
+    ) -> Iterator[Settings]:
+        """Within, ``nets`` are fitted to the machine that trains ``key``. Gives the settings, which
+        say whether memory is spared.
+        """
+        if self.is_trained(key):  # it is only loaded
+            yield settings
+            return
+        shape, device = self.cohort.shape, self.cohort.device
+        mixed = settings.mixed_precision
+        pairs = {turn: settings.pairs_in(turn) for turn in self.table[key].trains}
+        structures = len(self.cohort.structures)
+        sparing = machine.must_spare(nets, shape, structures, pairs, mixed=mixed, device=device)
+        wanted = self.experiment.compiled
+        if not wanted:  # a compiler lays them out itself
+            machine.lay_out(nets, shape, mixed=mixed, device=device)
+        with machine.compiled(nets, device, wanted):
+            yield replace(settings, sparing=sparing)
 
     def begun(
         self, key: str, *, starts: bool = True

@@ -117,7 +117,8 @@ def _grid_sample(volume: Tensor, points: Tensor) -> Tensor:
     # On a CPU grid_sample gives each item of a batch to a thread. Of one item each thread gets its
     # share of the points, and the same volume, which is not copied as long as it needs no gradient.
     shares = 1
-    if b == len(volume) == 1 and points.device.type == "cpu" and not volume.requires_grad:
+    one_at_rest = b == len(volume) == 1 and not volume.requires_grad
+    if one_at_rest and points.device.type == "cpu" and not torch.compiler.is_compiling():
         shares = math.gcd(n, torch.get_num_threads())
         volume = volume.expand(shares, *volume.shape[1:])
     grid = points.view(b * shares, *[1] * (d - 1), n // shares, d)  # rows of points

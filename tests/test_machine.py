@@ -7,11 +7,14 @@ import re
 import subprocess
 import sys
 
-from deepatlas import datasets, doctor, machine
+from deepatlas import datasets, doctor, losses, machine, models, networks
 
 import psutil
 import pytest
 import torch
+from helpers import one_thread  # noqa: F401
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 ABSENT = [
     name
@@ -210,3 +213,225 @@ def test_a_chosen_wait_policy_is_not_overruled():
 
 def test_busy_cores_are_between_none_and_all():
     assert 0 <= machine.busy_cores(0.1) <= psutil.cpu_count()
+
+
+# --- memory of a training step --------------------------------------------------------------------
+
+
+def kit(dims, structures=5):
+    torch.manual_seed(0)
+    return models.build("kit", dims, structures, velocity=True, passes=1)
+
+
+def peak_gib(step):
+    """The most that is held at once, as PyTorch's allocator counts it."""
+    step()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    held = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak / 2**30
+
+
+def test_what_a_step_holds_is_known_before():
+    """A joint turn of either network, 32 structures: the estimate is near what the allocator
+    says.
+    """
+    structures, shape = 32, (32, 32, 32)
+    nets = kit(3, structures)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 1, *shape, generator=generator)
+    moving, fixed = images.split(1)
+    truth = torch.rand(1, structures, *shape, generator=generator).softmax(1)
+
+    def reg_turn():
+        phi = nets["reg"](moving, fixed)
+        with torch.no_grad():
+            guess = models.probabilities(nets["seg"], moving)
+        anatomy = losses.soft_dice(phi.warp(guess), truth)
+        (losses.lncc(phi.warp(moving), fixed) + anatomy).backward()
+
+    def seg_turn():
+        with torch.no_grad():
+            warped = nets["reg"](moving, fixed).warp(truth)
+        taught, compared = nets["seg"](images).split(1)
+        anatomy = losses.soft_dice(warped, models.as_probabilities(compared))
+        (losses.softmax_dice(taught, truth.argmax(1)) + anatomy).backward()
+
+    for turn, step in (("reg", reg_turn), ("seg", seg_turn)):
+        wanted = machine.step_gib(nets, shape, structures, {turn: 1}, mixed=False)
+        assert wanted == pytest.approx(peak_gib(step), rel=0.25)
+        assert machine.step_gib(nets, shape, structures, {turn: 4}, mixed=False) == 4 * wanted
+        assert (
+            wanted / 2 < machine.step_gib(nets, shape, structures, {turn: 1}, mixed=True) < wanted
+        )
+
+
+def test_memory_is_spared_where_a_step_would_not_fit(monkeypatch, capsys):
+    nets, pairs = kit(2), {"seg": 1, "reg": 3}
+    wanted = machine.step_gib(nets, (64, 80), 5, pairs, mixed=False)
+    decided = []
+    for free in (2 * wanted, wanted):
+        monkeypatch.setattr(machine, "free_memory_gib", lambda device, free=free: free)
+        decided.append(machine.must_spare(nets, (64, 80), 5, pairs, mixed=False, device="cpu"))
+    assert decided == [False, True]
+    said_once = capsys.readouterr().out
+    assert said_once.startswith("a training step of 3 pairs of 64 x 80 voxels would hold about")
+    assert said_once.count("\n") == 1
+
+
+class OfItsOwn(nn.Module):
+    """A network that looks at a number on its way."""
+
+    def forward(self, image):
+        return image * 2 if image.sum().item() > 0 else image
+
+
+def test_a_network_that_needs_numbers_is_not_estimated():
+    assert machine.held_bytes(OfItsOwn(), [torch.empty(1, 1, 8, 8, device="meta")]) == 0
+
+
+def test_memory_that_is_free():
+    assert 0 < machine.free_memory_gib() < 2**20
+
+
+# --- networks fitted to a machine -----------------------------------------------------------------
+
+
+@pytest.fixture
+def one_layer():
+    torch.manual_seed(0)
+    return nn.Conv2d(1, 1, 3)
+
+
+IMAGE = torch.linspace(0, 1, 64).view(1, 1, 8, 8)
+
+
+class OneConvolution(nn.Module):
+    """(moving, fixed) -> a velocity."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = networks.convolution(2, 2, 2)
+
+    def forward(self, moving, fixed):
+        return self.layer(torch.cat([moving, fixed], 1))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_compiled_networks_are_the_same_networks(monkeypatch, dims):
+    """Exp and all, in one piece, both ways; and afterwards nothing is compiled. What is not tried:
+    the compiler's last step, by which C++ is written, and which takes minutes.
+    """
+    until_then = torch._dynamo.lookup_backend("aot_eager")
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: until_then)
+    monkeypatch.setattr(machine, "compile_problem", lambda device: None)
+    torch.manual_seed(0)
+    net = models.Registration(networks.RegistrationNet(dims, (16,)), velocity=True, passes=1)
+    pair = [torch.rand(1, 1, *[8] * dims) for _ in range(2)]
+
+    def turn():
+        net.zero_grad()
+        u = net(*pair).displacement
+        u.square().mean().backward()
+        return [u.detach(), *(weight.grad for weight in net.parameters())]
+
+    names = list(net.state_dict())
+    expected = turn()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    with machine.compiled({"reg": net}, "cpu") as done:
+        assert done
+        found = turn()
+        assert list(net.state_dict()) == names
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    for one, other in zip(found, expected, strict=True):  # many are 0, but for rounding
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-9)
+    assert torch.equal(turn()[0], expected[0])
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_it_is_said_that_there_is_no_compiler(monkeypatch, capsys, one_layer):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    torch._dynamo.reset()
+    before = torch.get_rng_state()
+    with machine.compiled({"seg": one_layer}, "cpu") as done:
+        assert not done
+    told = capsys.readouterr().out
+    assert told.startswith("the networks are not compiled (InvalidCxxCompiler: No working C++")
+    assert told.endswith("): they train as they are\n") and told.count("\n") == 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_nothing_is_compiled_that_is_not_wanted(capsys, one_layer):
+    with machine.compiled({"seg": one_layer}, "cpu", wanted=False) as done:
+        assert not done
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("device", ABSENT)
+def test_nothing_is_compiled_for_a_device_that_is_absent(device):
+    assert machine.compile_problem(device)
+
+
+def test_what_the_compiler_cannot_do_runs_as_it_is(monkeypatch, capsys):
+    def refuse(graph, inputs):
+        raise RuntimeError("no such thing\nfurther down")
+
+    monkeypatch.setattr(machine, "compile_problem", lambda device: None)
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: refuse)
+    net = OneConvolution()
+    expected = net(IMAGE, IMAGE)
+    with machine.compiled({"reg": net}, "cpu") as done:
+        assert done
+        assert torch.equal(net(IMAGE, IMAGE), expected)
+    assert capsys.readouterr().out == (
+        "a part of a network is not compiled (no such thing): it runs as it is\n"
+    )
+
+
+def test_a_cpu_keeps_its_layout(one_layer):
+    assert machine.lay_out({"seg": one_layer}, (8, 8), mixed=False, device="cpu") == []
+    assert one_layer.weight.is_contiguous()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_trial_of_a_layout_leaves_the_weights_as_they_are(dims):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        networks.block(dims, 1, 16), nn.Dropout(), nn.Flatten(2), nn.BatchNorm1d(16)
+    )
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    image = torch.rand(1, 1, *[8] * dims)
+    assert isinstance(machine._is_faster_channels_last(net, [image], False), bool)
+    torch.testing.assert_close(dict(net.state_dict()), before, rtol=0, atol=0)
+    assert all(weight.grad is None for weight in net.parameters())
+    first = net[0][3].weight
+    assert first.is_contiguous(
+        memory_format=(torch.channels_last, torch.channels_last_3d)[dims - 2]
+    )
+
+
+@pytest.mark.parametrize(
+    "before, after, shift, faster",
+    [(1.2, 1.0, 0.0, True), (1.05, 1.0, 0.0, False), (1.2, 1.0, 1.0, False)],
+)
+def test_a_layout_must_be_clearly_faster_and_answer_alike(
+    monkeypatch, one_layer, before, after, shift, faster
+):
+    answers = iter([(before, IMAGE), (after, IMAGE + shift)])
+    monkeypatch.setattr(machine, "_training_seconds", lambda *_: next(answers))
+    assert machine._is_faster_channels_last(one_layer, [IMAGE], False) is faster
+
+
+def test_a_layout_without_a_kernel_is_not_taken(monkeypatch, one_layer):
+    def refuse(*_):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(machine, "_training_seconds", refuse)
+    assert machine._is_faster_channels_last(one_layer, [IMAGE], False) is False

@@ -377,3 +377,18 @@ def test_a_gpu_would_never_wait(dims):
         pair = [images(*shape_for(net, dims), seed=seed) for seed in range(2)]
         net(*pair)
         assert waits(lambda net=net, pair=pair: net(*pair).sum().backward()) == {}
+
+
+@both
+def test_channels_last_are_the_same_networks(dims):
+    """Values, gradients and what a checkpoint holds."""
+    layout = torch.channels_last if dims == 2 else torch.channels_last_3d
+    net = SegmentationNet(dims, 5).double()
+    image = images(*SHAPES[dims]).double()
+    expected = with_gradients(net, image, net)
+    net.to(memory_format=layout)
+    found = with_gradients(net, image, net)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    usual = SegmentationNet(dims, 5).double()
+    usual.load_state_dict(net.state_dict())
+    torch.testing.assert_close(usual(image), net(image), rtol=1e-9, atol=1e-9)

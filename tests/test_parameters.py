@@ -186,7 +186,7 @@ def test_what_a_record_says_of_an_experiment_has_not_changed():
         '"lambda_weak":0.3,"lambda_sp":100.0,"term_weights":{},"similarity":"lncc","teacher":0.98,'
         '"sampled_warps":true,"fourth_case":false,"joint_start":"baselines","unlabelled":null,'
         '"passes":1,"velocity":true,"networks":"kit","seg_rate":0.004,"reg_rate":0.004,'
-        '"augmentation":1.0,"device":"auto","precision":"auto"}'
+        '"augmentation":1.0,"device":"auto","precision":"auto","compiled":false}'
     )
 
 
