@@ -661,6 +661,24 @@ def test_a_batch_is_made_where_its_scans_are():
     assert {tensor.device.type for tensor in (batch.image, batch.one_hot)} == {"meta"}
 
 
+def test_on_its_way_to_a_gpu_a_tensor_is_pinned_and_nobody_waits(monkeypatch):
+    done = []
+
+    def pinned(tensor):
+        done.append("pinned")
+        return tensor
+
+    def moved(tensor, device, **how):
+        done.append((device.type, how))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
+    monkeypatch.setattr(torch.Tensor, "to", moved)
+    for device in ("cuda", "cpu", "mps"):
+        data.sent(torch.zeros(2), torch.device(device))
+    assert done == ["pinned", ("cuda", {"non_blocking": True}), ("cpu", {}), ("mps", {})]
+
+
 def test_too_many_scans_for_a_device_stay_where_they_are_and_batches_are_moved(monkeypatch):
     whole = cohort()
     images = sum(4 * 64 + 64 for _ in whole.scans)  # bytes, labels too

@@ -12,15 +12,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from deepatlas import checkpoints, training
-from deepatlas.checkpoints import Interrupted
-from deepatlas.data import Batch, Source
+from deepatlas import checkpoints, models, training
+from deepatlas.checkpoints import Interrupted, OutOfTime
+from deepatlas.data import Batch, Cohort, Scan, Source
 from deepatlas.errors import UserError
 from deepatlas.models import Registration, probabilities, register
 from deepatlas.networks import RegistrationNet, SegmentationNet
 from deepatlas.pairs import draw_pair
 from deepatlas.regimes import REGIMES, Regime, needed, regimes, spent
-from deepatlas.terms import SIMILARITIES, Weights, labels_or_guess, reg_terms, seg_terms
+from deepatlas.terms import SIMILARITIES, TERMS, Weights, labels_or_guess, reg_terms, seg_terms
 from deepatlas.training import Settings, train
 from deepatlas.warp import Deformation
 
@@ -28,6 +28,7 @@ import pytest
 import torch
 from helpers import disks, one_thread, scan  # noqa: F401
 from plain import plain_reg_terms, plain_seg_terms
+from pretended import counts_of_a_turn
 from torch import nn
 
 CASES = {
@@ -489,6 +490,165 @@ def test_a_turn_that_teaches_nothing_changes_nothing():
     assert_same(dict(nets["seg"].state_dict()), before)
 
 
+# --- what a GPU is asked --------------------------------------------------------------------------
+
+
+def kit_trainer(regime, dims, labelled, batch_size, dtype=torch.float32, **options):
+    """The kit's networks, which look twice, on random scans; with their cohort."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (16,) * dims
+
+    def random_scan(number, known):
+        labels = torch.randint(0, 4, shape, generator=generator, dtype=torch.uint8)
+        image = torch.rand(1, *shape, generator=generator, dtype=dtype)
+        affine = torch.eye(4, dtype=torch.float64)
+        return Scan(f"s{number}", f"p{number}", image, affine, labels if known else None)
+
+    train = tuple(random_scan(number, number < labelled) for number in range(labelled + 3))
+    cohort = Cohort("random", ("a", "b", "c", "d"), 1.0, train, (), ())
+    torch.manual_seed(0)
+    nets = models.build("kit", dims, 4, velocity=True, passes=2)
+    nets = {name: net.to(dtype) for name, net in nets.items()}
+    steps = dict.fromkeys(REGIMES[regime].trains, 4)
+    settings = Settings(steps, batch_size=batch_size, similarity="lncc", teacher=0.9)
+    settings = replace(settings, options=options)
+    return training.Trainer(nets, cohort, REGIMES[regime], settings), cohort
+
+
+@pytest.mark.parametrize(
+    ("regime", "dims", "labelled", "options"),
+    [
+        ("seg_baseline", 2, 1, {}),
+        ("reg_baseline", 2, 2, {}),
+        ("deepatlas", 2, 3, {"sampled_warps": True, "fourth_case": True}),
+        ("deepatlas", 3, 1, {}),
+    ],
+)
+def test_a_gpu_is_asked_once_a_step(regime, dims, labelled, options, monkeypatch):
+    loop, cohort = kit_trainer(regime, dims, labelled, 2, **options)
+    for _ in range(4):
+        counts = counts_of_a_turn(loop, cohort, monkeypatch)
+        assert counts.pop("asked in a list") == 1
+        # the random numbers of augmentation; and who is labelled, of each side with both kinds
+        assert 1 <= counts.pop("sent") <= 3
+        assert not counts
+
+
+def test_a_step_reads_no_more_numbers_than_it_must():
+    """By PyTorch's own profiler, on a CPU, where a number is read at no cost."""
+    loop, _ = kit_trainer("deepatlas", 2, 2, 3)
+    for _ in range(2):
+        weights = len(list(loop.networks[loop.next_turn()].parameters()))
+        with torch.profiler.profile() as profiler:
+            loop.take_turn()
+        count = {event.key: event.count for event in profiler.key_averages()}
+        drawn = 3 * 3  # a case and two scans of each pair
+        terms = 3  # whether they are finite, before the backward pass
+        averages = 2  # of the teacher, whose count is on the CPU everywhere
+        # and Adam's count of steps of each weight, which is on the CPU, too
+        assert count["aten::_local_scalar_dense"] <= drawn + terms + averages + weights
+        assert "aten::nonzero" not in count
+
+
+# --- a batch in parts -----------------------------------------------------------------------------
+
+
+def of_a_turn(loop, parts):
+    """The values of a turn whose batch is computed in so many parts, and its gradient."""
+    turn = loop.next_turn()
+    loop.parts[turn] = parts
+    row = loop.take_turn()
+    gradient = [p.grad.clone() for p in loop.networks[turn].parameters() if p.grad is not None]
+    return row, gradient
+
+
+@pytest.mark.parametrize(
+    ("regime", "labelled", "options"),
+    [
+        ("seg_baseline", 2, {}),
+        ("reg_baseline", 2, {}),
+        ("semi_seg", 1, {"sampled_warps": True, "fourth_case": True}),
+        ("semi_seg", 3, {}),
+        ("semi_reg", 2, {}),
+    ],
+)
+def test_a_batch_in_halves_has_the_same_values_and_gradient(regime, labelled, options):
+    """Whatever cases the halves have: here three and two pairs, drawn twice."""
+    for seed in range(2):
+        found = []
+        for parts in (1, 2):
+            loop, _ = kit_trainer(regime, 2, labelled, 5, torch.float64, **options)
+            loop.generator.manual_seed(seed)
+            found.append(of_a_turn(loop, parts))
+        (whole, gradient), (halves, of_halves) = found
+        assert halves.pop("parts") == 2 and whole.keys() == halves.keys()
+        for name in whole.keys() & TERMS.keys():
+            assert whole[name] == pytest.approx(halves[name], rel=1e-9)
+        assert len(gradient) == len(of_halves) > 0
+        for one, other in zip(gradient, of_halves, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-10)
+
+
+def short_of_memory(loop, most, error):
+    """Let ``loop`` have memory for so many pairs at once."""
+    compute = loop._terms
+
+    def terms(turn, pairs, changes):
+        if len(pairs) > most:
+            raise error
+        return compute(turn, pairs, changes)
+
+    loop._terms = terms
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: not enough memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_a_batch_that_does_not_fit_is_halved_once_and_says_so(error, capsys):
+    whole = trainer(replace(JOINT, batch_size=3))
+    rows = [whole.take_turn() for _ in range(4)]
+    loop = trainer(replace(JOINT, batch_size=3))
+    short_of_memory(loop, 2, error)
+    for row in rows:
+        halves = loop.take_turn()
+        assert halves.pop("parts") == 2
+        assert halves.keys() == row.keys()
+        assert all(
+            halves[name] == pytest.approx(row[name], abs=1e-3) for name in TERMS.keys() & row.keys()
+        )
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2  # once for each network
+    assert "3 pairs of a turn of reg do not fit in the memory of cpu: from here on" in said[0]
+    again = trainer(replace(JOINT, batch_size=3), nets=networks(seed=9))
+    again.load(loop.state(), Path("checkpoint.pt"))
+    assert again.parts == {"seg": 2, "reg": 2}
+
+
+@pytest.mark.parametrize(("pairs", "most"), [(1, 0), (4, 1)])
+def test_where_not_even_half_a_batch_fits_it_is_told(pairs, most):
+    loop = trainer(replace(JOINT, batch_size=pairs))
+    short_of_memory(loop, most, torch.OutOfMemoryError("CUDA out of memory"))
+    half = max(1, pairs // 2)
+    with pytest.raises(
+        MemoryError,
+        match=rf"DeepAtlas, step 1 \(turn of reg\): not even {half} of its {pairs} pairs of "
+        "16 x 16 voxels fit in the memory of cpu",
+    ):
+        loop.take_turn()
+
+
+def test_another_error_is_no_want_of_memory():
+    loop = trainer(JOINT)
+    short_of_memory(loop, 0, RuntimeError("power cut"))
+    with pytest.raises(RuntimeError, match="power cut"):
+        loop.take_turn()
+
+
 # --- regimes --------------------------------------------------------------------------------------
 
 
@@ -850,13 +1010,13 @@ def score(nets):
     }
 
 
-def train_joint(folder, seed=0, regime="deepatlas", dropout=0.0):
+def train_joint(folder, seed=0, regime="deepatlas", dropout=0.0, **limits):
     """The final weights and the whole checkpoint, without times."""
     nets = networks(seed)
     if dropout:
         nets["seg"].head = nn.Sequential(nn.Dropout(dropout), nets["seg"].head)
     settings = replace(JOINT, steps={name: JOINT.steps[name] for name in REGIMES[regime].trains})
-    history = train(nets, disks(), REGIMES[regime], settings, folder, score(nets))
+    history = train(nets, disks(), REGIMES[regime], settings, folder, score(nets), **limits)
     state = torch.load(Path(folder) / "checkpoint.pt", weights_only=True)
     assert_same(state["history"], history)
     for row in [state, *state["history"]]:
@@ -964,6 +1124,96 @@ def test_a_network_with_dropout_goes_on_too(tmp_path, monkeypatch):
         calls(patch, training, "draw_pair", send(signal.SIGINT), 14)
         train_joint(tmp_path / "parts", dropout=0.5)
     assert_same(train_joint(tmp_path / "parts", seed=9, dropout=0.5), whole)
+
+
+def test_out_of_time_at_every_step_it_still_ends_with_the_same_bits(uninterrupted, tmp_path):
+    """A time that is over before the first step: each call takes one, so that all end."""
+    for step in range(1, 12):
+        with pytest.raises(
+            OutOfTime,
+            match=rf"DeepAtlas: its time was over at step {step} of 12; saved in .*checkpoint.pt, "
+            "and the same command goes on from there",
+        ):
+            train_joint(tmp_path, seed=9 if step > 1 else 0, until=time.monotonic())
+    assert_same(train_joint(tmp_path, seed=9, until=time.monotonic()), uninterrupted)
+
+
+def test_with_time_enough_a_training_ends(uninterrupted, tmp_path, capfd):
+    assert_same(train_joint(tmp_path, until=time.monotonic() + 3600, quiet=True), uninterrupted)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_of_a_finished_training_only_what_it_found_is_kept(uninterrupted, tmp_path):
+    unfinished = {"networks", "teachers", "optimisers", "generator", "dropout", "dropout_on_gpu"}
+    found = {"final", "turns", "best", "best_score", "history", "of"}
+    assert uninterrupted.keys() == found
+    with pytest.raises(OutOfTime):
+        train_joint(tmp_path, until=time.monotonic())
+    state = checkpoints.read_checkpoint(tmp_path / "checkpoint.pt")
+    assert state.keys() == found - {"final"} | unfinished | {"parts", "seconds"}
+
+
+def test_training_goes_on_with_another_number_of_threads(uninterrupted, tmp_path):
+    """Not with the same bits: the sums are others."""
+    with pytest.raises(OutOfTime):
+        train_joint(tmp_path, until=time.monotonic())
+    torch.set_num_threads(2)
+    try:
+        final = train_joint(tmp_path, seed=9)["final"]
+    finally:
+        torch.set_num_threads(1)
+    for name, state in uninterrupted["final"].items():
+        for key, value in state.items():
+            torch.testing.assert_close(final[name][key], value, rtol=0, atol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:.*which is a no-op")
+def test_what_was_begun_elsewhere_goes_on_where_the_networks_are():
+    """From the CPU to a device that is only pretended: Adam's means go there, its count does not,
+    which would be asked for at each step.
+    """
+    begun = trainer(JOINT)
+    for _ in range(3):
+        begun.take_turn()
+    nets = {name: net.to("meta") for name, net in networks(seed=9).items()}
+    there = trainer(JOINT, nets=nets)
+    there.load(begun.state(), Path("checkpoint.pt"))
+    assert there.step == 3 and there.turns == begun.turns
+    for optimiser in there.optimisers.values():
+        for known in optimiser.state.values():
+            assert known["step"].device.type == "cpu"
+            assert known["exp_avg"].device.type == known["exp_avg_sq"].device.type == "meta"
+
+
+def test_whether_adam_is_fused_is_the_devices_affair_not_the_files():
+    begun = trainer(JOINT)
+    turn = begun.take_turn()["turn"]
+    state = begun.state()
+    for saved in state["optimisers"].values():
+        saved["param_groups"][0]["fused"] = True  # as on a GPU of CUDA
+    here = trainer(JOINT)
+    here.load(state, Path("checkpoint.pt"))
+    assert here.optimisers[turn].param_groups[0]["fused"] is None
+    for _ in range(2):  # the other network's turn, too
+        here.take_turn()
+    assert state["optimisers"][turn]["param_groups"][0]["fused"] is True  # what was given stays
+
+
+def test_random_numbers_of_a_gpu_are_kept(monkeypatch):
+    """Of dropout; those of the pairs are the CPU's everywhere."""
+    numbers, restored = torch.arange(16, dtype=torch.uint8), []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: numbers)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *given: restored.append(given))
+    loop, gpu = trainer(JOINT), torch.device("cuda")
+    loop.take_turn()
+    assert loop.state()["dropout_on_gpu"] is None
+    loop.device = gpu
+    state = loop.state()
+    loop.load(state, Path("checkpoint.pt"))
+    assert restored == [(numbers, gpu)]
+    loop.load({**state, "dropout_on_gpu": None}, Path("checkpoint.pt"))  # begun on a CPU
+    trainer(JOINT).load(state, Path("checkpoint.pt"))  # gone on with there
+    assert len(restored) == 1
 
 
 @pytest.mark.parametrize("number", STOPPING)
