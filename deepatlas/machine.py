@@ -163,7 +163,12 @@ def must_spare(
 ) -> bool:
     """Would a turn of ``pairs`` {"seg": ..., "reg": ...} need more memory than is free? It is said;
     see recompute.py for what is done about it.
+
+    A GPU says when its memory does not suffice, and a batch is then computed in halves, which costs
+    less time: there it is asked of a half. Of a CPU the operating system would end the process.
     """
+    if torch.device(device).type == "cuda":
+        pairs = {turn: math.ceil(count / 2) for turn, count in pairs.items()}
     wanted = step_gib(nets, shape, structures, pairs, mixed=mixed)
     free = free_memory_gib(device)
     if wanted <= SHARE_TO_FILL * free:

@@ -283,6 +283,16 @@ def test_memory_is_spared_where_a_step_would_not_fit(monkeypatch, capsys):
     assert said_once.count("\n") == 1
 
 
+def test_on_a_gpu_a_half_of_the_batch_must_fit(monkeypatch):
+    nets, pairs = kit(2), {"reg": 4}
+    wanted = machine.step_gib(nets, (64, 80), 5, pairs, mixed=False)
+    decided = []
+    for free in (0.6 * wanted, 0.5 * wanted):
+        monkeypatch.setattr(machine, "free_memory_gib", lambda device, free=free: free)
+        decided.append(machine.must_spare(nets, (64, 80), 5, pairs, mixed=False, device="cuda"))
+    assert decided == [False, True]
+
+
 class OfItsOwn(nn.Module):
     """A network that looks at a number on its way."""
 
