@@ -264,7 +264,7 @@ def called(monkeypatch):
     """What ``experiments.run`` is called with, which then raises what is put into ``error``."""
     calls = SimpleNamespace(options=None, error=OutOfTime("stopped at step 3; it goes on"))
 
-    def run(experiment, root, **options):
+    def run(experiment, root, ranks, **options):
         calls.options = options
         raise calls.error
 
