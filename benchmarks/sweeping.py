@@ -32,6 +32,7 @@ GRID = {
     "profile": "smoke",
     "dims": 2,
     "device": "cpu",
+    "precision": "float32",  # "auto" is timed, and a busy machine may decide otherwise
     "labelled": [1, 5],
     "seed": [0, 1, 2],
     "lambda_r": [0.05, 0.1, 0.2, 0.4],
