@@ -37,7 +37,6 @@ from .checkpoints import (
     write_tensors,
 )
 from .data import Cohort, Scan, label_dtype
-from .datasets.cohorts import load_cohort
 from .datasets.entries import Entry
 from .distributed import Ranks
 from .errors import UserError
@@ -71,12 +70,14 @@ from .regimes import (
     REFERENCES,
     needed,
 )
-from .side_by_side import train_all
+from .side_by_side import Call, train_all
 from .trainings import (
     RUN_LOCK,
     Trainings,
     checkpoint_of,
+    go_on,
     is_trained,
+    load_cohort_of,
     new_networks,
     scores_of,
     several_people,
@@ -130,17 +131,10 @@ def run(
         cohort, _, record = begun = _begin(experiment, folder, device)
         for note in notes(record):
             print(f"{cohort.name}: {note}")
-        trainings = Trainings(experiment, experiment.table, *begun)
+        trainings = Trainings(experiment, experiment.table, *begun, lock)
         scores = Scores(experiment, cohort, folder, record)
-        peak = train_all(
-            trainings,
-            scores.add if "scores.csv" in lost else None,
-            lock=lock,
-            until=until,
-            workers=workers,
-            log=tuple(log),
-            ranks=ranks,
-        )
+        ended = scores.add if "scores.csv" in lost else None
+        peak = train_all(trainings, ended, Call(until, workers, tuple(log), ranks))
         if "scores.csv" in lost:
             write_csv(scores.rows(), folder / "scores.csv")
             keep_hash(record, folder, "scores.csv")
@@ -211,14 +205,6 @@ def train_or_load(
     }
 
 
-def go_on(folder: Path, device: str) -> Trainings:
-    """What the run in ``folder`` trains, for a process that trains for the one that holds it."""
-    record = read_record(folder)
-    experiment = recorded_experiment(record)
-    cohort = _cohort(experiment).to(torch.device(device))
-    return Trainings(experiment, experiment.table, cohort, folder, record)
-
-
 def follow(ranks: Ranks) -> None:
     """Train, together with the process that holds the run, each regime that it names."""
     trainings: dict[str, Trainings] = {}
@@ -234,7 +220,7 @@ def _begin(experiment: Experiment, folder: Path, device: torch.device) -> tuple[
     record = _record_of(experiment, folder)
     for place in (folder, *folder.glob("*/")):
         remove_left_parts(place)
-    cohort = _cohort(experiment)
+    cohort = load_cohort_of(experiment)
     if record is None:
         record = _new_record(experiment, cohort, device)
         write_record(record, folder)
@@ -262,12 +248,6 @@ def _device(experiment: Experiment, folder: Path) -> torch.device:
     device = machine.pick_device()
     print(f"{folder}: begun on {begun}, which cannot train here ({problem}): goes on on {device}")
     return torch.device(device)
-
-
-def _cohort(experiment: Experiment) -> Cohort:
-    return load_cohort(
-        experiment.entry, profile=experiment.profile, dims=experiment.dims, seed=experiment.seed
-    )
 
 
 def _record_of(experiment: Experiment, folder: Path) -> dict | None:

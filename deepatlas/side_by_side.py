@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ from .places import PACKAGE
 from .records import file_problem
 from .regimes import Regime
 from .tracking import Watch, tracked
-from .trainings import RUN_LOCK, Trainings
+from .trainings import RUN_LOCK, Trainings, go_on
 
 MOST = 4  # workers: the table is hardly wider
 ASIDE = 1.15  # times faster it must be to be worth processes of their own
@@ -48,34 +49,33 @@ ALSO_ASKS = 2  # a step that consults the other network costs about twice one th
 Ended = Callable[[str, Mapping[str, nn.Module]], None]  # sees a regime, and its networks
 
 
-def train_all(
-    trainings: Trainings,
-    ended: Ended | None = None,
-    *,
-    lock: locks.Lock | None = None,
-    until: float | None = None,
-    workers: int | None = 1,
-    log: tuple[str, ...] = (),
-    ranks: Ranks = ALONE,
-) -> float:
+@dataclass(frozen=True)
+class Call:
+    """How long a run may take, by whom, and who looks on: nothing that its result depends on."""
+
+    until: float | None = None  # when to stop, saved, on the clock of ``time.monotonic``
+    workers: int | None = 1  # processes that train side by side; None: as many as pay
+    log: tuple[str, ...] = ()  # of ``tracking.TRACKERS``
+    ranks: Ranks = ALONE  # processes that train each regime together
+
+
+def train_all(trainings: Trainings, ended: Ended | None = None, call: Call | None = None) -> float:
     """Train, or find, every regime of ``trainings``, as soon as those have ended that it starts
     from. Returns the most memory of a process, in GiB.
 
-    ``workers`` processes train side by side, under the ``lock`` of this one; None: as many as pay.
-    Raises Interrupted, OutOfTime at the time ``until``, and what a training raises.
+    Raises Interrupted, OutOfTime, and what a training raises.
     """
+    call = call or Call()
+    workers = call.workers
     costs = {key: cost(trainings.table[key], steps) for key, steps in trainings.untrained().items()}
-    if ranks.count > 1 or not costs:
+    if call.ranks.count > 1 or not costs:
         workers = 1
     if workers is None:
         workers = workers_that_pay(
             trainings.table, costs, trainings.experiment.dims, trainings.cohort.device
         )
     order = list(trainings.table) if workers == 1 else soonest(trainings.table, costs)
-    if workers == 1:
-        hands = Here(trainings, until, log, ranks)
-    else:
-        hands = Workers(trainings, workers, lock, until, log)
+    hands = Here(trainings, call) if workers == 1 else Workers(trainings, workers, call)
     if not trainings.record["steps"]:
         trainings.record["threads"] = hands.threads
     with hands, stop_requests() as stopped:
@@ -86,7 +86,7 @@ def train_all(
                     raise Interrupted(
                         f"{trainings.folder}: stopped; the same command goes on from there"
                     )
-                if until is not None and time.monotonic() > until:
+                if call.until is not None and time.monotonic() > call.until:
                     raise OutOfTime(
                         f"{trainings.folder}: its time is over; the same command goes on from there"
                     )
@@ -138,7 +138,7 @@ class _Course:
             self._end(key)
             return True
         trainings.forget(key)
-        lock = trainings.lock(key)
+        lock = trainings.lock_of(key)
         try:
             lock.acquire()
         except locks.Held as error:
@@ -234,13 +234,9 @@ class Here:
 
     aside = False
 
-    def __init__(
-        self, trainings: Trainings, until: float | None, log: tuple[str, ...], ranks: Ranks
-    ) -> None:
+    def __init__(self, trainings: Trainings, call: Call) -> None:
         self.trainings = trainings
-        self.until = until
-        self.log = log
-        self.ranks = ranks
+        self.call = call
         self.threads = torch.get_num_threads()
         self.done: list[str] = []
 
@@ -258,9 +254,9 @@ class Here:
     def start(self, key: str) -> None:
         """Train ``key``, to its end."""
         folder, device = self.trainings.folder, self.trainings.cohort.device
-        self.ranks.say({"folder": str(folder), "device": device.type, "key": key})
-        with tracked(self.log, folder, key) as watch:
-            self.trainings.train(key, self.until, watch, self.ranks)
+        self.call.ranks.say({"folder": str(folder), "device": device.type, "key": key})
+        with tracked(self.call.log, folder, key) as watch:
+            self.trainings.train(key, self.call.until, watch, self.call.ranks)
         self.done.append(key)
 
     def spare(self, key: str) -> None:
@@ -277,18 +273,11 @@ class Here:
 
 
 class Workers:
-    """Processes that train regimes of ``trainings``, whose run this process holds by ``lock``."""
+    """Processes that train regimes of ``trainings``, under the run's lock that this one holds."""
 
     aside = True
 
-    def __init__(
-        self,
-        trainings: Trainings,
-        count: int,
-        lock: locks.Lock,
-        until: float | None,
-        log: tuple[str, ...],
-    ) -> None:
+    def __init__(self, trainings: Trainings, count: int, call: Call) -> None:
         self.trainings = trainings
         self.said: queue.Queue[tuple[int, dict | None]] = queue.Queue()
         self.busy: dict[int, str] = {}
@@ -313,9 +302,12 @@ class Workers:
             )
             for _ in range(count)
         ]
-        left = None if until is None else until - time.monotonic()
-        device = str(trainings.cohort.device)
-        first = {"token": lock.token, "device": device, "seconds_left": left, "log": log}
+        first = {
+            "token": trainings.lock.token,
+            "device": str(trainings.cohort.device),
+            "seconds_left": None if call.until is None else call.until - time.monotonic(),
+            "log": call.log,
+        }
         for i, process in enumerate(self.processes):
             threading.Thread(target=self._listen, args=(i, process), daemon=True).start()
             self._tell(i, first)
@@ -412,8 +404,6 @@ _ERRORS = {kind.__name__: kind for kind in (UserError, FloatingPointError, Inter
 
 def _work(folder: Path) -> None:
     """Train what standard input names, and tell standard output of it, a line of JSON each."""
-    from .experiments import go_on
-
     speak = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else is printed
 

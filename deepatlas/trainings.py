@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from . import locks, machine, models, training
 from .checkpoints import read_checkpoint, read_csv, read_json, write_atomically, write_csv
 from .data import Cohort, Scan
+from .datasets.cohorts import load_cohort
 from .distributed import ALONE, Ranks
 from .errors import UserError
 from .evaluation.cohorts import registration_pairs
@@ -35,6 +36,8 @@ from .records import (
     hash_of,
     keep_checkpoint,
     keep_hash,
+    read_record,
+    recorded_experiment,
     write_record,
 )
 from .regimes import Regime, spent
@@ -59,7 +62,9 @@ class Trainings:
         cohort: Cohort,
         folder: Path,
         record: dict,
+        lock: locks.Lock | None = None,
     ) -> None:
+        self.lock = lock  # of the run, if this process holds it
         self.experiment = experiment
         self.table = table
         self.cohort = cohort
@@ -105,12 +110,9 @@ class Trainings:
                 nets,
                 seen,
                 regime,
-                replace(fitted, watch=watch),
+                replace(fitted, watch=watch, until=until, quiet=quiet, ranks=ranks),
                 self.folder / key,
                 _validator(nets, regime, self.cohort),
-                until=until,
-                quiet=quiet,
-                ranks=ranks,
             )
         self.networks[key] = {name: nets[name].eval() for name in regime.trains}
 
@@ -231,7 +233,7 @@ class Trainings:
         said = (self._code, self.cohort.fingerprint, scans, networks, starts)
         return hash_of(repr(said))[:16]
 
-    def lock(self, key: str) -> locks.Lock:
+    def lock_of(self, key: str) -> locks.Lock:
         """Held by whoever trains what ``key`` is, in whatever run."""
         name = hash_of(self.identity(key))[:16]
         return locks.Lock(self.folder.parent / LOCKS / f"{name}.lock")
@@ -257,6 +259,21 @@ class Trainings:
         except (UserError, OSError):  # damaged, or removed meanwhile: it is trained here
             return False
         return state["of"] == self.identity(key) and state["turns"] == self.steps[key]
+
+
+def go_on(folder: Path, device: str) -> Trainings:
+    """What the run in ``folder`` trains, for a process that trains for the one that holds it."""
+    record = read_record(folder)
+    experiment = recorded_experiment(record)
+    cohort = load_cohort_of(experiment).to(torch.device(device))
+    return Trainings(experiment, experiment.table, cohort, folder, record)
+
+
+def load_cohort_of(experiment: Experiment) -> Cohort:
+    """The cohort of an experiment, prepared on its grid, on the CPU."""
+    return load_cohort(
+        experiment.entry, profile=experiment.profile, dims=experiment.dims, seed=experiment.seed
+    )
 
 
 @cache

@@ -91,23 +91,18 @@ def test_what_goes_wrong_with_one_is_told_and_the_others_are_saved(one_thread, t
 
 def test_a_worker_that_is_killed_is_told(one_thread, tmp_path, monkeypatch):
     experiment = parse({**SMOKE, "seg_steps": 3000, "reg_steps": 3000})
-    begun = []
-
-    class Watched(subprocess.Popen):
-        def __init__(self, *arguments, **more):
-            super().__init__(*arguments, **more)
-            begun.append(self)
+    seen = []
 
     def kill(workers, seconds, wait=side_by_side.Workers.wait):
+        seen[:] = workers.processes
         if workers.steps:
-            begun[0].kill()
+            seen[0].kill()
         return wait(workers, seconds)
 
-    monkeypatch.setattr(side_by_side.subprocess, "Popen", Watched)
     monkeypatch.setattr(side_by_side.Workers, "wait", kill)
     with pytest.raises(UserError, match=r"has died .*--workers 1"):
         experiments.run(experiment, tmp_path, workers=2)
-    assert all(process.poll() is not None for process in begun)
+    assert all(process.poll() is not None for process in seen)
 
 
 def test_workers_end_when_the_process_that_holds_the_run_is_killed(one_thread, tmp_path):
@@ -219,8 +214,8 @@ def test_one_waits_for_the_regime_that_another_run_trains(alone, tmp_path, capsy
     other = parse({**SMOKE, "lambda_a": 5.0})
     begun = experiments.train_or_load(other, "seg_baseline", root=tmp_path)
     assert set(begun) == {"seg_baseline"}
-    going_on = experiments.go_on(tmp_path / other.name, "cpu")
-    held = going_on.lock("reg_baseline")
+    going_on = trainings.go_on(tmp_path / other.name, "cpu")
+    held = going_on.lock_of("reg_baseline")
     held.acquire()  # as another run does that trains it
     with pytest.raises(OutOfTime):
         experiments.run(other, tmp_path, until=time.monotonic() + 3)
