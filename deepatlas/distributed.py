@@ -23,10 +23,13 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
+from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -53,6 +56,7 @@ class Ranks:
         self.number = number  # of this process, from 0
         self.count = count
         self.stopped: Sequence[int] = ()  # signals that asked this process to stop
+        self.left = False  # has another process ended?
 
     @property
     def first(self) -> bool:
@@ -121,15 +125,22 @@ class Ranks:
         if self.count > 1:
             content = io.BytesIO()
             torch.save(value, content)
-            with _leaving():
-                dist.broadcast_object_list([content.getvalue()], src=0, device=CPU)
+            with self._leaving():
+                dist.broadcast_object_list([content.getvalue()], 0, device=CPU)
 
     def hear(self) -> object:
         """What the first process says next, its tensors on the CPU."""
         content: list[bytes] = [b""]
-        with _leaving():
-            dist.broadcast_object_list(content, src=0, device=CPU)
+        with self._leaving():
+            dist.broadcast_object_list(content, 0, device=CPU)
         return torch.load(io.BytesIO(content[0]), map_location="cpu", weights_only=True)
+
+    def await_first(self) -> None:
+        """Wait until the first process has ended, which torchrun would stop as soon as another one
+        ends with an error.
+        """
+        with suppress(Left):
+            self.hear()
 
     def of_first(self, value: object) -> object:
         """``value`` as the first process has it; the others call this, too."""
@@ -139,11 +150,22 @@ class Ranks:
         return value
 
     def _all_reduce(self, tensor: Tensor) -> None:
-        with _leaving():
+        with self._leaving():
             work = dist.all_reduce(tensor, async_op=True)
             if tensor.is_cuda:
                 self._watch(work)
             work.wait()
+
+    @contextmanager
+    def _leaving(self) -> Iterator[None]:
+        """What PyTorch raises when another process does not answer any more, as ``Left``."""
+        try:
+            yield
+        except torch.OutOfMemoryError:  # which is this process's own
+            raise
+        except RuntimeError as error:
+            self.left = True
+            raise Left(ENDED) from error
 
     def _watch(self, work: dist.Work) -> None:
         """Wait for a sum on GPUs, where nothing tells that another process has ended, so that a
@@ -154,6 +176,7 @@ class Ranks:
             if self.stopped and asked is None:
                 asked = time.monotonic()
             if asked is not None and time.monotonic() - asked > GRACE:
+                self.left = True
                 raise Left(ENDED)
             time.sleep(1e-4)
 
@@ -165,17 +188,6 @@ ENDED = (
 )
 ALONE = Ranks()
 CPU = torch.device("cpu")
-
-
-@contextmanager
-def _leaving() -> Iterator[None]:
-    """What PyTorch raises when another process does not answer any more, as ``Left``."""
-    try:
-        yield
-    except torch.OutOfMemoryError:  # which is this process's own
-        raise
-    except RuntimeError as error:
-        raise Left(ENDED) from error
 
 
 def running_statistics(network: nn.Module) -> list[Tensor]:
@@ -211,7 +223,18 @@ def joined() -> Iterator[Ranks]:
     else:
         backend = "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
+    ranks = Ranks(dist.get_rank(), count)
+    if ranks.first:
+        signal.signal(signal.SIGTERM, partial(_stop, ranks))
     try:
-        yield Ranks(dist.get_rank(), count)
+        yield ranks
     finally:
         dist.destroy_process_group()
+
+
+def _stop(ranks: Ranks, number: int, _: FrameType | None) -> None:
+    """End this process; but torchrun asks for that, too, because another one has ended, and then
+    there is something to be saved and said first.
+    """
+    if not ranks.left:
+        raise SystemExit(128 + number)

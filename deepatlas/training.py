@@ -7,13 +7,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from .checkpoints import (
@@ -25,7 +25,7 @@ from .checkpoints import (
     stop_requests,
     write_tensors,
 )
-from .data import Batch, Cohort, Scan, rows_of
+from .data import Batch, Cohort, Scan, rows_of, sent
 from .distributed import ALONE, Left, Ranks, running_statistics
 from .errors import UserError, memory_is_short
 from .pairs import augment, draw_changes, draw_pair, pairs_by_case
@@ -61,6 +61,11 @@ class Settings:
     sparing: bool = field(default=False, repr=False, compare=False)
     # sees each row of history
     watch: Callable[[dict], None] | None = field(default=None, repr=False, compare=False)
+    quiet: bool = field(default=False, repr=False, compare=False)  # without a bar
+    # when to stop, saved, on the clock of ``time.monotonic``
+    until: float | None = field(default=None, repr=False, compare=False)
+    # processes that train together, each of which calls ``train``
+    ranks: Ranks = field(default=ALONE, repr=False, compare=False)
 
     def pairs_in(self, turn: str) -> int:
         """Pairs of scans in a ``turn`` of "seg" or "reg"."""
@@ -76,10 +81,6 @@ def train(
     settings: Settings,
     folder: Path,
     validate: Callable[[], Mapping[str, float]] | None = None,
-    *,
-    until: float | None = None,
-    quiet: bool = False,
-    ranks: Ranks = ALONE,
 ) -> list[dict]:
     """Train ``networks`` {"seg": ..., "reg": ...} by ``regime`` in place; leave them at their best
     validation score.
@@ -87,20 +88,21 @@ def train(
     ``validate()`` scores the networks as they are, {"seg": ..., "reg": ...}, more is better; it
     decides, for every regime by the same rule, which weights are kept. ``folder/checkpoint.pt``
     makes the call resumable (on the CPU to the bit) and repeatable (a finished regime is only
-    loaded). Returns the history, one row per step. ``quiet``: without a bar. Raises
-    FloatingPointError at the first loss that is not finite, Interrupted after Ctrl-C or SIGTERM, or
-    when the terminal is closed, and OutOfTime after the first step that ends later than ``until``,
-    a time of ``time.monotonic()``: each call takes one step at least.
+    loaded). Returns the history, one row per step. Raises FloatingPointError at the first loss that
+    is not finite, Interrupted after Ctrl-C or SIGTERM, or when the terminal is closed, and
+    OutOfTime after the first step that ends later than ``settings.until``: each call takes one step
+    at least.
 
-    All ``ranks`` call it alike, and train together; but the first alone looks into ``folder``,
-    validates, and knows of ``until``. Raises Left, saved, when another one has ended.
+    Of several ``settings.ranks`` the first alone looks into ``folder``, validates, and knows of
+    ``until``. Raises Left, saved, when another one has ended.
 
     A training may go on on another device, or with another number of threads, and then differs by
     rounding, as two trainings on one GPU do: there the gradients of looking up, of interpolating
     and of Dice with labels (grid_sample, interpolate, scatter_add) are sums in no fixed order, and
     PyTorch has no others.
     """
-    trainer = Trainer(networks, cohort, regime, settings, ranks)
+    ranks = settings.ranks
+    trainer = Trainer(networks, cohort, regime, settings)
     path = Path(folder) / "checkpoint.pt"
     if ranks.first and path.exists():
         trainer.load(read_checkpoint(path), path)
@@ -113,7 +115,7 @@ def train(
         initial=trainer.step,
         desc=regime.title,
         unit="step",
-        disable=quiet or trainer.finished or not ranks.first,
+        disable=settings.quiet or trainer.finished or not ranks.first,
     )
     goes_on = f"saved in {path}, and the same command goes on from there"
     with bar, stop_requests() as stopped, trainer.saved_where_others_end(path, goes_on):
@@ -131,7 +133,8 @@ def train(
             if settings.watch:
                 settings.watch(row)
             now = time.monotonic()
-            asked, late = ranks.any(bool(stopped), until is not None and now >= until)
+            is_late = settings.until is not None and now >= settings.until
+            asked, late = ranks.any(bool(stopped), is_late)
             due = validated or asked or late or now - saved > MINUTES_UNSAVED * 60
             if due and ranks.first:
                 write_tensors(trainer.state(), path)
@@ -164,15 +167,10 @@ class Trainer:
     """A training in progress: all that a turn changes, so that it is saved and restored as one."""
 
     def __init__(
-        self,
-        networks: Mapping[str, nn.Module],
-        cohort: Cohort,
-        regime: Regime,
-        settings: Settings,
-        ranks: Ranks = ALONE,
+        self, networks: Mapping[str, nn.Module], cohort: Cohort, regime: Regime, settings: Settings
     ) -> None:
         self.networks = networks
-        self.ranks = ranks
+        self.ranks = settings.ranks
         self.structures = len(cohort.structures)
         self.regime = regime
         self.settings = settings
@@ -184,7 +182,7 @@ class Trainer:
                 f"got {dict(settings.steps)}"
             )
         for name in regime.trains:
-            ranks.check(settings.pairs_in(name), name)
+            self.ranks.check(settings.pairs_in(name), name)
         self.total = sum(settings.steps[name] for name in regime.trains)
         # All weights of a network in one kernel of a GPU, which then keeps the count of steps, too.
         fused = True if self.device.type == "cuda" else None
@@ -193,7 +191,7 @@ class Trainer:
             for name in regime.trains
         }
         self.teachers = {
-            name: AveragedModel(networks[name], multi_avg_fn=get_ema_multi_avg_fn(settings.teacher))
+            name: deepcopy(networks[name])
             for name in regime.trains
             if settings.teacher and regime.consults and len(regime.trains) > 1
         }
@@ -359,7 +357,7 @@ class Trainer:
         if any(weights[name] and count for name, count in whole.items()):
             self.ranks.add_up_gradients(self.networks[turn])
         gradients = [p.grad for p in self.networks[turn].parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients).to(self.device)
+        norm = sent(torch.nn.utils.get_total_norm(gradients), self.device)
         # In one question for all: it waits until a GPU has done its work.
         *numbers, length = torch.stack([*values.values(), norm]).tolist()
         found = dict(zip(values, self.ranks.add_up(numbers), strict=True))
@@ -397,7 +395,7 @@ class Trainer:
         other = "seg" if turn == "reg" else "reg"
         consulted = self.networks[other] if self.regime.consults else None
         if other in self.teachers:
-            consulted = self.teachers[other].module.eval()
+            consulted = self.teachers[other].eval()
         weighty = [name for name, weight in self.settings.weights.items() if weight]
         mixed = self.settings.mixed_precision
         with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
@@ -417,8 +415,19 @@ class Trainer:
         self.optimisers[turn].param_groups[0]["lr"] = rate
         self.optimisers[turn].step()
         if turn in self.teachers:
-            self.teachers[turn].update_parameters(self.networks[turn])
+            self._average(turn)
         return rate
+
+    @torch.no_grad()
+    def _average(self, turn: str) -> None:
+        """Take the weights of this turn's network into the average of its past, which begins with
+        those after its first turn. (PyTorch's ``AveragedModel`` sends a GPU its count each time.)
+        """
+        teacher, network = self.teachers[turn], self.networks[turn]
+        share = 1 - self.settings.teacher if self.turns[turn] else 1.0
+        torch._foreach_lerp_(list(teacher.parameters()), list(network.parameters()), share)
+        for kept, now in zip(teacher.buffers(), network.buffers(), strict=True):
+            kept.copy_(now)
 
     def _check_finite(
         self, values: Mapping[str, float], turn: str, pairs: Sequence[tuple[Scan, Scan]]

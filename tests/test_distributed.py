@@ -14,12 +14,12 @@ from deepatlas import training
 from deepatlas.checkpoints import OutOfTime, read_checkpoint
 from deepatlas.distributed import ALONE, Left, Ranks, joined
 from deepatlas.errors import UserError
-from deepatlas.experiments import go_on
 from deepatlas.networks import RegistrationNet, SegmentationNet
 from deepatlas.pairs import draw_changes
 from deepatlas.regimes import REGIMES
 from deepatlas.terms import TERMS
 from deepatlas.training import Settings, train
+from deepatlas.trainings import go_on
 from deepatlas.warp import Deformation
 
 import psutil
@@ -29,6 +29,7 @@ from helpers import disks, one_thread  # noqa: F401
 from torch import nn
 
 TESTS = Path(__file__).resolve().parent
+PATIENCE = 300  # seconds, on a machine that is busy
 
 
 def free_port():
@@ -69,7 +70,11 @@ def started(function, *words, count=2):
 
 def ended(processes, codes=None):
     """What each of the ``processes`` has printed; they end with these exit ``codes``."""
-    told = [process.communicate(timeout=100)[0] for process in processes]
+    try:
+        told = [process.communicate(timeout=PATIENCE)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     wanted = codes or [0] * len(processes)
     assert [process.returncode for process in processes] == wanted, "\n".join(told)
     return told
@@ -171,10 +176,10 @@ def exact_training(folder, ranks=ALONE, broken=0):
     nets = {"seg": SegmentationNet(2, 3).double(), "reg": Exact()}
     if not ranks.first:  # all weights are those of the first
         nets["reg"] = Exact()
-    settings = Settings({"seg": 8, "reg": 12}, batch_size=4, seg_batch_size=3, seed=1)
+    settings = Settings({"seg": 8, "reg": 12}, batch_size=4, seg_batch_size=3, seed=1, ranks=ranks)
     cohort = replace(cohort, train=tuple(scans))
     with patch.object(training, "draw_changes", lambda *of: draw_changes(*of).double()):
-        history = train(nets, cohort, REGIMES["deepatlas"], settings, folder, ranks=ranks)
+        history = train(nets, cohort, REGIMES["deepatlas"], settings, folder)
     return history, {name: net.state_dict() for name, net in nets.items()}
 
 
@@ -226,7 +231,7 @@ def run(root):
 
 def wait_for(found, process):
     """What ``found()`` returns as soon as it is something."""
-    end = time.monotonic() + 100
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end and process.poll() is None:
         if result := found():
             return result
@@ -242,7 +247,7 @@ def test_a_process_that_is_killed_ends_the_run_saved(tmp_path):
     second = next(child for child in children if child.environ().get("RANK") == "1")
     time.sleep(1)
     second.kill()
-    told = together.communicate(timeout=60)[0]
+    told = together.communicate(timeout=PATIENCE)[0]
     assert together.returncode == 1, told
     assert told.count("another process of this run has ended") == 1, told
     (checkpoint,) = tmp_path.glob("*/reg_baseline/checkpoint.pt")

@@ -526,7 +526,9 @@ def kit_trainer(regime, dims, labelled, batch_size, dtype=torch.float32, **optio
 )
 def test_a_gpu_is_asked_once_a_step(regime, dims, labelled, options, monkeypatch):
     loop, cohort = kit_trainer(regime, dims, labelled, 2, **options)
-    for _ in range(4):
+    for _ in range(2):
+        loop.take_turn()  # some numbers are made once, and kept
+    for _ in range(2):
         counts = counts_of_a_turn(loop, cohort, monkeypatch)
         assert counts.pop("asked in a list") == 1
         # the random numbers of augmentation; and who is labelled, of each side with both kinds
@@ -544,9 +546,8 @@ def test_a_step_reads_no_more_numbers_than_it_must():
         count = {event.key: event.count for event in profiler.key_averages()}
         drawn = 3 * 3  # a case and two scans of each pair
         terms = 3  # whether they are finite, before the backward pass
-        averages = 2  # of the teacher, whose count is on the CPU everywhere
         # and Adam's count of steps of each weight, which is on the CPU, too
-        assert count["aten::_local_scalar_dense"] <= drawn + terms + averages + weights
+        assert count["aten::_local_scalar_dense"] <= drawn + terms + weights
         assert "aten::nonzero" not in count
 
 
@@ -830,7 +831,7 @@ def test_a_teacher_is_the_running_average_of_the_network_that_is_consulted():
         if loop.take_turn()["turn"] == "seg":
             now = nets["seg"].head.weight.detach()
             mean = now.clone() if mean is None else 0.9 * mean + 0.1 * now
-    teacher = loop.teachers["seg"].module
+    teacher = loop.teachers["seg"]
     torch.testing.assert_close(teacher.head.weight, mean)
     assert not torch.equal(mean, nets["seg"].head.weight)
     seen = []
@@ -1015,8 +1016,9 @@ def train_joint(folder, seed=0, regime="deepatlas", dropout=0.0, **limits):
     nets = networks(seed)
     if dropout:
         nets["seg"].head = nn.Sequential(nn.Dropout(dropout), nets["seg"].head)
-    settings = replace(JOINT, steps={name: JOINT.steps[name] for name in REGIMES[regime].trains})
-    history = train(nets, disks(), REGIMES[regime], settings, folder, score(nets), **limits)
+    steps = {name: JOINT.steps[name] for name in REGIMES[regime].trains}
+    settings = replace(JOINT, steps=steps, **limits)
+    history = train(nets, disks(), REGIMES[regime], settings, folder, score(nets))
     state = torch.load(Path(folder) / "checkpoint.pt", weights_only=True)
     assert_same(state["history"], history)
     for row in [state, *state["history"]]:

@@ -150,6 +150,7 @@ def _follow(ranks: Ranks) -> None:
         try:
             experiments.follow(ranks)
         except (Interrupted, Left, FloatingPointError) as error:
+            ranks.await_first()
             raise typer.Exit(FAILED) from error
 
 
