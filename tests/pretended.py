@@ -77,16 +77,27 @@ class PretendedGpu(TorchDispatchMode):
                 self.counts[f"mixed by {name}"] += 1
 
 
-class _Answers(TorchFunctionMode):
-    """Numbers that are asked for in a list, which no operation of PyTorch tells."""
+class _Calls(TorchFunctionMode):
+    """What no operation of PyTorch tells where the GPU is a CPU: numbers that are asked for in a
+    list, and copies that are waited for.
+    """
 
     def __init__(self, gpu):
         super().__init__()
         self.gpu = gpu
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.Tensor.tolist and self.gpu.place(args[0]) == "gpu":
+        there = (
+            bool(args) and isinstance(args[0], torch.Tensor) and self.gpu.place(args[0]) == "gpu"
+        )
+        if function is torch.Tensor.tolist and there:
             self.gpu.counts["asked in a list"] += 1
+        if function is torch.Tensor.new_tensor and there:
+            self.gpu.counts["copied by new_tensor"] += 1
+        places = [*args[1:], (kwargs or {}).get("device")]
+        moves = any(isinstance(place, torch.device) for place in places)
+        if function is torch.Tensor.to and moves and not there:
+            self.gpu.counts["copied by to"] += 1
         return function(*args, **(kwargs or {}))
 
 
@@ -94,9 +105,7 @@ def counts_of_a_turn(trainer, cohort, monkeypatch):
     """What the next turn of ``trainer`` copies and asks, were its device a GPU."""
     tensors = [scan.image for scan in cohort.scans]
     tensors += [scan.labels for scan in cohort.scans if scan.labels is not None]
-    networks = [*trainer.networks.values()]
-    networks += [teacher.module for teacher in trainer.teachers.values()]
-    for network in networks:
+    for network in [*trainer.networks.values(), *trainer.teachers.values()]:
         tensors += [*network.parameters(), *network.buffers()]
     for optimiser in trainer.optimisers.values():
         for known in optimiser.state.values():
@@ -106,6 +115,6 @@ def counts_of_a_turn(trainer, cohort, monkeypatch):
         for module in (data, pairs, terms, training):
             patch.setattr(module, "sent", gpu.sent)
         patch.setattr(trainer, "device", torch.device("cuda"))
-        with gpu, _Answers(gpu):
+        with gpu, _Calls(gpu):
             trainer.take_turn()
     return gpu.counts
