@@ -19,6 +19,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import agreement  # noqa: E402
 import runner  # noqa: E402
+import scaling  # noqa: E402
 
 ONCE = runner.Turns(least=1, seconds=0, shortest=0)
 
@@ -154,3 +155,66 @@ def test_a_table_is_the_same_within_the_spread_of_its_seeds():
 
 def test_the_rows_of_the_faster_program_are_compared():
     assert "39 of 42 rows are the same" in run("agreement.py")  # as the results' README says
+
+
+# --- what large experiments take ------------------------------------------------------------------
+
+
+def timed_row(operation, size, seconds, **values):
+    """A row of a GPU."""
+    given = {"device": "cuda", "dtype": "bfloat16", "seconds": seconds} | values
+    return runner.Row(operation, size, "deepatlas", **given)
+
+
+STEPS = (
+    timed_row("segmentation step, joint", "10^3", 0.02),
+    timed_row("segmentation step, joint", "20x20x20", 0.08),  # 1e-5 a voxel: the larger counts
+    timed_row("registration step, joint", "knees, 20x20x20", 0.16),
+    timed_row("registration step, alone", "20x20x20", 0.04),
+    timed_row("segmentation step, joint", "40^3", 9.0, device="cpu", cpu_seconds=9.0),
+    timed_row("joint step, 32 structures", "10^3", runner.UNKNOWN, memory_mib=1.0),
+)
+
+
+def test_the_time_of_a_table_is_that_of_its_steps_pairs_and_voxels():
+    prices = scaling.Prices(STEPS)
+    assert prices.of_step("reg", True) == pytest.approx(2e-5)
+    assert prices.of_step("reg", False) == pytest.approx(5e-6)
+    assert prices.of_step("seg", False) == pytest.approx(1e-5)  # none was timed: as a joint one
+    values = {"dataset": "phantom-knee", "dims": 3, "regimes": "joint", "joint_steps": 30}
+    experiment = scaling.parse(values | {"seg_steps": 10, "reg_steps": 20, "batch_size": 2})
+    table = experiment.table
+    cost = scaling.cost_of([(experiment, table)], (100, 100, 100), 7, 0, prices, times=3)
+    # pairs and voxels of all; segmentation anew for 20 steps, then 10 more beside 40
+    baselines = {"seg": 10 * 1e-5, "reg": 20 * 5e-6}
+    joint = 20 * 1e-5 + 10 * 1e-5 + 40 * 2e-5
+    assert cost.training == pytest.approx(3 * 2 * 1e6 * (sum(baselines.values()) + joint))
+    assert cost.longest == pytest.approx(3 * 2 * 1e6 * (baselines["reg"] + joint))
+    assert cost.memory_gib == pytest.approx(2 * 1000 / 1024)
+    assert cost.disk_gib == pytest.approx(7 * 5e6 / 2**30)
+    assert scaling.shared(8.0, 3.0, 2) == 4.0 and scaling.shared(8.0, 3.0, 8) == 3.0
+
+
+def test_what_was_not_measured_is_said():
+    with pytest.raises(UserError, match=r"no registration step, joint was measured on cuda in"):
+        scaling.Prices(STEPS[:2]).of_step("reg", True)
+    with pytest.raises(UserError, match=r"the size of a grid was wanted, .* got 'many'"):
+        scaling.voxels_of("many")
+
+
+def test_the_papers_table_and_more_scans_are_reckoned_from_the_committed_rows():
+    said = run("scaling.py", "paper")
+    assert said.count("core hours to align them") == 3 and "nan" not in said
+
+
+def test_the_steps_of_a_class_are_measured_and_their_growth_told(tmp_path):
+    path = tmp_path / "rows.csv"
+    run("scaling.py", "measure", "--smoke", "--cohorts", "phantom-brain", "--to", str(path))
+    run("scaling.py", "growth", "--smoke", "--to", str(path))
+    rows = runner.read_rows(path)
+    kinds = {scaling.kind_of(*kind) for kind in scaling.KINDS}
+    wanted = kinds | set(scaling.SCORING.values())
+    assert {row.operation for row in rows if row.cpu_seconds > 0} == wanted
+    assert sum(not math.isnan(row.exponent) for row in rows) == 4
+    said = run("scaling.py", "class", "--to", str(path))
+    assert said.startswith("phantom-brain, 56x72x56, float32, deepatlas: joint training")

@@ -876,6 +876,23 @@ def test_a_relative_data_folder_would_be_another_one_in_a_notebook_and_is_refuse
         datasets.find("hippocampus")
 
 
+# --- grids of volumes -----------------------------------------------------------------------------
+
+ENOUGH = 100  # voxels
+
+
+def least_voxels(cohort):
+    """{structure: voxels} of the scan that has fewest of it."""
+    count = len(cohort.structures)
+    found = [torch.bincount(scan.labels.flatten().long(), minlength=count) for scan in cohort.scans]
+    return dict(zip(cohort.structures, torch.stack(found).amin(0).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("name", PHANTOMS)
+def test_on_the_grid_of_a_class_every_structure_of_every_phantom_has_a_hundred_voxels(name):
+    assert min(least_voxels(load(name, profile="class", dims=3)).values()) >= ENOUGH
+
+
 # --- real scans -----------------------------------------------------------------------------------
 
 
@@ -974,6 +991,14 @@ def test_on_the_grid_the_large_structures_keep_their_volume(oasis, real_data):
         array = label_array(real_data, scan)
         wanted = 8 * int(np.isin(array, [n for n in range(23, 208) if n not in (42, 43)]).sum())
         assert whole == pytest.approx(wanted, rel=0.12)
+
+
+@pytest.mark.learning  # aligning 35 scans takes half a minute
+def test_on_the_grid_of_a_class_every_structure_of_every_real_brain_has_a_hundred_voxels(
+    real_data,
+):
+    cohort = load("oasis35", profile="class", dims=3)
+    assert min(least_voxels(cohort).values()) >= ENOUGH
 
 
 def test_the_cortex_has_each_region_once_left_and_right_merged(oasis, real_data):
