@@ -628,7 +628,7 @@ def test_where_there_is_no_slurm_it_is_said(monkeypatch, tmp_path):
 
 @pytest.fixture
 def some_runs(todo, tmp_path):
-    runs = [run.Run(e, e, tmp_path / e.name) for e in todo]
+    runs = [progress.Run(e, e, tmp_path / e.name) for e in todo]
     runs[0].state, runs[0].trained = "finished", 4
     runs[1].state, runs[1].note = "failed", "no space is left"
     folder = runs[2].folder

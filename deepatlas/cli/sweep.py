@@ -16,7 +16,7 @@ from .errors import stoppable
 if TYPE_CHECKING:
     from ..parameters import Experiment
     from ..sweeps.pools import Pool
-    from ..sweeps.run import Run
+    from ..sweeps.progress import Run
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,34 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from ..checkpoints import read_json
 from ..errors import UserError, printable
+from ..parameters import Experiment
 from ..trainings import RUN_LOCK
 
-if TYPE_CHECKING:
-    from .run import Run
-
-Show = Callable[["Sequence[Run]", str], None]
 STATES = ("finished", "running", "failed", "waiting")
+
+
+@dataclass
+class Run:
+    """A run of a sweep, and where it stands."""
+
+    planned: Experiment
+    experiment: Experiment  # the planned one, or with a smaller batch
+    folder: Path
+    state: str = "waiting"  # then "running", "finished" or "failed"
+    trained: int = 0  # regimes
+    note: str = ""
+    output: str = ""  # of a failed one: what it said last
+    killed: bool = False
+
+
+Show = Callable[[Sequence[Run], str], None]
 
 
 def look_at(runs: Sequence[Run]) -> None:

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoints import Interrupted, stop_requests
@@ -21,24 +20,11 @@ from ..trainings import RUN_LOCK
 from . import progress
 from .collect import collect
 from .pools import OneByOne, Pool
+from .progress import Run
 
 LOOK = 0.5  # seconds between two looks at the runs
 ENDED = ("finished", "failed")
 KILLED = -9  # the exit code of a process that Linux ends where memory is short
-
-
-@dataclass
-class Run:
-    """A run of a sweep, and where it stands."""
-
-    planned: Experiment
-    experiment: Experiment  # the planned one, or with a smaller batch
-    folder: Path
-    state: str = "waiting"  # then "running", "finished" or "failed"
-    trained: int = 0  # regimes
-    note: str = ""
-    output: str = ""  # of a failed one: what it said last
-    killed: bool = False
 
 
 def carry_out_all(
