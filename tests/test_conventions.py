@@ -484,7 +484,8 @@ def test_make_experiment_makes_a_table_a_notebook_and_a_report(tmp_path):
     assert done.returncode == 0, done.stderr
     for text in ("N = 1 of", "DeepAtlas", "Full supervision", "report:", "notebook:", "scores:"):
         assert text in done.stdout
-    (folder,) = tmp_path.iterdir()
+    (record,) = tmp_path.glob("*/run.json")
+    folder = record.parent
     assert {"run.json", "scores.csv", "experiment.ipynb", "report.html"} <= {
         path.name for path in folder.iterdir()
     }
