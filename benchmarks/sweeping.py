@@ -5,7 +5,7 @@ The disturbed one goes on side by side. Once runs have begun, a worker of Dask i
 process of a run, and to the process of another run the disk becomes full. That run fails, and the
 same command does it at the end.
 
-Parameters of all runs may be added, as in `profile=class seg_steps=20 reg_steps=20 joint_steps=30`;
+Parameters of all runs may be added, as in `seg_steps=20 reg_steps=20 joint_steps=30`;
 `--keep FOLDER` keeps both sweeps there, and a sweep that is kept is not repeated.
 """
 
@@ -29,7 +29,10 @@ import psutil
 
 GRID = {
     "dataset": "phantom-knee",
-    "profile": "smoke",
+    "profile": "class",  # smoke has four training scans, and N is to be 5
+    "seg_steps": 4,
+    "reg_steps": 4,
+    "joint_steps": 6,
     "dims": 2,
     "device": "cpu",
     "precision": "float32",  # "auto" is timed, and a busy machine may decide otherwise
