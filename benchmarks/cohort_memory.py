@@ -18,9 +18,9 @@ from pathlib import Path
 
 from deepatlas import datasets, parameters, training
 from deepatlas.data import Batch
-from deepatlas.trainings import new_networks
 from deepatlas.pairs import draw_pair, pairs_by_case
 from deepatlas.regimes import JOINT, REGIMES
+from deepatlas.trainings import new_networks
 
 import nibabel as nib
 import numpy as np
