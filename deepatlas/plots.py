@@ -280,11 +280,13 @@ def through_plane_figure(
 
     Above: fixed in both planes, a dashed line where they meet, and moving in the coronal cut.
     Below, a row for each deformation: u_3 in the axial slice, in mm; where the voxels of the cut
-    look, as arrows (u_1, u_3); warped, with the lattice it pulled.
+    look, as arrows (u_1, u_3); warped, with the lattice it pulled. At the foot, the names of the
+    structures that are seen.
     """
     j, k = at
     axial, coronal = (0, 1), (0, 2)  # the axes of the two planes
     spacing = np.array(spacing_of(fixed))
+    seen: set[int] = set()
 
     def draw(
         cell: Axes,
@@ -298,6 +300,7 @@ def through_plane_figure(
         draw_image(cell, image[plane][None], title, spacing[list(axes)])
         if labels is not None:
             draw_labels(cell, labels[plane], len(structures))
+            seen.update(labels[plane].unique().tolist())
         draw_letters(cell, fixed, axes)
 
     rows = 1 + len(panels)
@@ -329,6 +332,17 @@ def through_plane_figure(
         labels = phi.warp_labels(moving.labels[None])[0]
         draw(cells[2], f"{title}: warped", coronal, warped, labels)
         draw_grid(cells[2], in_cut)
+
+    named = sorted(seen - {0})  # but the background
+    palette = colours(len(structures) - 1)
+    figure.legend(
+        [_square(palette[c - 1]) for c in named],
+        [literal(structures[c]) for c in named],
+        loc="outside lower center",
+        ncols=5,
+        fontsize=8,
+        frameon=False,
+    )
     return figure
 
 

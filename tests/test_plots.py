@@ -69,6 +69,9 @@ def test_motion_through_the_plane_is_shown_in_millimetres_with_the_letters_of_th
     (arrows,) = [drawn for drawn in cells[7].collections if hasattr(drawn, "U")]
     assert (arrows.U == 2).all() and (arrows.V == 1.5).all() and arrows.N == 3 * 4
     assert [cells[i].get_aspect() for i in (0, 1, 6, 7)] == [1.5, 2, 1.5, 2]
+    (key,) = figure.legends
+    assert [text.get_text() for text in key.get_texts()] == ["it"], "a colour has a name"
+    assert key.legend_handles[0].get_color() == plots.colours(1)[0]
     plt.close(figure)
 
 
