@@ -233,7 +233,7 @@ def test_the_command_line_wins_over_a_file_and_the_last_file_over_others(tmp_pat
 @pytest.mark.parametrize(
     "text, sentence",
     [
-        ("seed: [1\n", "not valid YAML"),
+        ("seed: [1\n", "not valid YAML .*, line 2, column 1"),
         ("- seed\n", r"parameters by their names were wanted, .* got \['seed'\]"),
         ("seed\n", "parameters by their names were wanted, .* got 'seed'"),
         ("1: 2\n", "parameters by their names were wanted"),
@@ -548,7 +548,7 @@ def test_a_warning_is_one_line(capsys):
 
 
 def test_a_device_that_is_none_is_refused_before_scans_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "load_cohort", lambda *_, **__: pytest.fail("scans were read"))
+    monkeypatch.setattr(experiments, "load_cohort_of", lambda *_, **__: pytest.fail("scans were read"))
     experiment = parse({"profile": "smoke", "device": "quantum"})
     with pytest.raises(UserError, match="device 'quantum' cannot train here"):
         experiments.run(experiment, tmp_path)

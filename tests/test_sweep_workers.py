@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 from deepatlas import checkpoints, children, experiments, records, sweeps
@@ -216,10 +217,25 @@ def test_a_scheduler_that_starts_again_gets_what_is_left(todo, played, tmp_path,
     assert_equal(tmp_path / "results", quiet(played, tmp_path / "quiet"))
 
 
-def test_no_scheduler_is_said(monkeypatch):
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense", "http://127.0.0.1:9", ""])
+def test_no_scheduler_is_said(address, monkeypatch):
     monkeypatch.setattr(pools, "CONNECT", 0.2)
-    with pytest.raises(UserError, match=r"tcp://127\.0\.0\.1:9: no scheduler of Dask answers"):
-        sweeps.Workers("tcp://127.0.0.1:9", "there")
+    with pytest.raises(UserError, match=f"^{address}: no scheduler of Dask answers"):
+        sweeps.Workers(address, "there")
+
+
+def test_a_scheduler_that_stays_away_is_said(tmp_path, dask, monkeypatch):
+    port = free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    scheduler = dask("scheduler", "--host", "127.0.0.1", "--port", str(port))
+    pool = sweeps.Workers(address, "there")
+    pool.submit(Task(tmp_path / "run.lock", ()))
+    scheduler.kill()
+    scheduler.wait()
+    monkeypatch.setattr(pools, "PATIENCE", 0.0)
+    with pytest.raises(UserError, match="the scheduler has been gone"), closing(pool):
+        while True:
+            assert pool.ended() == []
 
 
 def test_a_run_that_is_killed_goes_on_once(todo, played, tmp_path):
@@ -436,8 +452,10 @@ def test_two_places_at_once_are_refused(grid, tmp_path):
         "--scheduler",
         "tcp://x",
     ]
-    done = CliRunner().invoke(app, words)
+    done = CliRunner().invoke(app, [*words, "--dry-run"])
     assert "one of them was wanted, not both" in str(done.exception)
+    done = CliRunner().invoke(app, ["sweep", str(grid), "--scheduler", "tcp://x", "--workers", "2"])
+    assert "leave out --workers" in str(done.exception)
 
 
 def test_without_dask_it_is_one_after_the_other_or_said(grid, tmp_path, monkeypatch):
@@ -534,7 +552,9 @@ def test_each_gpu_has_a_worker_that_sees_it_alone(monkeypatch):
     assert pool.where == "5 at once on 3 GPUs"
     options = [worker["options"] for worker in begun[0].workers.values()]
     assert [each["env"]["CUDA_VISIBLE_DEVICES"] for each in options] == ["4", "7", "9"]
-    assert {each["nthreads"] for each in options} == {2}
+    assert [each["nthreads"] for each in options] == [2, 2, 1]
+    with pytest.raises(UserError, match="--workers 4 on 1 GPUs is more than --per-gpu 2 on each"):
+        sweeps.on_this_machine(4, ["0"], 2)
 
 
 # --- Slurm ----------------------------------------------------------------------------------------
@@ -598,6 +618,10 @@ def test_jobs_that_have_ended_before_the_runs_are_told(played_slurm):
     assert pool.ended() == [] and "7" in pool.where
     assert f"dask_worker {pool.address} " in (played_slurm / "script").read_text()
     (played_slurm / "jobs").write_text("")
+    squeue = (played_slurm / "squeue").read_text()
+    (played_slurm / "squeue").write_text("#!/bin/sh\necho Unable to contact slurm >&2; exit 1\n")
+    assert pool.ended() == []  # Slurm is away, which says nothing of its jobs
+    (played_slurm / "squeue").write_text(squeue)
     with pytest.raises(UserError, match="all jobs of 7 have ended before the runs"):
         pool.ended()
     pool.close()

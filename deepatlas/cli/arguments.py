@@ -120,7 +120,7 @@ def read_config(file: Path) -> dict[str, object]:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not valid YAML ({brief(str(error))})") from error
+        raise UserError(f"{file}: not valid YAML ({shortened(str(error))})") from error
     named = isinstance(values, dict) and all(isinstance(name, str) for name in values)
     if values is not None and not named:
         raise UserError(

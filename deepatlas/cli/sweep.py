@@ -27,8 +27,9 @@ class Places:
         int | None,
         typer.Option(
             min=1,
-            help="how many runs at once, or how many jobs of Slurm; by default as many as memory "
-            "and cores allow, and one after the other without dask.distributed",
+            help="how many runs at once, by default as many as memory and cores allow, and one "
+            "after the other without dask.distributed; or how many jobs of Slurm, by default one "
+            "for each run",
         ),
     ] = None
     per_gpu: Annotated[int, typer.Option(min=1, help="how many runs at once on each GPU")] = 1
@@ -44,6 +45,22 @@ class Places:
             '--time=4:00:00"',
         ),
     ] = None
+
+    def check(self) -> None:
+        """UserError if they do not go together."""
+        if self.scheduler is not None and self.slurm is not None:
+            raise UserError("--scheduler and --slurm: one of them was wanted, not both")
+        if self.scheduler is not None and (self.workers is not None or self.per_gpu > 1):
+            raise UserError(
+                "--scheduler: its workers are there already, and take as many runs at once as they "
+                "have threads: leave out --workers and --per-gpu"
+            )
+
+    def jobs(self, todo: list[Experiment]) -> int:
+        """How many jobs of Slurm."""
+        from .. import sweeps
+
+        return self.workers or min(len(todo), sweeps.MOST_JOBS)
 
 
 @spread
@@ -65,7 +82,7 @@ def sweep(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="print the runs, and the script for Slurm; begin nothing"),
+        typer.Option("--dry-run", help="print the runs, or the script for Slurm; begin nothing"),
     ] = False,
 ) -> None:
     """Run many experiments, several at once, and collect their rows; finished ones are not
@@ -74,6 +91,7 @@ def sweep(
     """
     from .. import evidence, sweeps
 
+    places.check()
     root = root or runs_folder()
     results = results or root / "results"
     todo = sweeps.read_sweep(file, assignments(only))
@@ -105,17 +123,15 @@ def sweep(
 
 
 def _pool(todo: list[Experiment], places: Places) -> Pool:
-    """What carries out the runs; UserError if the options do not go together."""
+    """What carries out the runs."""
     from .. import sweeps
 
-    if places.scheduler is not None and places.slurm is not None:
-        raise UserError("--scheduler and --slurm: one of them was wanted, not both")
     if places.scheduler is not None:
         sweeps.check_installed()
         return sweeps.Workers(places.scheduler, f"by {places.scheduler}")
     if places.slurm is not None:
         sweeps.check_installed()
-        return sweeps.JobsOfSlurm(places.slurm, places.workers or len(todo), places.per_gpu)
+        return sweeps.JobsOfSlurm(places.slurm, places.jobs(todo), places.per_gpu)
     at_once = places.workers
     if at_once is None and sweeps.several_at_once():
         at_once = sweeps.most_at_once(todo, places.per_gpu)
@@ -129,7 +145,7 @@ def _print_plan(todo: list[Experiment], places: Places) -> None:
     from .. import sweeps
 
     if places.slurm is not None:
-        jobs = places.workers or len(todo)
+        jobs = places.jobs(todo)
         typer.echo(sweeps.slurm_script(places.slurm, "tcp://HOST:PORT", jobs, places.per_gpu))
         return
     for experiment in todo:

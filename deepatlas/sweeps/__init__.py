@@ -24,10 +24,12 @@ from .pools import (
     several_at_once,
 )
 from .run import carry_out_all
+from .slurm import MOST_JOBS
 from .slurm import script as slurm_script
 
 __all__ = [
     "JOINT_ALONE",
+    "MOST_JOBS",
     "PARAMETERS",
     "JobsOfSlurm",
     "OneByOne",

@@ -147,10 +147,10 @@ class Workers:
         self.client: distributed.Client | None = None
         try:
             self._connect(timeout=CONNECT)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{address}: no scheduler of Dask answers there ({error}): start one by `dask "
-                "scheduler`, or name another address"
+                "scheduler`, or name another address, as in tcp://node7:8786"
             ) from error
 
     def submit(self, task: Task) -> None:
@@ -175,21 +175,28 @@ class Workers:
 
     def close(self) -> None:
         """Ask what still runs to save and end, and wait for it, but not for long: a worker may be
-        gone.
+        gone. If the scheduler is gone, nobody can be asked, and the workers stop by themselves.
         """
-        for future in self.futures.values():
-            future.cancel()
-        latest = time.monotonic() + GRACE
-        while any(task.lock.exists() for task in self.tasks.values()):
-            if time.monotonic() > latest:
-                break
-            time.sleep(POLL)
-        self.client.close(timeout=5)
+        if self.client.status == "running":
+            for future in self.futures.values():
+                future.cancel()
+            latest = time.monotonic() + GRACE
+            while any(task.lock.exists() for task in self.tasks.values()):
+                if time.monotonic() > latest:
+                    break
+                time.sleep(POLL)
+        if self.client.status != "closed":
+            self.client.close(timeout=5)
         self.closes()
 
     def _connect(self, timeout: float) -> None:
         import distributed  # here: an extra
+        from distributed.comm import resolve_address
 
+        resolve_address(self.address)  # a client would raise the same, and hang at its end
+        for name in ("distributed", "distributed.client"):
+            # of a scheduler that is gone they print tracebacks, and ``ended`` says a sentence
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.client = distributed.Client(self.address, timeout=timeout, set_as_default=False)
 
     def _hand_over(self, key: str) -> None:
@@ -230,10 +237,16 @@ def _outcome(future: distributed.Future) -> Outcome:
 
 def on_this_machine(at_once: int, gpus: Sequence[str], per_gpu: int) -> Workers:
     """So many runs at once: by a worker for each of the ``gpus``, which sees that one alone; where
-    there is none, by one worker that has a thread for each run.
+    there is none, by one worker that has a thread for each run. UserError if they are more than
+    ``per_gpu`` on each GPU.
     """
     import distributed
 
+    if gpus and at_once > len(gpus) * per_gpu:
+        raise UserError(
+            f"--workers {at_once} on {len(gpus)} GPUs is more than --per-gpu {per_gpu} on each: "
+            "lower the one, or raise the other if their memory allows"
+        )
     used = gpus[: -(-at_once // per_gpu)]
     common = {
         "memory_limit": 0,
@@ -244,7 +257,8 @@ def on_this_machine(at_once: int, gpus: Sequence[str], per_gpu: int) -> Workers:
     environment = {"OMP_NUM_THREADS": str(threads_each(at_once))}
     workers = {}
     for number, gpu in enumerate(used):
-        options = {"nthreads": per_gpu, "env": environment | {"CUDA_VISIBLE_DEVICES": gpu}}
+        runs = at_once // len(used) + (number < at_once % len(used))
+        options = {"nthreads": runs, "env": environment | {"CUDA_VISIBLE_DEVICES": gpu}}
         workers[number] = {"cls": distributed.Nanny, "options": common | options}
     if not used:
         options = {"nthreads": at_once, "env": environment}

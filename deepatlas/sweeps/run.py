@@ -39,8 +39,8 @@ def carry_out_all(
 
     ``pool()`` says who carries them out, by default one after the other; if all are finished it is
     not asked.
-    ``show(runs, where)`` is called when something has changed, and every second; by default a table
-    in the notebook, or in the terminal. A run that is killed goes on from its checkpoint, once. One
+    ``show(runs, where)`` is called twice a second, and at the end; by default it is a table in the
+    notebook, or in the terminal. A run that is killed goes on from its checkpoint, once. One
     whose memory does not suffice, or which is killed again, is done with half the batch, once: that
     is another experiment, and its rows say so. Ctrl-C or SIGTERM stops what runs, saved; the same
     call goes on. Raises Interrupted then.

@@ -10,6 +10,7 @@ from ..errors import UserError, brief
 
 # In a job's time limit the worker leaves so many seconds earlier: its runs are saved by then.
 LEAVE = 120
+MOST_JOBS = 1000  # in an array, as Slurm is set up unless somebody has changed it
 
 SCRIPT = """\
 #!/bin/bash
@@ -89,8 +90,9 @@ def submit(text: str) -> str:
         )
     except FileNotFoundError as error:
         raise UserError(
-            "--slurm: there is no sbatch here: start the sweep where jobs are submitted, or write "
-            "the script there by --dry-run"
+            "--slurm: there is no sbatch here: start the sweep where jobs are submitted, or submit "
+            "there what --dry-run prints, with the address of a scheduler in it (`dask scheduler` "
+            "prints one), and name that by --scheduler"
         ) from error
     except subprocess.CalledProcessError as error:
         raise UserError(f"--slurm: sbatch refused the script ({error.stderr.strip()})") from error
@@ -98,8 +100,10 @@ def submit(text: str) -> str:
 
 
 def is_there(job: str) -> bool:
-    """Does one of the jobs wait or run?"""
+    """Does one of the jobs wait or run? So it is taken to be while Slurm does not answer."""
     done = subprocess.run(["squeue", "-h", "-j", job], capture_output=True, text=True)
+    if done.returncode != 0:
+        return "Invalid job id" not in done.stderr  # so it says of what ended minutes ago
     return bool(done.stdout.strip())
 
 
