@@ -14,7 +14,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import version
@@ -122,10 +122,15 @@ def run(
     folder = Path(root or runs_folder()) / experiment.name
     if not _lost(experiment, folder):
         print(f"finished before, its scans were not read again: {folder}")
+        if _is_told_otherwise(experiment, folder):
+            # it may be a folder that cannot be written, or another process's just now
+            with suppress(OSError, locks.Held), locks.Lock(folder / RUN_LOCK):
+                _write_what_is_told(experiment, folder)
         tracking.catch_up(log, folder)
         return folder
     device = _device(experiment, folder)  # an error before anything is written
     with locks.Lock(folder / RUN_LOCK) as lock:
+        _write_what_is_told(experiment, folder)
         lost = _lost(experiment, folder)
         _say_what_is_lost(experiment, folder, lost)
         cohort, _, record = begun = _begin(experiment, folder, device)
@@ -197,6 +202,7 @@ def train_or_load(
                 if not lock.wait(poll=1.0, stopped=lambda: bool(stopped)):
                     raise Interrupted(f"{folder}: stopped while another process trains in it")
             stack.callback(lock.release)
+            _write_what_is_told(experiment, folder)
         trainings = Trainings(experiment, table, *_begin(experiment, folder, device))
         train_all(trainings)
     return {
@@ -252,7 +258,7 @@ def _device(experiment: Experiment, folder: Path) -> torch.device:
 
 def _record_of(experiment: Experiment, folder: Path) -> dict | None:
     """The record of the run in its ``folder``, None before it is begun; UserError if it is another
-    run's.
+    run's. It says where the scans are now, and what is said of them, also if the file does not yet.
     """
     if not (folder / "run.json").is_file():
         return None
@@ -269,8 +275,19 @@ def _record_of(experiment: Experiment, folder: Path) -> dict | None:
         record["entry"] = entry
         if record.get("preparation") is not None:
             record["preparation"] |= _rights(experiment.entry)
-        write_record(record, folder)
     return record
+
+
+def _is_told_otherwise(experiment: Experiment, folder: Path) -> bool:
+    """Does the file of the run's record say other words of the scans, or another place?"""
+    record = _record_of(experiment, folder)
+    return record is not None and record != read_record(folder)
+
+
+def _write_what_is_told(experiment: Experiment, folder: Path) -> None:
+    """Let the file of the run's record say it, too; the run's lock is held."""
+    if _is_told_otherwise(experiment, folder):
+        write_record(_record_of(experiment, folder), folder)
 
 
 def _new_record(experiment: Experiment, cohort: Cohort, device: torch.device) -> dict:

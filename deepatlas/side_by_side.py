@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,11 +74,13 @@ def train_all(trainings: Trainings, ended: Ended | None = None, call: Call | Non
         workers = workers_that_pay(
             trainings.table, costs, trainings.experiment.dims, trainings.cohort.device
         )
+    workers = min(workers, max(1, len(costs)))
     order = list(trainings.table) if workers == 1 else soonest(trainings.table, costs)
     hands = Here(trainings, call) if workers == 1 else Workers(trainings, workers, call)
     if not trainings.record["steps"]:
         trainings.record["threads"] = hands.threads
-    with hands, stop_requests() as stopped:
+    # a second Ctrl-C does not disturb those that save what they have
+    with stop_requests() as stopped, hands:
         course = _Course(trainings, hands, ended, order)
         try:
             while course.goes_on():
@@ -282,7 +284,7 @@ class Workers:
         self.said: queue.Queue[tuple[int, dict | None]] = queue.Queue()
         self.busy: dict[int, str] = {}
         self.steps: dict[str, int] = {}  # taken by the regimes that are being trained
-        self.peak_memory_gib = 0.0
+        self.peak_of_workers = 0.0
         self.threads = max(1, torch.get_num_threads() // count)
         paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {
@@ -320,15 +322,18 @@ class Workers:
     def __exit__(self, *error: object) -> None:
         """Stop them, each saved; nothing happens to those that have ended."""
         for process in self.processes:
-            process.stdin.close()
+            with suppress(BrokenPipeError):  # it has died, and was told something after that
+                process.stdin.close()
         for process in self.processes:
             process.wait()
         self.bar.close()
 
     def _listen(self, i: int, process: subprocess.Popen) -> None:
-        for line in process.stdout:
-            self.said.put((i, json.loads(line)))
-        self.said.put((i, None))
+        try:
+            for line in process.stdout:
+                self.said.put((i, json.loads(line)))
+        finally:  # it may have died in the middle of a line
+            self.said.put((i, None))
 
     def _tell(self, i: int, message: Mapping) -> None:
         try:
@@ -366,15 +371,21 @@ class Workers:
             if said is None:
                 self._explain(i)
             elif "raised" in said:
-                raise _ERRORS.get(said["raised"], RuntimeError)(said["sentence"])
+                raise _ERRORS[said["raised"]](said["sentence"])
             elif "step" in said:
                 self._show(self.busy[i], said["step"])
             elif "ended" in said:
-                self.peak_memory_gib = max(self.peak_memory_gib, said["peak_memory_gib"])
+                self.peak_of_workers = max(self.peak_of_workers, said["peak_memory_gib"])
                 key = self.busy.pop(i)
                 self._show(key, sum(self.trainings.steps[key].values()))
                 del self.steps[key]
                 return key
+
+    @property
+    def peak_memory_gib(self) -> float:
+        """The most memory that a worker has held, or this process, which scores."""
+        own = machine.peak_memory_gib(self.trainings.cohort.device)
+        return max(own, self.peak_of_workers)
 
     def _show(self, key: str, step: int) -> None:
         self.bar.update(step - self.steps.get(key, 0))
@@ -398,18 +409,21 @@ class Workers:
 # --- a worker -------------------------------------------------------------------------------------
 
 # What may go wrong with a training is told by the process that holds the run, as if it had been its
-# own.
-_ERRORS = {kind.__name__: kind for kind in (UserError, FloatingPointError, Interrupted, OutOfTime)}
+# own; of a class and one derived from it, that one first.
+_KINDS = (OutOfTime, Interrupted, FloatingPointError, MemoryError, UserError)
+_ERRORS = {kind.__name__: kind for kind in _KINDS}
 
 
 def _work(folder: Path) -> None:
     """Train what standard input names, and tell standard output of it, a line of JSON each."""
-    speak = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # A queue asks all processes of a job to stop; this one, while it trains nothing, by its parent.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    speak = os.dup(1)
     os.dup2(2, 1)  # whatever else is printed
 
     def tell(**said: object) -> None:
-        speak.write(json.dumps(said) + "\n")
-        speak.flush()
+        with suppress(BrokenPipeError):  # nobody hears it, and ``listen`` will know
+            os.write(speak, f"{json.dumps(said)}\n".encode())
 
     orders: queue.Queue[dict | None] = queue.Queue()
     alone = threading.Event()  # nobody is left who would tell more
@@ -424,20 +438,20 @@ def _work(folder: Path) -> None:
     first = orders.get()
     if first is None:
         return
-    locks.adopt(folder / RUN_LOCK, first["token"])
     left = first["seconds_left"]
     until = None if left is None else time.monotonic() + left
-    with redirect_stdout(io.StringIO()):  # the scans' licence has been said
-        trainings = go_on(folder, first["device"])
-    while (order := orders.get()) is not None:
-        key = order["train"]
-        try:
+    try:
+        locks.adopt(folder / RUN_LOCK, first["token"])
+        with redirect_stdout(io.StringIO()):  # the scans' licence has been said
+            trainings = go_on(folder, first["device"])
+        while (order := orders.get()) is not None:
+            key = order["train"]
             with tracked(first["log"], folder, key) as log:
                 trainings.train(key, until, _told(tell, log, alone), quiet=True)
-        except (UserError, FloatingPointError, Interrupted) as error:
-            tell(raised=type(error).__name__, sentence=str(error))
-            return
-        tell(ended=key, peak_memory_gib=machine.peak_memory_gib(trainings.cohort.device))
+            tell(ended=key, peak_memory_gib=machine.peak_memory_gib(trainings.cohort.device))
+    except _KINDS as error:
+        kind = next(kind for kind in _KINDS if isinstance(error, kind))
+        tell(raised=kind.__name__, sentence=str(error))
 
 
 def _told(tell: Callable[..., None], log: Watch | None, alone: threading.Event) -> Watch:

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -217,7 +216,8 @@ class Trainings:
 
     def _origin(self, key: str) -> str:
         """A hash of what a training begins with, beside its settings: the code, the scans that are
-        trained on and that decide which weights are kept, the networks, and their starts.
+        trained on and that decide which weights are kept, how they were prepared, the networks, and
+        their starts.
         """
         e = self.experiment
         scans = [
@@ -225,12 +225,13 @@ class Trainings:
             for part in ("train", "validation")
             for scan in getattr(self.cohort, part)
         ]
+        prepared = (e.entry.identity(), e.profile)
         networks = (e.networks, e.dims, e.velocity, e.passes, e.seed, self.cohort.structures)
         starts = {
             name: hash_of(self.identity(source))
             for name, source in sorted(self.table[key].start.items())
         }
-        said = (self._code, self.cohort.fingerprint, scans, networks, starts)
+        said = (self._code, self.cohort.fingerprint, scans, prepared, networks, starts)
         return hash_of(repr(said))[:16]
 
     def lock_of(self, key: str) -> locks.Lock:
@@ -244,9 +245,11 @@ class Trainings:
             return self.folder
         wanted = hash_of(self.identity(key))
         for record in sorted(self.folder.parent.glob("*/run.json")):
-            for name in _checkpoints_of(record, record.stat().st_mtime_ns).get(wanted, ()):
+            if record.parent == self.folder:
+                continue
+            for name in _checkpoints_of(record, wanted):
                 found = checkpoint_of(record.parent, name)
-                if record.parent != self.folder and self._has_ended(found, key):
+                if self._has_ended(found, key):
                     write_atomically(self.path(key), lambda file, at=found: _link(at, file))
                     self.record.setdefault("found_in", {})[key] = record.parent.name
                     return record.parent
@@ -276,19 +279,16 @@ def load_cohort_of(experiment: Experiment) -> Cohort:
     )
 
 
-@cache
-def _checkpoints_of(record: Path, changed: int) -> dict[str, list[str]]:
-    """What the checkpoints of a run are of -> the regimes they are named; ``changed`` is when the
-    record was written.
+def _checkpoints_of(record: Path, wanted: str) -> list[str]:
+    """The regimes of another run whose checkpoints are of what is ``wanted``, by its record.
+
+    It is opened each time: the time of a file of another machine may be known from before.
     """
     try:
         kept = read_json(record).get("checkpoints") or {}
-        found: dict[str, list[str]] = {}
-        for name, identity in kept.items():
-            found.setdefault(identity, []).append(name)
-    except (UserError, OSError, AttributeError, TypeError):  # of nobody who could be asked
-        return {}
-    return found
+        return [name for name, identity in kept.items() if identity == wanted]
+    except (UserError, OSError, AttributeError):  # damaged, or removed meanwhile
+        return []
 
 
 def _link(source: Path, target: Path) -> None:
@@ -317,6 +317,7 @@ def scores_of(key: str) -> str:
 def _forget(record: dict, key: str) -> None:
     """As if the regime had never been trained, nor scored."""
     del record["steps"][key]
+    record.get("found_in", {}).pop(key, None)
     forget_hash(record, scores_of(key))
     record["finished"] = False
 

@@ -500,7 +500,7 @@ def test_the_history_has_a_row_for_every_step(finished):
 
 
 def test_a_finished_run_is_not_repeated(finished, monkeypatch):
-    monkeypatch.setattr(experiments, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(experiments, "train_all", lambda *_: pytest.fail("trained again"))
     assert experiments.run(parse({**SMOKE, "labelled": 2}), finished.parent) == finished
 
 

@@ -105,6 +105,39 @@ def test_a_worker_that_is_killed_is_told(one_thread, tmp_path, monkeypatch):
     assert all(process.poll() is not None for process in seen)
 
 
+def test_a_worker_that_died_before_it_was_told_anything_is_told(alone):
+    trained = trainings.go_on(alone, "cpu")
+    trained.lock = locks.Lock(alone / trainings.RUN_LOCK)
+    with trained.lock, pytest.raises(UserError, match=r"trained Baseline has died \(signal 9\)"):
+        workers = side_by_side.Workers(trained, 1, side_by_side.Call())
+        with workers:
+            workers.processes[0].kill()
+            workers.processes[0].wait()
+            workers.start("seg_baseline")
+            workers.wait(10)
+
+
+def test_a_worker_whose_run_another_process_has_says_so(alone):
+    trained = trainings.go_on(alone, "cpu")
+    trained.lock = locks.Lock(alone / trainings.RUN_LOCK)
+    with trained.lock:
+        workers = side_by_side.Workers(trained, 1, side_by_side.Call())
+        (alone / trainings.RUN_LOCK).unlink()
+        with workers, pytest.raises(UserError, match="its lock is gone"):
+            workers.wait(60)
+
+
+def test_a_request_to_stop_does_not_end_a_worker_that_waits_for_work(alone):
+    trained = trainings.go_on(alone, "cpu")
+    trained.lock = locks.Lock(alone / trainings.RUN_LOCK)
+    with trained.lock, side_by_side.Workers(trained, 1, side_by_side.Call()) as workers:
+        workers.start("seg_baseline")
+        assert workers.wait(60) == "seg_baseline"
+        workers.processes[0].terminate()  # as a queue does to all processes of a job
+        workers.start("reg_baseline")
+        assert workers.wait(60) == "reg_baseline"
+
+
 def test_workers_end_when_the_process_that_holds_the_run_is_killed(one_thread, tmp_path):
     long = {**SMOKE, "seg_steps": 3000, "reg_steps": 3000}
     values = [f"{name}={value}" for name, value in long.items()]
@@ -200,6 +233,28 @@ def test_another_start_or_another_way_is_not_shared(alone, tmp_path, other):
     experiments.train_or_load(parse({**SMOKE, **other}), "seg_baseline", root=tmp_path)
     (folder,) = (r.parent for r in tmp_path.glob("*/run.json") if r.parent.name != alone.name)
     assert "found_in" not in json.loads((folder / "run.json").read_text())
+
+
+def test_scans_on_another_grid_are_not_the_same(alone, tmp_path):
+    shutil.copytree(alone, tmp_path / alone.name)
+    entry = parse(SMOKE).entry
+    wider = entry.grids["smoke-2d"].model_copy(update={"spacing": 7.0})
+    grids = entry.grids | {"smoke-2d": wider}
+    other = parse(SMOKE, entry.model_copy(update={"grids": grids}))
+    experiments.train_or_load(other, "seg_baseline", root=tmp_path)
+    assert "found_in" not in json.loads((tmp_path / other.name / "run.json").read_text())
+
+
+def test_what_was_found_and_is_trained_again_is_not_said_to_be_found(alone, tmp_path):
+    shutil.copytree(alone, tmp_path / alone.name)
+    other = parse({**SMOKE, "lambda_a": 5.0})
+    experiments.train_or_load(other, "seg_baseline", root=tmp_path)
+    folder = tmp_path / other.name
+    assert json.loads((folder / "run.json").read_text())["found_in"] == {"seg_baseline": alone.name}
+    shutil.rmtree(tmp_path / alone.name)
+    (folder / "seg_baseline" / "checkpoint.pt").unlink()
+    experiments.train_or_load(other, "seg_baseline", root=tmp_path)
+    assert json.loads((folder / "run.json").read_text())["found_in"] == {}
 
 
 def test_a_damaged_regime_of_another_run_is_trained_here(alone, tmp_path):
