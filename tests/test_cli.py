@@ -548,7 +548,9 @@ def test_a_warning_is_one_line(capsys):
 
 
 def test_a_device_that_is_none_is_refused_before_scans_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "load_cohort_of", lambda *_, **__: pytest.fail("scans were read"))
+    monkeypatch.setattr(
+        experiments, "load_cohort_of", lambda *_, **__: pytest.fail("scans were read")
+    )
     experiment = parse({"profile": "smoke", "device": "quantum"})
     with pytest.raises(UserError, match="device 'quantum' cannot train here"):
         experiments.run(experiment, tmp_path)
