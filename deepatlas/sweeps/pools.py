@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 CONNECT = 30.0  # seconds in which a scheduler answers
 LOOK_AT_JOBS = 30.0  # seconds from one question to Slurm to the next
 PATIENCE = 600.0  # seconds in which a scheduler that is gone may come back
+# Of the program of a worker on this machine: Ctrl-C reaches all of a terminal, but only this process
+# acts on it, and asks the workers to stop.
+DEAF = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
 
 
 class Pool(Protocol):
@@ -250,6 +253,7 @@ def on_this_machine(at_once: int, gpus: Sequence[str], per_gpu: int) -> Workers:
     used = gpus[: -(-at_once // per_gpu)]
     common = {
         "memory_limit": 0,
+        "preload": DEAF,
         "host": "127.0.0.1",
         "dashboard": False,
         "silence_logs": logging.ERROR,
