@@ -304,7 +304,8 @@ def compiled(
     not, and they run as they are. Gives whether it is done.
 
     Names and values of the weights stay, the numbers are the same to rounding. Each size of a
-    batch, trained or consulted, is compiled when it first comes, which takes a minute or more.
+    batch, trained or consulted, is compiled when it first comes, which takes half a minute or more.
+    It is made for GPUs: on a CPU it wins little in 2D, and loses in 3D.
 
     CUDA's graphs are left out: what a network answers would be overwritten when it is next asked,
     how many scans a network sees changes from step to step with their labels, and they save

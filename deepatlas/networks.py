@@ -90,9 +90,9 @@ def upsample(x: Tensor) -> Tensor:
     does without ``align_corners``.
 
     Along each axis it is a product with a small matrix, which takes a third of the time backwards;
-    but for what is small to a GPU, where one call is quicker than several.
+    but for what is small to a GPU, where one call is quicker than several, and for a compiler.
     """
-    if x.is_cuda and x.numel() < 2**21:
+    if torch.compiler.is_compiling() or (x.is_cuda and x.numel() < 2**21):
         mode = "bilinear" if x.ndim == 4 else "trilinear"
         return F.interpolate(x, scale_factor=2, mode=mode, align_corners=False)
     *_, n_rows, n_columns = x.shape
@@ -104,14 +104,9 @@ def upsample(x: Tensor) -> Tensor:
     return x
 
 
-@torch.compiler.assume_constant_result
+@lru_cache
 def _doubling(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(2n, n): the weight of each of n voxels in each of the 2n voxels between them."""
-    return _weights_of_doubling(n, device, dtype)
-
-
-@lru_cache
-def _weights_of_doubling(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # kept for trainings to come, whoever asks first
         units = torch.eye(n)[None]
         weights = F.interpolate(units, scale_factor=2, mode="linear", align_corners=False)[0]

@@ -208,7 +208,7 @@ class Experiment(BaseModel):
     device: str = "auto"
     # of the networks; losses are always float32
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    # the networks by torch.compile: minutes at the start, faster steps after that
+    # the networks by torch.compile, for GPUs: minutes at the start; on a CPU it hardly pays
     compiled: bool = False
 
     _entry: Entry = PrivateAttr()

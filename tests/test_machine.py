@@ -332,7 +332,7 @@ class OneConvolution(nn.Module):
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_compiled_networks_are_the_same_networks(monkeypatch, dims):
+def test_compiled_networks_are_the_same_networks(monkeypatch, capsys, dims):
     """Exp and all, in one piece, both ways; and afterwards nothing is compiled. What is not tried:
     the compiler's last step, by which C++ is written, and which takes minutes.
     """
@@ -340,7 +340,7 @@ def test_compiled_networks_are_the_same_networks(monkeypatch, dims):
     monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: until_then)
     monkeypatch.setattr(machine, "compile_problem", lambda device: None)
     torch.manual_seed(0)
-    net = models.Registration(networks.RegistrationNet(dims, (16,)), velocity=True, passes=1)
+    net = models.Registration(networks.RegistrationNet(dims, (16, 16)), velocity=True, passes=1)
     pair = [torch.rand(1, 1, *[8] * dims) for _ in range(2)]
 
     def turn():
@@ -357,6 +357,7 @@ def test_compiled_networks_are_the_same_networks(monkeypatch, dims):
         assert done
         found = turn()
         assert list(net.state_dict()) == names
+    assert capsys.readouterr().out == ""  # nothing runs as it is
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
     for one, other in zip(found, expected, strict=True):  # many are 0, but for rounding

@@ -229,7 +229,7 @@ def test_upsampling_is_linear_interpolation(dims, dtype):
 
 def test_upsampling_first_without_gradients_then_with_them():
     """What it keeps between calls can be used in a training whoever asked first."""
-    networks._weights_of_doubling.cache_clear()
+    networks._doubling.cache_clear()
     x = torch.randn(1, 1, 6, 7)
     with torch.inference_mode():
         networks.upsample(x)
