@@ -9,6 +9,7 @@ import sys
 from collections.abc import Collection
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the numbers of an OSError that mean it
+NOT_YOURS = (errno.EROFS, errno.EACCES, errno.EPERM)  # and that a folder may only be read
 
 # Exit codes of the command, by which who has started it knows what to do.
 FAILED = 1

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import psutil
 
-from .errors import DISK_FULL, UserError, shortened
+from .errors import DISK_FULL, NOT_YOURS, UserError, shortened
 
 RENEWED = 60.0  # seconds from one sign of life to the next
 SILENT = 15 * 60.0  # seconds without any
@@ -270,6 +270,11 @@ class Lock:
             try:
                 self._make(Holder.here())
             except OSError as error:
+                if error.errno in NOT_YOURS:
+                    raise UserError(
+                        f"{self.path.parent}: cannot be written ({error.strerror}): name another "
+                        "folder to work in, where it is for runs by DEEPATLAS_RUNS"
+                    ) from error
                 if error.errno not in DISK_FULL:
                     raise
                 raise UserError(

@@ -375,7 +375,17 @@ with locks.Lock(Path(sys.argv[1])) as lock:
     assert files(path) == []
 
 
-# --- a full disk ----------------------------------------------------------------------------------
+# --- a disk that takes nothing --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_may_only_be_read_is_said(path, monkeypatch, number):
+    def refused(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(locks.os, "open", refused)
+    with pytest.raises(UserError, match=r"cannot be written .*DEEPATLAS_RUNS"):
+        locks.Lock(path).acquire()
 
 
 def test_a_full_disk_is_said_and_leaves_no_lock(path, monkeypatch):
