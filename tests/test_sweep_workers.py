@@ -553,7 +553,7 @@ def test_each_gpu_has_a_worker_that_sees_it_alone(monkeypatch):
     options = [worker["options"] for worker in begun[0].workers.values()]
     assert [each["env"]["CUDA_VISIBLE_DEVICES"] for each in options] == ["4", "7", "9"]
     assert [each["nthreads"] for each in options] == [2, 2, 1]
-    assert {each["preload"] for each in options} == {pools.DEAF}  # of Ctrl-C this process tells them
+    assert {each["preload"] for each in options} == {pools.DEAF}  # to Ctrl-C
     with pytest.raises(UserError, match="--workers 4 on 1 GPUs is more than --per-gpu 2 on each"):
         sweeps.on_this_machine(4, ["0"], 2)
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 CONNECT = 30.0  # seconds in which a scheduler answers
 LOOK_AT_JOBS = 30.0  # seconds from one question to Slurm to the next
 PATIENCE = 600.0  # seconds in which a scheduler that is gone may come back
-# Of the program of a worker on this machine: Ctrl-C reaches all of a terminal, but only this process
-# acts on it, and asks the workers to stop.
+# Begins a worker on this machine: Ctrl-C reaches all of a terminal, but only this process acts on
+# it, and asks the workers to stop.
 DEAF = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
 
 
