@@ -67,6 +67,8 @@ def train_all(trainings: Trainings, ended: Ended | None = None, call: Call | Non
     """
     call = call or Call()
     workers = call.workers
+    if workers is not None and workers < 1:
+        raise UserError(f"workers: 1 or more was wanted, or None for as many as pay, got {workers}")
     costs = {key: cost(trainings.table[key], steps) for key, steps in trainings.untrained().items()}
     if call.ranks.count > 1 or not costs:
         workers = 1

@@ -166,6 +166,11 @@ def workers_of(folder):
     return [line for line in listed.splitlines() if "side_by_side" in line and str(folder) in line]
 
 
+def test_no_workers_are_refused(alone, tmp_path):
+    with pytest.raises(UserError, match="workers: 1 or more was wanted"):
+        experiments.run(parse({**SMOKE, "seed": 1}), tmp_path, workers=0)
+
+
 def test_how_many_pay(monkeypatch):
     table = regimes(1)
     experiment = parse({"dims": 2})

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from deepatlas import apply, cli, exercises, experiments, notebooks, site
+from deepatlas import apply, cli, exercises, experiments, notebooks, site, sweeps
 from deepatlas.cli import app
 from deepatlas.errors import UserError
 from deepatlas.parameters import Experiment, parse, plain
@@ -135,7 +135,7 @@ def test_a_command_line_is_one_line_or_begins_to_work(place, monkeypatch, capsys
     """Where it begins to work, its parameters are those that the words say."""
     began = []
 
-    def works(experiment, *_):
+    def works(experiment, *_, **__):
         began.append(experiment)
         raise Began
 
@@ -144,6 +144,7 @@ def test_a_command_line_is_one_line_or_begins_to_work(place, monkeypatch, capsys
     monkeypatch.setattr(notebooks, "execute", works)
     monkeypatch.setattr(site, "build", works)
     monkeypatch.setattr(exercises, "hand_out", works)
+    monkeypatch.setattr(sweeps, "carry_out_all", works)
     # a real cohort is looked for where there is none, and is not fetched
     monkeypatch.setattr("deepatlas.datasets.fetch.fetch", works, raising=False)
     before = everything(place)
