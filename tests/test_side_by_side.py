@@ -21,6 +21,17 @@ import torch
 
 SMOKE = {"profile": "smoke", "dims": 2, "device": "cpu", "precision": "float32"}
 
+LONG = {**SMOKE, "seg_steps": 3000, "reg_steps": 3000}
+
+
+def begin_long_run(root, **streams):
+    """The command, with two workers."""
+    values = [f"{name}={value}" for name, value in LONG.items()]
+    command = [sys.executable, "-m", "deepatlas.cli", "run", *values, "--no-notebook"]
+    command += ["--workers", "2", "--root", str(root)]
+    threads = os.environ | {"OMP_NUM_THREADS": "2"}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=threads, **streams)
+
 
 @pytest.fixture(scope="module")
 def one_thread():
@@ -49,16 +60,7 @@ def test_side_by_side_and_one_after_the_other_are_the_same(alone, tmp_path, caps
 
 
 def test_an_interrupt_saves_what_each_of_them_has(alone, tmp_path):
-    long = {**SMOKE, "seg_steps": 3000, "reg_steps": 3000}
-    values = [f"{name}={value}" for name, value in long.items()]
-    command = [sys.executable, "-m", "deepatlas.cli", "run", *values, "--no-notebook"]
-    process = subprocess.Popen(
-        [*command, "--workers", "2", "--root", str(tmp_path)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "2"},
-    )
+    process = begin_long_run(tmp_path, stderr=subprocess.PIPE, text=True)
     wanted = [f"*/{key}_baseline/checkpoint.pt" for key in ("seg", "reg")]
     while not all(list(tmp_path.glob(name)) for name in wanted) and process.poll() is None:
         time.sleep(0.05)
@@ -73,7 +75,7 @@ def test_an_interrupt_saves_what_each_of_them_has(alone, tmp_path):
 
 
 def test_they_stop_in_time(one_thread, tmp_path):
-    experiment = parse({**SMOKE, "seg_steps": 3000, "reg_steps": 3000})
+    experiment = parse(LONG)
     with pytest.raises(OutOfTime, match="goes on"):
         experiments.run(experiment, tmp_path, workers=2, until=time.monotonic() + 12)
     assert not reporting.read_record(tmp_path / experiment.name)["finished"]
@@ -90,7 +92,7 @@ def test_what_goes_wrong_with_one_is_told_and_the_others_are_saved(one_thread, t
 
 
 def test_a_worker_that_is_killed_is_told(one_thread, tmp_path, monkeypatch):
-    experiment = parse({**SMOKE, "seg_steps": 3000, "reg_steps": 3000})
+    experiment = parse(LONG)
     seen = []
 
     def kill(workers, seconds, wait=side_by_side.Workers.wait):
@@ -139,14 +141,7 @@ def test_a_request_to_stop_does_not_end_a_worker_that_waits_for_work(alone):
 
 
 def test_workers_end_when_the_process_that_holds_the_run_is_killed(one_thread, tmp_path):
-    long = {**SMOKE, "seg_steps": 3000, "reg_steps": 3000}
-    values = [f"{name}={value}" for name, value in long.items()]
-    command = [sys.executable, "-m", "deepatlas.cli", "run", *values, "--no-notebook"]
-    process = subprocess.Popen(
-        [*command, "--workers", "2", "--root", str(tmp_path)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = begin_long_run(tmp_path, stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob("*/*/checkpoint.pt")) and process.poll() is None:
         time.sleep(0.05)
     process.kill()
