@@ -86,7 +86,8 @@ def test_the_doctor_speaks(elsewhere):
 def test_a_run_ends_with_its_report(elsewhere):
     folder, _ = elsewhere
     said = ran(elsewhere, "run", "profile=smoke", "dims=2", "device=cpu", "regimes=joint")
-    (run,) = (folder / "home" / "deepatlas" / "runs").iterdir()
+    (record,) = (folder / "home" / "deepatlas" / "runs").glob("*/run.json")
+    run = record.parent
     assert f"report:   {run / 'report.html'}" in said
     assert (run / "report.html").stat().st_size > 100_000
 
