@@ -122,7 +122,7 @@ def run(
     folder = Path(root or runs_folder()) / experiment.name
     if not _lost(experiment, folder):
         print(f"finished before, its scans were not read again: {folder}")
-        if _is_told_otherwise(experiment, folder):
+        if _told_otherwise(experiment, folder) is not None:
             # it may be a folder that cannot be written, or another process's just now
             with suppress(OSError, locks.Held), locks.Lock(folder / RUN_LOCK):
                 _write_what_is_told(experiment, folder)
@@ -161,17 +161,20 @@ def is_finished(experiment: Experiment, folder: Path) -> bool:
 def _lost(experiment: Experiment, folder: Path) -> list[str]:
     """Files of the run that are still to be made: of a finished run, what is missing or damaged."""
     record = _record_of(experiment, folder)
-    untrained = record and [k for k in experiment.table if not is_trained(record, folder, k)]
-    if record is None or not record["finished"] or untrained:
+    if record is None or not record["finished"] or _untrained(experiment, folder, record):
         return list(FILES)
     return [name for name in FILES if file_problem(record, folder, name)]
+
+
+def _untrained(experiment: Experiment, folder: Path, record: Mapping) -> list[str]:
+    return [key for key in experiment.table if not is_trained(record, folder, key)]
 
 
 def _say_what_is_lost(experiment: Experiment, folder: Path, lost: Sequence[str]) -> None:
     record = _record_of(experiment, folder)
     if record is None or not record["finished"]:
         return
-    untrained = [key for key in experiment.table if not is_trained(record, folder, key)]
+    untrained = _untrained(experiment, folder, record)
     damaged = [name for name in lost if file_problem(record, folder, name)]
     if damaged:
         print(f"{folder}: {' and '.join(damaged)} missing or damaged, and made again")
@@ -278,16 +281,17 @@ def _record_of(experiment: Experiment, folder: Path) -> dict | None:
     return record
 
 
-def _is_told_otherwise(experiment: Experiment, folder: Path) -> bool:
-    """Does the file of the run's record say other words of the scans, or another place?"""
+def _told_otherwise(experiment: Experiment, folder: Path) -> dict | None:
+    """The run's record, if its file says other words of the scans, or another place."""
     record = _record_of(experiment, folder)
-    return record is not None and record != read_record(folder)
+    return None if record is None or record == read_record(folder) else record
 
 
 def _write_what_is_told(experiment: Experiment, folder: Path) -> None:
     """Let the file of the run's record say it, too; the run's lock is held."""
-    if _is_told_otherwise(experiment, folder):
-        write_record(_record_of(experiment, folder), folder)
+    record = _told_otherwise(experiment, folder)
+    if record is not None:
+        write_record(record, folder)
 
 
 def _new_record(experiment: Experiment, cohort: Cohort, device: torch.device) -> dict:
