@@ -22,7 +22,6 @@ experiment: .venv/run.stamp
 
 results: .venv/run.stamp
 	$(BIN)/deepatlas sweep tutorials_data/results/evidence.toml $(ARGS) --results tutorials_data/results
-	$(BIN)/deepatlas sweep tutorials_data/results/ablations.toml $(ARGS) --results tutorials_data/results
 	$(BIN)/deepatlas sweep tutorials_data/results/short.toml $(ARGS) --results tutorials_data/results
 	$(BIN)/deepatlas gains
 

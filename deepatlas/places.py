@@ -25,6 +25,7 @@ TUTORIALS_DATA = _SHARED / "tutorials_data"
 MANIFEST = TUTORIALS_DATA / "datasets.toml"  # every data set the kit knows
 LESSON_COSTS = TUTORIALS_DATA / "lessons.csv"
 RESULTS = TUTORIALS_DATA / "results"  # the evidence: tables, and the records of their runs
+FIRST_RESULTS = RESULTS / "first"  # those of the first protocol, which the lessons quote
 WEIGHTS = TUTORIALS_DATA / "weights"
 EXPERIMENT = NOTEBOOKS / "experiment.ipynb"  # the notebook that papermill parameterises
 README = _SHARED / "README.md"

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .data import Scan
 from .errors import printable
-from .regimes import BASELINES, IDENTITY, JOINT, NETWORK_OF, REGIMES, TITLES
+from .regimes import BASELINES, JOINT, NETWORK_OF, TITLES
 from .terms import TERMS
 from .warp import Deformation
 
@@ -529,18 +529,6 @@ def _box(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
         fontsize=11,
         bbox={"boxstyle": "round", "edgecolor": colour, "facecolor": "white"},
     )
-
-
-def drawn_against_n() -> dict[str, str]:
-    """Titles of what the figure of Dice against N shows, which holds only so many lines: all but
-    the identity, and what one network alone learns from the other.
-    """
-    titles = dict(TITLES)
-    del titles[IDENTITY]
-    for key, regime in REGIMES.items():
-        if regime.consults and key != JOINT:
-            titles.pop(key, None)
-    return titles
 
 
 def dice_against_n_figure(points: pd.DataFrame, titles: Mapping[str, str]) -> Figure:

@@ -683,6 +683,24 @@ def test_holm_is_the_closed_bonferroni_test(seed):
     np.testing.assert_allclose(evaluation.holm(p), expected)
 
 
+def test_a_run_is_a_case_not_a_subject():
+    """Two hundred subjects of five runs are five numbers."""
+    runs = {"a": 1.0, "b": 1.9, "c": 1.9, "d": 1.8, "e": 8.0}
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=40)
+    noise -= noise.mean()
+    index = pd.MultiIndex.from_product([runs, range(40)], names=["run", "subject"])
+    values = pd.Series([mean + one for mean in runs.values() for one in noise], index)
+    for minimum in (0.0, 1.5):
+        wanted = stats.ttest_1samp(list(runs.values()), minimum).pvalue
+        assert evaluation.t_over_runs(values, minimum) == pytest.approx(wanted)
+    assert evaluation.t_over_runs(values) > 0.05  # one run carries the mean
+    assert math.isnan(evaluation.t_over_runs(values[:40]))  # a single run
+    alike = pd.Series(1.0, index)
+    assert math.isnan(evaluation.t_over_runs(alike))  # no scatter to judge by
+    assert math.isnan(evaluation.t_over_runs(0 * alike))
+
+
 def test_share_of_gap_closed():
     rng = np.random.default_rng(0)
     # subjects differ much, regimes little: only pairing sees the gap

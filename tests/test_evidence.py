@@ -1,11 +1,12 @@
 """What many runs show together: gains with intervals that count runs as chance, and pages."""
 
+import json
 import math
 import shutil
 import subprocess
 import sys
 
-from deepatlas import evidence, experiments, sweeps
+from deepatlas import evaluation, evidence, experiments, sweeps
 from deepatlas.errors import UserError
 from deepatlas.evidence import pages
 from deepatlas.parameters import parse
@@ -13,6 +14,7 @@ from deepatlas.parameters import parse
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 
 def test_without_results_it_says_what_to_do(tmp_path):
@@ -24,7 +26,7 @@ def test_without_results_it_says_what_to_do(tmp_path):
 def committed(tmp_path):
     """A copy of the project's own tables."""
     for name in ("regimes.csv", "subjects.csv"):
-        shutil.copyfile(evidence.RESULTS / name, tmp_path / name)
+        shutil.copyfile(evidence.FIRST_RESULTS / name, tmp_path / name)
     return tmp_path
 
 
@@ -70,6 +72,9 @@ def test_a_gain_is_paired_and_every_run_counts_alike():
     rows = rows_of({"a": {"x": [10, 20], "y": [9, 19]}, "b": {"x": [50] * 4, "y": [47] * 4}})
     gain = evidence.gain(rows, "x", "y")
     assert gain["gain"] == 2 and gain["runs"] == 2
+    assert gain["p"] == pytest.approx(stats.ttest_1samp([1, 3], 0).pvalue)  # of runs, not subjects
+    from_one = evidence.gain(rows, "x", "y", minimum=1)
+    assert from_one["p"] == pytest.approx(stats.ttest_1samp([1, 3], 1).pvalue)
     # within a run every subject gains alike: only runs are chance
     assert (gain["low"], gain["high"]) == (1, 3)
 
@@ -98,6 +103,17 @@ def test_the_share_of_the_gap():
     assert math.isnan(none["share"])  # full supervision gains nothing for certain
 
 
+ALIKE = {"dataset": "d", "profile": "class", "dims": 2, "recipe": "best", "labelled": 1}
+
+
+def rows_alike(values, task="segmentation", **more):
+    """``rows_of`` runs that differ in their seed alone, in the order of ``values``."""
+    rows = rows_of(values).assign(**ALIKE, changed="", task=task, **more)
+    seeds = {run: seed for seed, run in enumerate(values)}
+    seed = rows["run"].map(seeds)
+    return rows.assign(seed=seed, label_seed=seed, **{"folds %": 0.0})
+
+
 def test_the_table_of_gains_compares_with_every_regime_there_is():
     regimes = {
         "deepatlas": [80, 84],
@@ -105,19 +121,152 @@ def test_the_table_of_gains_compares_with_every_regime_there_is():
         "label_propagation": [60, 64],
         "seg_full": [90, 94],
     }
-    rows = rows_of({"a": regimes, "b": regimes}).assign(
-        dataset="d",
-        profile="class",
-        dims=2,
-        recipe="best",
-        changed="",
-        labelled=1,
-        task="segmentation",
-    )
-    table = evidence.gains(rows).set_index("against")
+    table = evidence.gains(rows_alike({"a": regimes, "b": regimes})).set_index("against")
     assert list(table.index) == ["label_propagation", "seg_baseline"]
     assert table["gain"].tolist() == [20, 10] and table["mean"].tolist() == [62, 72]
-    assert table["share"].tolist() == pytest.approx([200 / 3, 50])
+    assert table["share"].tolist() == ["67 %", "50 %"]
+    assert table["by_seed"].tolist() == ["+20.0, +20.0", "+10.0, +10.0"]
+
+
+def test_a_regime_of_the_first_protocol_is_compared_with_still():
+    runs = {"deepatlas": [80], "semi_seg_control": [79], "seg_control": [70]}
+    table = evidence.gains(rows_alike({"a": runs}))
+    assert table["against"].tolist() == ["seg_control", "semi_seg_control"]
+    (line,) = [line for line in pages._gains_table(rows_alike({"a": runs})) if "+1.0" in line[4]]
+    assert line[3] == "Semi-DeepAtlas, as long as DeepAtlas"
+
+
+@pytest.mark.parametrize(
+    "full, share", [([60, 70], "60 %"), ([53, 63], "all of it"), ([45, 65], "no gap")]
+)
+def test_a_share_that_means_nothing_is_a_word(full, share):
+    """The baseline has 50 and 60; a gap that is not above 0 for certain is none."""
+    runs = {
+        run: {"seg_baseline": [50, 60], "deepatlas": [56, 66], "seg_full": full} for run in "abc"
+    }
+    assert evidence.gains(rows_alike(runs))["share"].tolist() == [share]
+
+
+def test_a_loss_is_no_negative_share():
+    runs = {"seg_baseline": [50, 60], "deepatlas": [48, 58], "seg_full": [60, 70]}
+    assert evidence.gains(rows_alike({"a": runs}))["share"].tolist() == ["a loss"]
+
+
+def test_gains_come_seed_by_seed_and_p_is_corrected_for_all_of_them():
+    values = [1.0, 1.9, 1.9, 1.8, 8.0]
+    runs = {
+        run: {"deepatlas": [50 + value] * 3, "seg_baseline": [50] * 3, "seg_control": [51] * 3}
+        for run, value in zip("edcba", values, strict=True)  # not in the order of their names
+    }
+    rows = rows_alike(runs)
+    header, _, short, long = pages._gains_table(rows)
+    cell = dict(zip(header, short, strict=True))
+    assert cell["by seed"] == "+1.0, +1.9, +1.9, +1.8, +8.0" and "p (Holm, 2)" in header
+    p = [stats.ttest_1samp(np.array(values) - minus, 0).pvalue for minus in (0, 1)]
+    assert cell["p (Holm, 2)"] == f"{2 * p[0]:.3f}"
+    assert dict(zip(header, long, strict=True))["p (Holm, 2)"] == f"{max(2 * p[0], p[1]):.3f}"
+
+
+def test_the_committed_brains_are_told_seed_by_seed():
+    """The mean of 2.9 is carried by one run."""
+    rows = evidence.load_results(evidence.FIRST_RESULTS)
+    rows = rows[(rows["changed"] == "") & (rows["recipe"] == "best") & (rows["labelled"] == 1)]
+    rows = rows[(rows["dataset"] == "phantom-brain") & (rows["task"] == "segmentation")]
+    table = evidence.gains(rows).set_index("against")
+    assert table.loc["seg_control", "by_seed"] == "+1.0, +1.9, +1.9, +1.8, +8.0"
+
+
+def test_true_error_stands_beside_dice():
+    runs = {run: {"deepatlas": [80, 82], "reg_baseline": [70, 72]} for run in "ab"}
+    error = {"deepatlas": 1.5, "reg_baseline": 1.25}
+    rows = rows_alike(runs, task="registration")
+    rows = rows.assign(endpoint_voxels=rows["regime"].map(error), endpoint_boundary_voxels=math.nan)
+    (found,) = evidence.gains(rows).to_dict("records")
+    assert found["gain"] == 10 and found["endpoint_voxels"] == 0.25  # more Dice, and more error
+    assert "endpoint_boundary_voxels" not in found  # not known
+    header, _, line = pages._gains_table(rows)
+    assert line[header.index("true error, voxels [95 %]")] == "+0.25 [+0.25, +0.25]"
+    lines = list(pages._dice_table(rows))
+    assert ["*registration: true error, voxels*", " "] in lines
+    # the first two lines of a regime are its means, of Dice and of the error
+    joint, baseline = (
+        [line[1] for line in lines if line[:1] == [title]][:2]
+        for title in ("DeepAtlas", "Baseline")
+    )
+    assert joint == ["**81.0**", "1.50"] and baseline == ["71.0", "**1.25**"]  # less is better
+
+
+def test_an_error_kept_for_whole_runs_is_every_subjects(committed):
+    rows = evidence.load_results(committed)
+    regimes = sweeps.read_table(committed, "regimes")
+    key = ["run", "task", "regime"]
+    found = rows.groupby(key)["endpoint_voxels"].agg(["min", "max"])
+    said = regimes.set_index(key)["error voxels"]
+    assert said.notna().sum() > 300
+    for column in found:
+        pd.testing.assert_series_equal(
+            found[column].sort_index(), said.sort_index(), check_names=False
+        )
+    # where subjects have their own, these stay
+    subjects = pd.read_csv(committed / "subjects.csv", dtype={"subject": str})
+    subjects.assign(endpoint_voxels=0.5).to_csv(committed / "subjects.csv", index=False)
+    assert (evidence.load_results(committed)["endpoint_voxels"] == 0.5).all()
+
+
+# --- which of the means are bold ------------------------------------------------------------------
+
+
+def cells_of(rows, title):
+    """The cells of a regime in the first part of the table of means."""
+    return next(line for line in pages._dice_table(rows) if line[:1] == [title])[1:]
+
+
+def test_bold_is_the_best_of_those_with_n_labels_and_what_cannot_be_told_from_it():
+    wobble = dict(zip("abcde", (-2, 2, -1, 3, 0), strict=True))
+    runs = {
+        run: {
+            "deepatlas": [80 + shift, 82 + shift],
+            "seg_control": [81, 83],  # a point ahead, but not for certain
+            "seg_baseline": [70, 72],
+            "seg_full": [90, 92],
+        }
+        for run, shift in wobble.items()
+    }
+    rows = rows_alike(runs)
+    assert cells_of(rows, "Baseline, as long as DeepAtlas") == ["**82.0**"]
+    assert cells_of(rows, "DeepAtlas") == ["**81.4**"]
+    assert cells_of(rows, "Baseline") == ["71.0"] and cells_of(rows, "Full supervision") == ["91.0"]
+    runs = {run: regimes | {"deepatlas": [79, 81]} for run, regimes in runs.items()}
+    assert cells_of(rows_alike(runs), "DeepAtlas") == ["80.0"]  # behind in every run: not bold
+
+
+def test_full_supervision_below_a_baseline_is_marked_and_said():
+    runs = {"deepatlas": [80, 82], "seg_baseline": [79, 80], "seg_full": [78, 79]}
+    rows = rows_alike({"a": runs})
+    assert cells_of(rows, "Full supervision") == ["78.5 †"]
+    said = "† A baseline is better: there full supervision is no ceiling."
+    assert said in list(pages._dice_table(rows))
+    rows = rows_alike({"a": runs | {"seg_full": [90, 91]}})
+    assert not any("†" in cell for line in pages._dice_table(rows) for cell in line)
+
+
+def test_every_table_of_means_has_every_run():
+    runs = {
+        "b": {"deepatlas": [80, 82], "seg_baseline": [70, 71]},
+        "a": {"deepatlas": [60, 61], "seg_baseline": [50, 51]},
+    }
+    lines = list(pages._dice_table(rows_alike(runs)))
+    again = lines[lines.index(f"<details><summary>{pages.BY_SEED}</summary>") :]
+    assert [" ", "d, 2D: 0, 1"] in again and ["DeepAtlas", "81.0, 60.5"] in again
+    assert again[-1] == "</details>"
+
+
+def test_means_are_of_nothing_but_dice_folds_and_error():
+    """Seconds passed on machines that did other work: no table quotes them."""
+    runs = {"deepatlas": [80, 82], "seg_baseline": [70, 71]}
+    rows = rows_alike({"a": runs}, seconds=1234.5)
+    shown = (*pages._dice_table(rows), *pages._gains_table(rows))
+    assert not any("1234" in cell or "second" in cell for line in shown for cell in line)
 
 
 def test_a_regime_that_is_missing_is_named():
@@ -156,15 +305,45 @@ def test_a_page_gets_the_tables_it_asks_for(tmp_path):
             "<!-- dice zebra=1 -->\n<!-- end -->",
             "there is no 'zebra' to select by: dataset, profile",
         ),
-        (
-            "<!-- gains labelled=77 -->\n<!-- end -->",
-            "labelled=77 -->: no such rows among the results",
-        ),
+        ("<!-- gains from=nowhere zebra=1 -->\n<!-- end -->", "no 'zebra' to select by"),
+        ("<!-- speed size=zebra -->\n<!-- end -->", "size=zebra -->: no such rows in"),
+        ("<!-- claims labelled=1 -->\n<!-- end -->", "there is no 'labelled' to select by"),
     ],
 )
 def test_a_mark_that_cannot_be_read_is_an_error(page, text):
     with pytest.raises(ValueError, match=text):
         evidence.fill_tables(page)
+
+
+@pytest.mark.parametrize("kind", ["dice", "gains", "map", "joint"])
+def test_the_precision_of_a_run_hides_it_from_no_table(kind, committed):
+    """A sweep may say it, so that a busy machine does not decide it."""
+    mark = f"<!-- {kind} labelled=5 dataset=oasis35 -->\n<!-- end -->"
+    before = evidence.fill_tables(mark, committed)
+    path = committed / "regimes.csv"
+    table = pd.read_csv(path, keep_default_na=False, na_values=[])
+    table["changed"] = (table["changed"] + " precision=bfloat16").str.strip()
+    table.to_csv(path, index=False)
+    assert "oasis35" in before and evidence.fill_tables(mark, committed) == before
+
+
+@pytest.mark.parametrize("kind", ["dice", "gains", "map", "joint"])
+def test_a_table_without_rows_says_so(kind, committed):
+    for conditions in ("labelled=77", "from=nowhere labelled=1"):
+        begin = f"<!-- {kind} {conditions} -->"
+        page = evidence.fill_tables(f"{begin}\nold\n<!-- end -->", committed)
+        assert page.splitlines() == [begin, "*No rows yet.*", "<!-- end -->"]
+    page = evidence.fill_tables("<!-- dice labelled=5 -->\n<!-- end -->", committed)
+    assert "No rows yet" not in page and "oasis35, 2D" in page
+
+
+def test_a_mark_says_which_folder_its_rows_are_from(committed):
+    shutil.copytree(committed, committed.parent / "all" / "first")
+    marks = [f"<!-- dice {where}labelled=5 -->" for where in ("from=first ", "")]
+    first, own = (
+        evidence.fill_tables(f"{mark}\n<!-- end -->", committed.parent / "all") for mark in marks
+    )
+    assert "DeepAtlas" in first and "*No rows yet.*" in own
 
 
 def test_dice_against_n_counts_no_run_twice():
@@ -227,7 +406,7 @@ def test_the_joint_table_prefers_runs_of_all_regimes():
     )
     for some in (rows, rows[::-1]):
         (line,) = list(pages._joint_table(some))[2:]
-        assert line[3] == "joint_start=semi" and line[9] == "60.0" and line[-1] == "1"
+        assert line[3] == "joint_start=semi" and line[9] == "60.0" and line[-3] == "1"
 
 
 def test_the_joint_table_counts_no_seed_twice_and_compares_like_with_like():
@@ -264,8 +443,10 @@ def test_the_joint_table_counts_no_seed_twice_and_compares_like_with_like():
         ]
     )
     recipe, passes = list(pages._joint_table(regimes))[2:]
-    assert recipe[9:] == ["70.0", "0.00", " ", " ", "2"]
-    assert passes[3] == "passes=2" and passes[9:] == ["57.5", "0.00", "-2.5", "-2.5", "1"]
+    by_seed = ["60.0, 80.0"] * 2  # of both tasks
+    assert recipe[9:] == ["70.0", "0.00", " ", " ", "2", *by_seed]
+    assert passes[3] == "passes=2"
+    assert passes[9:] == ["57.5", "0.00", "-2.5", "-2.5", "1", "57.5", "57.5"]
 
 
 def test_ablations_are_runs_that_differ_in_what_was_changed(tmp_path):
@@ -319,6 +500,38 @@ def test_the_projects_pages_show_the_committed_rows(page):
     assert "<!-- dice" in text and evidence.fill_tables(text) == text
 
 
+def test_the_first_protocol_says_what_is_wrong_with_it_as_its_rows_do():
+    """The numbers of its list of faults, made anew."""
+    text = (evidence.FIRST_RESULTS / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("# The first protocol")
+    text = " ".join(text[: text.index("## The tables")].split())
+    rows = evidence.load_results(evidence.FIRST_RESULTS)
+    usual = rows[
+        (rows["changed"] == "") & (rows["recipe"] == "best") & (rows["profile"] == "class")
+    ]
+    table = evidence.gains(usual[usual["labelled"].isin((1, 5)) & (usual["regime"] != "identity")])
+    assert len(table) == 72 and "**72 intervals, no correction.**" in text
+    assert f"{(table['low'] > 0).sum()} lie above 0 and one below" in text
+    assert (table["high"] < 0).sum() == 1
+    survive = table[evaluation.holm(table["p"]) < 0.05]
+    assert len(survive) == 6 and "six gains survive" in text
+    assert not survive["against"].str.contains("semi_.*_control").any()
+    loss = table[table["high"] < 0].iloc[0]
+    assert (loss["dataset"], loss["labelled"], loss["task"]) == ("oasis35", 5, "registration")
+    told = f"{loss['gain']:.2f} [{loss['low']:.2f}, {loss['high']:.2f}]".replace("0.", ".")
+    assert told in text
+    regimes = sweeps.read_table(evidence.FIRST_RESULTS, "regimes")
+    steps = []
+    for turns in (1, 2, 5, 20):
+        changed = f"regimes=joint reg_turns={turns}" if turns != 2 else ""
+        run = regimes[(regimes["changed"] == changed) & (regimes["dataset"] == "phantom-knee")]
+        run = run[(run["labelled"] == 1) & (run["seed"] == 0) & (run["recipe"] == "best")]
+        record = evidence.FIRST_RESULTS / "runs" / f"{run['run'].iloc[0]}.json"
+        own = json.loads(record.read_text(encoding="utf-8"))["steps"]["deepatlas"]
+        steps.append(f"{own['seg']} : {own['reg']:,}")
+    assert f"{', '.join(steps[:-1])} and {steps[-1]} turns" in text
+
+
 def test_of_several_tasks_one_is_selected_first():
     rows = rows_of({"a": {"x": [1, 2], "y": [1, 3]}})
     with pytest.raises(ValueError, match="select one task first"):
@@ -327,7 +540,8 @@ def test_of_several_tasks_one_is_selected_first():
 
 def test_runs_without_a_regime_have_no_part_in_its_comparison():
     rows = rows_of({"a": {"x": [3, 4], "y": [1, 2]}, "b": {"x": [9, 9]}})
-    assert evidence.gain(rows, "x", "y") == {"gain": 2, "low": 2, "high": 2, "runs": 1}
+    found = evidence.gain(rows, "x", "y")
+    assert math.isnan(found.pop("p")) and found == {"gain": 2, "low": 2, "high": 2, "runs": 1}
 
 
 ADDED = """
@@ -338,7 +552,7 @@ from deepatlas.places import PACKAGE
 
 # the table with a row more, as if it had been written into the file
 text = (PACKAGE / "regimes.py").read_text(encoding="utf-8")
-row = 'REGIMES = {\\n    "reg_slow": Regime("Baseline, slowly", ("reg",), rounds=1),\\n'
+row = 'REGIMES = {\\n    "reg_slow": Regime("Baseline, slowly", ("reg",)),\\n'
 assert text.count("REGIMES = {\\n") == 1
 regimes = types.ModuleType("deepatlas.regimes")
 sys.modules["deepatlas.regimes"] = deepatlas.regimes = regimes
@@ -358,9 +572,9 @@ assert reporting.TITLES["reg_slow"] == "Baseline, slowly"
 table = evidence.gains(rows).set_index("against")
 assert table.loc["reg_slow", "gain"] == table.loc["reg_control", "gain"]
 lines = list(pages._gains_table(rows))
-assert sum(line[2] == "Baseline, slowly" for line in lines) == 1
-rows = rows.rename(columns={"dice": "Dice %"})
-assert sum(line[0] == "Baseline, slowly" for line in pages._dice_table(rows)) == 1
+assert sum(line[3] == "Baseline, slowly" for line in lines) == 1
+shown = [line for line in pages._dice_table(rows) if line[:1] == ["Baseline, slowly"]]
+assert len(shown) == 2, shown  # its mean, and each run
 """
 
 

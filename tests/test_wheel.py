@@ -73,7 +73,7 @@ def test_it_carries_lessons_pages_scripts_and_results_but_no_tests(elsewhere):
     assert {
         f"deepatlas/shared/notebooks/{path.name}" for path in ROOT.glob("notebooks/*.ipynb")
     } <= names
-    assert "deepatlas/shared/tutorials_data/results/regimes.csv" in names
+    assert "deepatlas/shared/tutorials_data/results/first/regimes.csv" in names
     assert "deepatlas/exercises/quiz_01.yaml" in names
     assert not [name for name in names if "test_" in name or name.endswith(".pyc")]
 
@@ -121,9 +121,10 @@ def test_lab_opens_copies_of_the_lessons_and_keeps_what_a_learner_wrote(elsewher
 def test_the_command_gains_reads_the_results_it_carries_and_writes_no_page(elsewhere):
     folder, _ = elsewhere
     results = folder / "site" / "deepatlas" / "shared" / "tutorials_data" / "results"
-    before = (results / "README.md").read_bytes()
-    assert "phantom-brain" in ran(elsewhere, "gains")
-    assert (results / "README.md").read_bytes() == before
+    before = {path: path.read_bytes() for path in results.rglob("*.*") if path.is_file()}
+    assert "phantom-brain" in ran(elsewhere, "gains", results / "first")
+    ran(elsewhere, "gains")
+    assert {path: path.read_bytes() for path in results.rglob("*.*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("arguments", [["weights"], ["measure"]])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import FAILED, UserError, printable
-from ..places import CHECKOUT, RESULTS, runs_folder
+from ..places import CHECKOUT, FIRST_RESULTS, RESULTS, runs_folder
 from .arguments import Root, assignments, check_file, check_folder, check_runs, spread
 from .errors import stoppable
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..parameters import Experiment
     from ..sweeps.pools import Pool
     from ..sweeps.progress import Run
@@ -179,27 +182,62 @@ def gains(
     results: Annotated[Path, typer.Argument(help="where the tables of results are kept")] = RESULTS,
 ) -> None:
     """Print what joint training gains in the collected results, with intervals over runs and
-    subjects; draw Dice against N into dice_against_n.png beside them; fill the tables of the
-    project's pages. What came in a wheel is not written to: its figure goes to the current folder.
+    subjects, and what becomes of the claims in claims.toml beside them; draw the gains run by run
+    (gains.png), and where the teacher is strong (map.png); fill the tables of the project's pages.
+    What came in a wheel is not written to: its figures go to the current folder.
     """
-    from .. import evidence, plots
-    from ..checkpoints import write_atomically, write_text
+    from .. import evidence
+    from ..checkpoints import write_text
 
-    ours = results.resolve() == RESULTS
+    ours = results.resolve().is_relative_to(RESULTS)
     in_wheel = ours and not CHECKOUT
-    picture = (Path.cwd() if in_wheel else results) / "dice_against_n.png"
-    rows = evidence.load_results(results)
-    table = evidence.gains(rows).to_string(index=False, float_format="{:.1f}".format)
-    typer.echo(printable(table))
     try:
-        curves = evidence.dice_against_n(rows)
-    except UserError as error:
-        typer.echo(printable(f"no figure: {error}"))
+        rows = evidence.load_results(results)
+    except FileNotFoundError:
+        if results.resolve() != RESULTS:
+            raise
+        typer.echo(f"no rows of the second protocol yet; of the first: {FIRST_RESULTS}")
     else:
-        check_file(picture)
-        figure = plots.dice_against_n_figure(curves, plots.drawn_against_n())
-        write_atomically(picture, lambda file: figure.savefig(file, dpi=110, format="png"))
+        table = evidence.gains(rows)
+        digits = {"float_format": "{:.2f}".format, "formatters": {"p": "{:.4f}".format}}
+        typer.echo(printable(table.to_string(index=False, **digits)))
+        _print_claims(results)
+        _draw_evidence(rows, Path.cwd() if in_wheel else results)
     if ours and not in_wheel:
         for page in evidence.PAGES:
             filled = evidence.fill_tables(page.read_text(encoding="utf-8"))
             write_text(filled, page)
+
+
+def _print_claims(results: Path) -> None:
+    """What was claimed beforehand, if anything was, and what has become of it."""
+    from .. import evidence
+
+    path = results / evidence.CLAIMS
+    if not path.is_file():
+        return
+    judged = evidence.judge(evidence.read_claims(path), results)
+    typer.echo(
+        "\nClaims. p: two-sided t test over the runs' means, the largest of a claim's cohorts;"
+    )
+    typer.echo("p_holm: corrected over all claims, of which those that lack runs count as p = 1.")
+    typer.echo(printable(judged.to_string(index=False, float_format="{:.3g}".format)))
+
+
+def _draw_evidence(rows: pd.DataFrame, folder: Path) -> None:
+    """gains.png and map.png in ``folder``, or why there is none."""
+    from .. import evidence, evidence_plots
+    from ..checkpoints import write_atomically
+
+    drawn = {
+        "gains.png": lambda: evidence_plots.gains_figure(*evidence.decisive_gains(rows)),
+        "map.png": lambda: evidence_plots.teacher_map_figure(evidence.teacher_map(rows)),
+    }
+    for name, draw in drawn.items():
+        try:
+            figure = draw()
+        except UserError as error:
+            typer.echo(printable(f"no {name}: {error}"))
+            continue
+        check_file(folder / name)
+        write_atomically(folder / name, partial(figure.savefig, dpi=110, format="png"))

@@ -31,6 +31,7 @@ from .statistics import (
     paired_differences,
     resampled_means,
     share_of_gap_closed,
+    t_over_runs,
 )
 
 __all__ = [
@@ -57,4 +58,5 @@ __all__ = [
     "score_segmentation",
     "share_of_gap_closed",
     "surface_distances",
+    "t_over_runs",
 ]

@@ -4,36 +4,97 @@ levels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from ..errors import UserError
-from ..evaluation.statistics import mean_and_interval, paired_differences, share_of_gap_closed
-from ..places import RESULTS
-from ..regimes import FULL, JOINT, NETWORK_OF, REFERENCES, rivals
-from ..sweeps.collect import JOINT_ALONE, PARAMETERS, ablation, read_table
+from ..evaluation.statistics import (
+    mean_and_interval,
+    paired_differences,
+    share_of_gap_closed,
+    t_over_runs,
+)
+from ..places import FIRST_RESULTS
+from ..regimes import FULL, JOINT, NETWORK_OF, REGIMES, TITLES
+from ..sweeps.collect import JOINT_ALONE, KEYS, PARAMETERS, ablation, read_table
 
-# --- gains ----------------------------------------------------------------------------------------
+# --- what rows are about --------------------------------------------------------------------------
+
+# What a row scores: its column -> title, and whether more of it is better (1) or worse (-1).
+METRICS = {
+    "dice": ("Dice, %", 1),
+    "endpoint_voxels": ("true error, voxels", -1),
+    "endpoint_boundary_voxels": ("true error at boundaries, voxels", -1),
+}
+# The true error of a registration, where the true deformation is known -> its mean over a run in
+# regimes.csv
+ERRORS = {
+    "endpoint_voxels": "error voxels",
+    "endpoint_boundary_voxels": "error boundary voxels",
+}
+# Regimes that rows of the first protocol alone have.
+FIRST_TITLES = {
+    "semi_seg_control": "Semi-DeepAtlas, as long as DeepAtlas",
+    "semi_reg_control": "Semi-DeepAtlas, as long as DeepAtlas",
+}
 
 
-def load_results(results: Path = RESULTS) -> pd.DataFrame:
+def sees_all_labels(regime: str) -> bool:
+    """Is it full supervision?"""
+    return regime in REGIMES and REGIMES[regime].all_labels
+
+
+def titles() -> dict[str, str]:
+    """Key -> title of every regime and reference that a row may be of, in the order of tables: full
+    supervision last.
+    """
+    of_n_labels = {key: title for key, title in TITLES.items() if not sees_all_labels(key)}
+    return of_n_labels | FIRST_TITLES | TITLES
+
+
+def cohort_names(rows: pd.DataFrame) -> pd.Series:
+    """The data set and its dimensions: slices and volumes are not compared."""
+    return rows["dataset"] + ", " + rows["dims"].astype(str) + "D"
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def load_results(results: Path = FIRST_RESULTS) -> pd.DataFrame:
     """One row per subject of a regime, with the parameters of its run; FileNotFoundError if there
     are none, UserError if the two tables do not say the same.
+
+    The columns of ``METRICS`` are its scores. Where a true error was kept for whole runs alone,
+    every subject has its run's mean, and an interval counts no chance but that of runs.
     """
     regimes = read_table(results, "regimes")
     subjects = read_table(results, "subjects")
     _belong_together(regimes, subjects, results)
+    regimes = regimes.assign(changed=of_the_method(regimes["changed"]))
     parameters = regimes.drop_duplicates("run")[["run", *PARAMETERS, "changed"]]
-    return subjects.merge(parameters, on="run")
+    rows = subjects.merge(parameters, on="run")
+    of_runs = rows[KEYS["regimes"]].merge(regimes, on=KEYS["regimes"], how="left")
+    for metric, column in ERRORS.items():
+        if column in of_runs:
+            rows[metric] = rows[metric].fillna(of_runs[column])
+    return rows
+
+
+def of_the_method(changed: pd.Series) -> pd.Series:
+    """The column ``changed`` without the precision, which is a matter of the machine: runs that the
+    recipe alone decides have "".
+    """
+    return changed.str.replace(r"\bprecision=\w+", "", regex=True).str.strip()
 
 
 def _belong_together(regimes: pd.DataFrame, subjects: pd.DataFrame, results: Path) -> None:
     """UserError unless all regimes of a run have as many subjects, whose mean is what the regime's
     row says.
     """
-    key = ["run", "task", "regime"]
+    key = KEYS["regimes"]
     said = regimes.set_index(key)["Dice %"]
     found = subjects.groupby(key)["dice"].agg(["mean", "size"])
     same_rows = said.index.is_unique and set(said.index) == set(found.index)
@@ -46,17 +107,39 @@ def _belong_together(regimes: pd.DataFrame, subjects: pd.DataFrame, results: Pat
         )
 
 
-def gain(rows: pd.DataFrame, regime: str, other: str) -> dict[str, float]:
-    """Mean of ``regime`` - ``other`` in points of Dice, paired by run and subject, with a 95 %
-    interval.
+def regimes_with(rows: pd.DataFrame, metric: str) -> set[str]:
+    """Those that have a number in a column of ``METRICS``."""
+    return set(rows.loc[rows[metric].notna(), "regime"]) if metric in rows else set()
+
+
+# --- two regimes ----------------------------------------------------------------------------------
+
+
+def gain(
+    rows: pd.DataFrame, regime: str, other: str, metric: str = "dice", minimum: float = 0.0
+) -> dict[str, float]:
+    """Mean of ``regime`` - ``other`` in a column of ``METRICS``, by default in points of Dice,
+    paired by run and subject, with a 95 % interval, and p by ``t_over_runs``, that it is no other
+    than ``minimum``.
 
     ``rows`` of ``load_results``, of one task. The interval is a bootstrap of two levels: runs are
     drawn with replacement, then subjects within each, so that the draw of the labelled scans counts
     as chance, too.
     """
-    differences = paired_differences(*_dice_of(rows, regime, other))
+    differences = paired_differences(*_scores_of(rows, regime, other, metric=metric))
     found = mean_and_interval(differences)
-    return {"gain": found.pop("mean"), **found}
+    return {"gain": found.pop("mean"), **found, "p": t_over_runs(differences, minimum)}
+
+
+def gain_by_seed(
+    rows: pd.DataFrame, regime: str, other: str, metric: str = "dice"
+) -> dict[int, float]:
+    """The gain of each run by its seed, in the order of seeds; of the runs that ``gain`` counts."""
+    differences = paired_differences(*_scores_of(rows, regime, other, metric=metric))
+    of_runs = differences.groupby(level="run").mean()
+    seeds = rows.drop_duplicates("run").set_index("run")["seed"]
+    ordered = seeds.loc[of_runs.index].sort_values(kind="stable")
+    return {int(seed): float(of_runs[run]) for run, seed in ordered.items()}
 
 
 def gap_closed(rows: pd.DataFrame, baseline: str, joint: str, full: str) -> dict[str, float]:
@@ -65,28 +148,43 @@ def gap_closed(rows: pd.DataFrame, baseline: str, joint: str, full: str) -> dict
 
     NaN unless the interval of full - baseline lies above 0: a share of nothing means nothing.
     """
-    found = share_of_gap_closed(*_dice_of(rows, baseline, joint, full))
+    found = share_of_gap_closed(*_scores_of(rows, baseline, joint, full))
     percent = {key: 100 * found[key] for key in ("share", "low", "high")}
     return percent | {"runs": found["runs"]}
 
 
-def _dice_of(rows: pd.DataFrame, *regimes: str) -> list[pd.Series]:
-    """Dice of each regime by (run, subject), of the runs that have all of them."""
+def share_in_words(share: float) -> str:
+    """A share in percent where it means something: as in "72 %", "no gap" where full supervision
+    does not gain for certain (NaN), "a loss" below 0 and "all of it" above 100.
+    """
+    if math.isnan(share):
+        return "no gap"
+    if share < 0:
+        return "a loss"
+    return f"{share:.0f} %" if share <= 100 else "all of it"
+
+
+def _scores_of(rows: pd.DataFrame, *regimes: str, metric: str = "dice") -> list[pd.Series]:
+    """The scores of each regime by (run, subject), of the runs that have all of them."""
     if missing := set(regimes) - set(rows["regime"]):
         raise UserError(f"no row of {', '.join(sorted(missing))} among {len(rows)} rows")
     rows = rows[rows["regime"].isin(regimes)]
     regimes_of_run = rows.groupby("run")["regime"].transform("nunique")
     rows = rows[regimes_of_run == len(set(regimes))]
-    dice = rows.set_index(["run", "subject"]).sort_index()
-    return [dice.loc[dice["regime"] == regime, "dice"] for regime in regimes]
+    scores = rows.set_index(["run", "subject"]).sort_index()
+    return [scores.loc[scores["regime"] == regime, metric] for regime in regimes]
+
+
+# --- every gain of joint training -----------------------------------------------------------------
 
 
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
     """Every gain of joint training: one row per cohort, recipe, N, task and the regime that it is
     compared with.
 
-    Beside the ``gain`` with its interval, the mean of that regime, and the share of the gap between
-    it and full supervision, in percent, where the gap is wider than chance.
+    Beside the ``gain`` with its interval and ``p``, not corrected for their number: the gains by
+    seed; the mean of that regime; the ``share`` of the gap between it and full supervision, in
+    words; and the difference in each true error, where it is known.
     """
     alike = ["dataset", "profile", "dims", "recipe", "changed", "labelled", "task"]
     found = []
@@ -102,14 +200,20 @@ def _comparisons(rows: pd.DataFrame, task: str) -> Iterator[dict[str, object]]:
     if JOINT not in there:
         return
     full = FULL[NETWORK_OF[task]]
-    references = [key for key, (_, scored_in) in REFERENCES.items() if scored_in == task]
-    for other in (*references, *rivals(task)):
-        if other not in there:
+    for other in titles():
+        if other not in there or other == JOINT or sees_all_labels(other):
             continue
         of_runs = rows[rows["regime"] == other].groupby("run")["dice"].mean()
         compared = {"against": other, "mean": of_runs.mean(), **gain(rows, JOINT, other)}
+        by_seed = gain_by_seed(rows, JOINT, other).values()
+        compared["by_seed"] = ", ".join(f"{value:+.1f}" for value in by_seed)
         if full in there:
-            compared["share"] = gap_closed(rows, other, JOINT, full)["share"]
+            compared["share"] = share_in_words(gap_closed(rows, other, JOINT, full)["share"])
+        for metric in ERRORS:
+            if {JOINT, other} <= regimes_with(rows, metric):
+                error = gain(rows, JOINT, other, metric)
+                ends = {f"{metric}_{end}": error[end] for end in ("low", "high")}
+                compared |= {metric: error["gain"]} | ends
         yield compared
 
 
@@ -120,16 +224,11 @@ def dice_against_n(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean Dice of each regime against N, with the interval of ``gain``: what
     ``plots.dice_against_n_figure`` draws.
 
-    Of the runs by the recipe "best" at class size whose labelled scans were drawn by the seed, with
-    those seeds that every N of a cohort has, for another seed is another cohort; where an N has no
-    run of all regimes, of those of joint training alone. UserError if there is none.
+    Of the runs of ``usual_runs``, with those seeds that every N of a cohort has, for another seed
+    is another cohort; where an N has no run of all regimes, of those of joint training alone.
+    UserError if there is none.
     """
-    usual = rows[
-        (rows["recipe"] == "best")
-        & (rows["profile"] == "class")
-        & (rows["label_seed"] == rows["seed"])
-        & rows["changed"].isin(("", JOINT_ALONE))
-    ]
+    usual = usual_runs(rows, "", JOINT_ALONE)
     usual = _of_every_n(_of_all_regimes(usual))
     if usual.empty:
         raise UserError(
@@ -142,6 +241,18 @@ def dice_against_n(rows: pd.DataFrame) -> pd.DataFrame:
         point = dict(zip(keys, values, strict=True))
         found.append(point | mean_and_interval(some.set_index("run")["dice"]))
     return pd.DataFrame(found).assign(dataset=cohort_names)
+
+
+def usual_runs(rows: pd.DataFrame, *changed: str) -> pd.DataFrame:
+    """Runs by the recipe "best" at class size whose labelled scans were drawn by the seed, and
+    which set otherwise than the recipe what one of ``changed`` says: "" for nothing.
+    """
+    return rows[
+        (rows["recipe"] == "best")
+        & (rows["profile"] == "class")
+        & (rows["label_seed"] == rows["seed"])
+        & rows["changed"].isin(changed)
+    ]
 
 
 def _of_all_regimes(rows: pd.DataFrame) -> pd.DataFrame:
@@ -158,15 +269,10 @@ def _of_every_n(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[of_seed == of_cohort]
 
 
-def cohort_names(rows: pd.DataFrame) -> pd.Series:
-    """The data set and its dimensions: slices and volumes are not compared."""
-    return rows["dataset"] + ", " + rows["dims"].astype(str) + "D"
-
-
 # --- one thing changed at a time ------------------------------------------------------------------
 
 
-def ablations(dataset: str, labelled: int = 1, results: Path = RESULTS) -> pd.DataFrame:
+def ablations(dataset: str, labelled: int = 1, results: Path = FIRST_RESULTS) -> pd.DataFrame:
     """One thing changed at a time: what joint training reaches, on slices, at class size, with
     seed 0.
 
@@ -185,6 +291,7 @@ def ablations(dataset: str, labelled: int = 1, results: Path = RESULTS) -> pd.Da
         "regime": JOINT,
     }
     rows = read_table(results, "regimes")
+    rows = rows.assign(changed=of_the_method(rows["changed"]))
     rows = rows[(rows[list(usual)] == pd.Series(usual)).all(axis="columns")]
     if rows.empty:
         raise UserError(

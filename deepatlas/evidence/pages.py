@@ -5,52 +5,70 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..errors import UserError
-from ..places import README, RESULTS
-from ..regimes import BASELINES, IDENTITY, JOINT, NETWORK_OF, SEMI, TITLES
+from ..evaluation.statistics import holm
+from ..places import FIRST_RESULTS, README, RESULTS
+from ..regimes import BASELINES, CONTROLS, IDENTITY, JOINT, NETWORK_OF, SEMI
 from ..sweeps.collect import JOINT_ALONE, PARAMETERS, ablation, read_table
-from .gains import cohort_names, gains, load_results
+from .claims import CLAIMS, judge, read_claims
+from .gains import (
+    ERRORS,
+    METRICS,
+    cohort_names,
+    gain,
+    gains,
+    load_results,
+    of_the_method,
+    regimes_with,
+    sees_all_labels,
+    titles,
+)
+from .points import teacher_map
 
-PAGES = (README, RESULTS / "README.md")  # their tables are made from the results
+PAGES = (README, RESULTS / "README.md", FIRST_RESULTS / "README.md")  # made from the results
 END = "<!-- end -->"
 
 BENCHMARKS = "benchmarks.csv"  # written by the programs in the folder benchmarks
 BENCHMARKED = ("operation", "size", "device", "threads", "dtype")  # what its rows are chosen by
+NONE_YET = "*No rows yet.*"
 
 Line = list[str]  # the cells of a line
+Lines = Iterator[Line | str]  # of a table; a text is a line of its own, outside of it
 
 
 def fill_tables(page: str, results: Path = RESULTS) -> str:
     """The text of a Markdown ``page`` with its tables made anew from the results.
 
-    A table stands between ``<!-- dice labelled=1 -->`` and ``<!-- end -->``. Its kind is "dice"
-    (regimes by cohorts), "gains" (of joint training, with intervals), "joint" (a line for each
-    thing changed), "speed" (the kit beside its peers), "growth" (exponents of cost) or "pairs" (one
-    pair registered by each program); what follows selects rows. Raises UserError for a mark that
-    cannot be read.
+    A table stands between ``<!-- dice labelled=1 -->`` and ``<!-- end -->``. Its kind is one of
+    ``TABLES``: "dice" (regimes by cohorts), "gains" (of joint training, with intervals), "claims"
+    (what was claimed beforehand, and holds), "map" (gains where the teacher is strong), "joint" (a
+    line for each thing changed), "speed" (the kit beside its peers), "growth" (exponents of cost)
+    or "pairs" (one pair registered by each program); what follows selects rows, and ``from=first``
+    those in the folder first of ``results``. A table of runs that are not there yet says so. Raises
+    UserError for a mark that cannot be read.
     """
-    regimes, subjects = read_table(results, "regimes"), load_results(results)
-    rows_of = {"dice": regimes, "gains": subjects, "joint": regimes}
-    if (results / BENCHMARKS).exists():
-        rows_of |= dict.fromkeys(("speed", "growth", "pairs"), _benchmarks(results))
 
     def filled(mark: re.Match) -> str:
         begin = mark["begin"]
-        if mark["kind"] not in rows_of:
-            raise UserError(f"{begin}: there is no {BENCHMARKS} in {results}")
-        rows = _selected(rows_of[mark["kind"]], mark["conditions"].split(), begin)
-        lines = [f"| {' | '.join(cells)} |" for cells in TABLES[mark["kind"]](rows)]
+        conditions = dict(condition.split("=") for condition in mark["conditions"].split())
+        folder = results / conditions.pop("from", ".")
+        try:
+            table = list(TABLES[mark["kind"]](folder, conditions))
+        except UserError as error:
+            raise UserError(f"{begin}: {error}") from error
+        lines = [line if isinstance(line, str) else f"| {' | '.join(line)} |" for line in table]
         return "\n".join([begin, *lines, END])
 
     kinds = "|".join(TABLES)
     begin = rf"(?P<begin><!-- (?P<kind>{kinds})(?P<conditions>(?: \w+=[\w.^-]+)*) -->)"
     before_next_mark = r"(?:(?!<!--).)*?"
-    marks = len(re.findall(rf"<!-- *(?:{kinds})", page))
+    marks = len(re.findall(rf"<!-- *(?:{kinds})\b", page))
     table = re.compile(rf"{begin}\n{before_next_mark}{END}", flags=re.DOTALL)
     text, count = table.subn(filled, page)
     if count != marks:
@@ -61,16 +79,41 @@ def fill_tables(page: str, results: Path = RESULTS) -> str:
     return text
 
 
-def _selected(rows: pd.DataFrame, conditions: Iterable[str], mark: str) -> pd.DataFrame:
-    """The rows with NAME=VALUE, for all ``conditions``; UserError naming the ``mark`` if none."""
-    for condition in conditions:
-        name, value = condition.split("=")
-        known = [column for column in rows if column in (*PARAMETERS, *BENCHMARKED)]
-        if name not in known:
-            raise UserError(f"{mark}: there is no {name!r} to select by: {', '.join(known)}")
-        rows = rows[rows[name].astype(str) == value]
+def _of_runs(
+    read: Callable[[Path], pd.DataFrame],
+    lines: Callable[[pd.DataFrame], Lines],
+    results: Path,
+    conditions: dict[str, str],
+) -> Lines:
+    """A table of the rows that ``read`` finds in ``results``, if there are any yet."""
+    try:
+        rows = read(results)
+    except FileNotFoundError:
+        rows = pd.DataFrame(columns=PARAMETERS)
+    rows = _selected(rows, conditions, PARAMETERS)
+    yield from [NONE_YET] if rows.empty else lines(rows)
+
+
+def _of_benchmarks(
+    lines: Callable[[pd.DataFrame], Lines], results: Path, conditions: dict[str, str]
+) -> Lines:
+    """A table of the rows of ``benchmarks.csv``; UserError if there are none."""
+    if not (results / BENCHMARKS).exists():
+        raise UserError(f"there is no {BENCHMARKS} in {results}")
+    texts = {"program": str, "version": str, "note": str}
+    rows = pd.read_csv(results / BENCHMARKS, dtype=texts).fillna({"note": ""})
+    rows = _selected(rows, conditions, BENCHMARKED)
     if rows.empty:
-        raise UserError(f"{mark}: no such rows among the results")
+        raise UserError(f"no such rows in {results / BENCHMARKS}")
+    yield from lines(rows)
+
+
+def _selected(rows: pd.DataFrame, conditions: dict[str, str], known: Iterable[str]) -> pd.DataFrame:
+    """The rows that meet all ``conditions``; UserError for a name that is not ``known``."""
+    for name, value in conditions.items():
+        if name not in known:
+            raise UserError(f"there is no {name!r} to select by: {', '.join(known)}")
+        rows = rows[rows[name].astype(str) == value]
     return rows
 
 
@@ -82,45 +125,241 @@ def _cells(values: Iterable[float], form: str) -> Line:
     return [" " if math.isnan(value) else f"{value:{form}}" for value in values]
 
 
-# --- mean Dice ------------------------------------------------------------------------------------
+def _title(regime: str) -> str:
+    return titles()[regime]
 
 
-def _dice_table(rows: pd.DataFrame) -> Iterator[Line]:
-    """Mean Dice over runs of each regime, as in the table of the paper."""
+# --- means ----------------------------------------------------------------------------------------
+
+BELOW = "†"  # behind the mean of full supervision where a baseline is better
+BY_SEED = "Each run, in the order of its seed"
+
+
+def _dice_table(rows: pd.DataFrame) -> Lines:
+    """Means over runs of each regime, as in the table of the paper; of registration the true error,
+    too, where it is known. Then the same run by run.
+
+    Bold is the best of those that have N labels, and every other whose paired difference from it
+    has an interval that includes 0.
+    """
     rows = rows[rows["changed"] == ""].assign(cohort=cohort_names)
+    if rows.empty:
+        yield NONE_YET
+        return
     runs = rows.groupby("cohort")["run"].nunique()
     yield [" ", *runs.index]
     yield _rule(1 + len(runs))
-    means = rows.groupby(["task", "regime", "cohort"])["Dice %"].mean().unstack("cohort")
-    for task in NETWORK_OF:
-        yield [f"*{task}*", *[" "] * len(runs)]
-        for regime, title in TITLES.items():
-            if (task, regime) in means.index:
-                cells = _cells(means.loc[(task, regime), runs.index], ".1f")
-                if regime == JOINT:
-                    cells = [cell if cell == " " else f"**{cell}**" for cell in cells]
-                yield [title, *cells]
+    below = False
+    for task, metric in _shown(rows):
+        yield [_section(task, metric), *[" "] * len(runs)]
+        of_task = rows[rows["task"] == task]
+        columns = {cohort: _means(some, task, metric) for cohort, some in of_task.groupby("cohort")}
+        for regime in _in_order(of_task):
+            cells = [columns.get(cohort, {}).get(regime, " ") for cohort in runs.index]
+            below |= any(BELOW in cell for cell in cells)
+            yield [_title(regime), *cells]
     yield ["runs", *map(str, runs)]
+    if below:
+        yield ""
+        yield f"{BELOW} A baseline is better: there full supervision is no ceiling."
+    yield from _each_run(rows)
+
+
+def _shown(rows: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """(task, metric) of each part of the table."""
+    for task in NETWORK_OF:
+        for metric in METRICS:
+            if metric == "dice" or regimes_with(rows[rows["task"] == task], metric):
+                yield task, metric
+
+
+def _section(task: str, metric: str) -> str:
+    return f"*{task}*" if metric == "dice" else f"*{task}: {METRICS[metric][0]}*"
+
+
+def _in_order(rows: pd.DataFrame) -> list[str]:
+    there = set(rows["regime"])
+    return [regime for regime in titles() if regime in there]
+
+
+def _means(rows: pd.DataFrame, task: str, metric: str) -> dict[str, str]:
+    """Cell of each regime: its mean, bold if it is among the best, marked where full supervision is
+    behind a baseline.
+    """
+    _, sign = METRICS[metric]
+    of_runs = rows.groupby(["regime", "run"])[metric].mean()
+    means = of_runs.groupby("regime").mean().dropna()
+    best = _best(rows, means, metric)
+    network = NETWORK_OF[task]
+    rivals = [key for key in (BASELINES[network], CONTROLS[network]) if key in means]
+    cells = {}
+    for regime, mean in means.items():
+        told = f"{mean:.1f}" if metric == "dice" else f"{mean:.2f}"
+        if regime in best:
+            told = f"**{told}**"
+        if sees_all_labels(regime) and any(sign * (means[key] - mean) > 0 for key in rivals):
+            told += f" {BELOW}"
+        cells[regime] = told
+    return cells
+
+
+def _best(rows: pd.DataFrame, means: pd.Series, metric: str) -> set[str]:
+    """The best of the regimes that have N labels, and those that cannot be told from it: the 95 %
+    interval of their paired difference includes 0.
+    """
+    of_n_labels = [regime for regime in means.index if not sees_all_labels(regime)]
+    if len(of_n_labels) < 2:
+        return set()
+    _, sign = METRICS[metric]
+    first = (sign * means[of_n_labels]).idxmax()
+    found = {first}
+    for regime in of_n_labels:
+        if regime != first and _in_one_run(rows, regime, first, metric):
+            difference = gain(rows, regime, first, metric)
+            if difference["low"] <= 0 <= difference["high"]:
+                found.add(regime)
+    return found
+
+
+def _in_one_run(rows: pd.DataFrame, regime: str, other: str, metric: str) -> bool:
+    """Is there a run that scores both?"""
+    scored = rows[rows[metric].notna()]
+    runs = [set(scored.loc[scored["regime"] == key, "run"]) for key in (regime, other)]
+    return not runs[0].isdisjoint(runs[1])
+
+
+def _each_run(rows: pd.DataFrame) -> Lines:
+    """The means of single runs, folded up."""
+    yield ""
+    yield f"<details><summary>{BY_SEED}</summary>"
+    yield ""
+    seeds = rows.drop_duplicates("run").sort_values(["seed", "label_seed"]).groupby("cohort")
+    order = {cohort: list(some["run"]) for cohort, some in seeds}
+    named = {cohort: ", ".join(map(str, some["seed"])) for cohort, some in seeds}
+    yield [" ", *(f"{cohort}: {named[cohort]}" for cohort in order)]
+    yield _rule(1 + len(order))
+    for task, metric in _shown(rows):
+        yield [_section(task, metric), *[" "] * len(order)]
+        of_task = rows[rows["task"] == task]
+        means = of_task.groupby(["regime", "run"])[metric].mean()
+        for regime in _in_order(of_task):
+            of_regime = means[regime]
+            cells = []
+            for runs in order.values():
+                values = of_regime.reindex(runs)
+                told = _cells(values, ".1f" if metric == "dice" else ".2f")
+                each = ", ".join("-" if text == " " else text for text in told)
+                cells.append(each if values.notna().any() else " ")
+            yield [_title(regime), *cells]
+    yield ""
+    yield "</details>"
 
 
 # --- gains ----------------------------------------------------------------------------------------
 
 
-def _gains_table(rows: pd.DataFrame) -> Iterator[Line]:
-    header = ["cohort", "task", "against", "gain in points [95 %]", "share of the gap", "runs"]
+def _gains_table(rows: pd.DataFrame) -> Lines:
+    """Every gain, with p corrected by Holm over the lines of the table."""
+    table = gains(rows[(rows["changed"] == "") & (rows["regime"] != IDENTITY)])
+    if table.empty:
+        yield NONE_YET
+        return
+    known = [metric for metric in ERRORS if metric in table]
+    header = ["cohort", "N", "task", "against", "gain in points [95 %]", "by seed"]
+    header += [f"p (Holm, {len(table)})", "share of the gap"]
+    header += [f"{METRICS[metric][0]} [95 %]" for metric in known]
     yield header
     yield _rule(len(header))
-    table = gains(rows[(rows["changed"] == "") & (rows["regime"] != IDENTITY)])
-    for _, row in table.assign(cohort=cohort_names).iterrows():
-        share = row.get("share", math.nan)
+    table = table.assign(cohort=cohort_names, p=holm(table["p"].fillna(1)))
+    table = table.sort_values("labelled", kind="stable")
+    for _, row in table.iterrows():
+        share = row.get("share", " ")
         yield [
             row["cohort"],
+            str(row["labelled"]),
             row["task"],
-            TITLES[row["against"]],
+            _title(row["against"]),
             f"{row['gain']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]",
-            " " if math.isnan(share) else f"{share:.0f} %",
-            str(row["runs"]),
+            row["by_seed"],
+            _p(row["p"]),
+            share if isinstance(share, str) else " ",
+            *(_error(row, metric) for metric in known),
         ]
+
+
+def _error(row: pd.Series, metric: str) -> str:
+    """A difference in true error: below 0 it has fallen."""
+    if math.isnan(row[metric]):
+        return " "
+    low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+    return f"{row[metric]:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def _p(p: float) -> str:
+    if math.isnan(p):
+        return " "
+    return "< .001" if p < 0.001 else f"{p:.3f}"
+
+
+# --- claims ---------------------------------------------------------------------------------------
+
+
+def _claims_table(results: Path, conditions: dict[str, str]) -> Lines:
+    """What was claimed before the runs, and what has become of it."""
+    _selected(pd.DataFrame(), conditions, ())  # raises: claims select their rows themselves
+    if not (results / CLAIMS).is_file():
+        raise UserError(f"there is no {CLAIMS} in {results}")
+    claims = read_claims(results / CLAIMS)
+    try:
+        judged = judge(claims, results)
+    except FileNotFoundError:
+        yield NONE_YET
+        return
+    header = ["claim", "cohort", "against", "gain [95 %]", "by seed", "p", "p (Holm)", "decision"]
+    yield header
+    yield _rule(len(header))
+    for _, row in judged.iterrows():
+        seeds = row["by_seed"]
+        told = " "
+        if row["lacking"]:
+            seeds = f"no run of seed {row['lacking']}"
+        else:
+            told = f"{row['gain']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+        what = [row["claim"], row["cohort"], row["against"]]
+        yield [*what, told, seeds, _p(row["p"]), _p(row["p_holm"]), row["decision"]]
+
+
+# --- where it helps -------------------------------------------------------------------------------
+
+
+def _map_table(rows: pd.DataFrame) -> Lines:
+    """How far the teacher is ahead of its pupil, and what joint training gains over each decisive
+    rival, run by run.
+    """
+    try:
+        points = teacher_map(rows)
+    except UserError:  # no run of all its regimes
+        yield NONE_YET
+        return
+    rivals = list(dict.fromkeys(points["against"]))
+    header = ["cohort", "N", "task", "teacher ahead by", "by seed"]
+    for rival in rivals:
+        header += [f"gain over {rival}", "by seed"]
+    yield header
+    yield _rule(len(header))
+    for (task, labelled, cohort), some in points.groupby(["task", "labelled", "cohort"]):
+        ahead = some.drop_duplicates("seed").sort_values("seed")["teacher"]
+        line = [cohort, str(labelled), task, *_mean_and_each(ahead)]
+        for rival in rivals:
+            of_rival = some[some["against"] == rival].sort_values("seed")["gain"]
+            line += _mean_and_each(of_rival)
+        yield line
+
+
+def _mean_and_each(values: pd.Series) -> Line:
+    if values.empty:
+        return [" ", " "]
+    return [f"{values.mean():+.1f}", ", ".join(_cells(values, "+.1f"))]
 
 
 # --- one thing changed at a time ------------------------------------------------------------------
@@ -140,10 +379,12 @@ JOINT_HEADER = [
     "DeepAtlas minus the recipe's, same seeds: segmentation",
     "registration",
     "runs",
+    "DeepAtlas by seed: segmentation",
+    "registration",
 ]
 
 
-def _joint_table(rows: pd.DataFrame) -> Iterator[Line]:
+def _joint_table(rows: pd.DataFrame) -> Lines:
     """A line for each thing changed, a mean over its runs; and by how much joint training differs
     from what the recipe "best" makes of the same seeds, which decide the scans and the draws.
     """
@@ -159,6 +400,8 @@ def _joint_table(rows: pd.DataFrame) -> Iterator[Line]:
     for (cohort, labelled, recipe, changed), some in rows.groupby(lines):
         means = some.groupby(["task", "regime"])[["Dice %", "folds %", "minus"]].mean()
         joint = means.xs(JOINT, level="regime").loc[list(NETWORK_OF)]
+        of_joint = some[some["regime"] == JOINT].sort_values("seed")
+        by_seed = [of_joint.loc[of_joint["task"] == task, "Dice %"] for task in NETWORK_OF]
         yield [
             cohort,
             str(labelled),
@@ -168,6 +411,7 @@ def _joint_table(rows: pd.DataFrame) -> Iterator[Line]:
             *_cells(joint.loc[["registration"], "folds %"], ".2f"),
             *_cells(joint["minus"], "+.1f"),
             str(some["run"].nunique()),
+            *(", ".join(_cells(values, ".1f")) for values in by_seed),
         ]
 
 
@@ -211,12 +455,7 @@ SPEED_HEADER = [
 ]
 
 
-def _benchmarks(results: Path) -> pd.DataFrame:
-    texts = {"program": str, "version": str, "note": str}
-    return pd.read_csv(results / BENCHMARKS, dtype=texts).fillna({"note": ""})
-
-
-def _speed_table(rows: pd.DataFrame) -> Iterator[Line]:
+def _speed_table(rows: pd.DataFrame) -> Lines:
     """A line for each work, size and precision, in the order of the file; a ratio that meets its
     goal is bold.
 
@@ -265,7 +504,7 @@ def _against_goal(ratio: float, goal: float) -> Line:
     return [f"**{told}**" if ratio <= goal else told, wanted]
 
 
-def _growth_table(rows: pd.DataFrame) -> Iterator[Line]:
+def _growth_table(rows: pd.DataFrame) -> Lines:
     header = ["work", "grows with", "exponent", "at these sizes"]
     yield header
     yield _rule(len(header))
@@ -276,7 +515,7 @@ def _growth_table(rows: pd.DataFrame) -> Iterator[Line]:
 PAIRS_HEADER = ["program", "Dice %", "folds", "ms", "time / fastest peer's"]
 
 
-def _pairs_table(rows: pd.DataFrame) -> Iterator[Line]:
+def _pairs_table(rows: pd.DataFrame) -> Lines:
     """A line for each program that registers a pair: processor time, as in ``_speed_table``."""
     yield PAIRS_HEADER
     yield _rule(len(PAIRS_HEADER))
@@ -290,11 +529,19 @@ def _pairs_table(rows: pd.DataFrame) -> Iterator[Line]:
         ]
 
 
-TABLES: dict[str, Callable[[pd.DataFrame], Iterator[Line]]] = {
-    "dice": _dice_table,
-    "gains": _gains_table,
-    "joint": _joint_table,
-    "speed": _speed_table,
-    "growth": _growth_table,
-    "pairs": _pairs_table,
+def _regimes(results: Path) -> pd.DataFrame:
+    rows = read_table(results, "regimes")
+    return rows.assign(changed=of_the_method(rows["changed"]))
+
+
+# kind -> its lines, of a folder of results and the conditions of a mark
+TABLES: dict[str, Callable[[Path, dict[str, str]], Lines]] = {
+    "dice": partial(_of_runs, load_results, _dice_table),
+    "gains": partial(_of_runs, load_results, _gains_table),
+    "claims": _claims_table,
+    "map": partial(_of_runs, load_results, _map_table),
+    "joint": partial(_of_runs, _regimes, _joint_table),
+    "speed": partial(_of_benchmarks, _speed_table),
+    "growth": partial(_of_benchmarks, _growth_table),
+    "pairs": partial(_of_benchmarks, _pairs_table),
 }

@@ -16,10 +16,11 @@ import pandas as pd
 from ..errors import UserError, meant
 from ..evaluation.cohorts import per_subject
 from ..records import read_record, recorded_experiment
-from ..regimes import BASELINES, JOINT, NETWORK_OF, SEMI
+from ..regimes import BASELINES, FIRST, JOINT, NETWORK_OF, SEMI
 from ..reporting import load_scores
 
-# The models of the paper, and the regime of each network that they are here.
+# The models of the paper, and the regime of each network that they are here; at N = 1 the paper's
+# Semi-DA is the first round of segmentation.
 MODELS = {
     "Baseline": BASELINES,
     "Semi-DA": SEMI,
@@ -52,8 +53,8 @@ class PaperTable:
 
 
 COMMON = (
-    "How many steps the paper's 100 epochs have is not known: each network takes the steps of the "
-    "profile full.",
+    "How many steps the paper's 100 epochs have is not known: each network takes those that the "
+    "file of the sweep says.",
     "The weight of the bending energy is this kit's: the authors' displacements have other units.",
     "The labelled scans of N are drawn by the seed.",
     "Baseline, N = 0: the registration baseline of the runs at N = 1, which sees no label.",
@@ -160,6 +161,8 @@ def _cells(
     of_n = [scores for count, scores in runs if count == max(labelled, 1)]
     for short, task in TASKS.items():
         regime = MODELS[model][NETWORK_OF[task]]
+        if labelled == 1 and regime == SEMI["seg"]:
+            regime = FIRST
         rows = [scores[(scores["task"] == task) & (scores["regime"] == regime)] for scores in of_n]
         for group, structures in table.groups.items():
             cell = _mean_and_sd(rows, structures)
