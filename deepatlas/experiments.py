@@ -3,10 +3,11 @@
 ``run`` trains and scores in plain Python, regime by regime: a table on the screen grows as they
 end. What it wrote is read by ``reporting.py``.
 
-Validation scans with labels decide which weights of a network are kept, by one rule for all
-regimes. Without any, the last weights are; of a registration network, too, where all of them are of
-one person, of whom no pair can be made. Test scans without labels are not scored, and registration
-is not where they are of one person: the run trains to its end, and says so.
+The parameter ``keep`` says which weights of a network are kept, by one rule for all regimes: those
+at the "last" step, or the "best" on validation scans with labels. Without such scans the last
+weights are kept; of a registration network, too, where all of them are of one person, of whom no
+pair can be made. Test scans without labels are not scored, and registration is not where they are
+of one person: the run trains to its end, and says so.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ from .regimes import (
     BASELINES,
     IDENTITY,
     JOINT,
+    JOINT_PROPAGATION,
     NETWORK_OF,
     PROPAGATION,
     REFERENCES,
@@ -88,6 +90,9 @@ from .warp import Deformation
 
 FILES = ("scores.csv", "examples.pt", "history.csv")  # that a run makes, beside its checkpoints
 REFERENCE = "reference.pt"  # the scan that all were aligned to, and a new one will be
+
+# The regime whose registration carries the labels of the atlases -> the key of its rows.
+PROPAGATIONS = {BASELINES["reg"]: PROPAGATION, JOINT: JOINT_PROPAGATION}
 
 # Columns of scores.csv: texts, and numbers that are there even where no registration was scored.
 SCORE_TEXTS = ("task", "regime", "case", "subject", "structure")
@@ -435,15 +440,15 @@ class Scores:
 
     def _score(self, key: str, nets: Mapping[str, nn.Module]) -> pd.DataFrame:
         """The rows of a regime; what needs no training of its own stands beside the registration
-        baseline.
+        baseline, or beside the regime whose registration carries the labels.
         """
         segmentations: dict[str, Callable[[Scan], Tensor]] = {}
         registrations: dict[str, Callable[[Scan, Scan], Deformation]] = {}
-        if key == BASELINES["reg"]:
-            baseline = models.registrar(nets["reg"])
-            segmentations[PROPAGATION] = partial(
-                registration.propagate_labels, baseline, self.atlases
+        if key in PROPAGATIONS:
+            segmentations[PROPAGATIONS[key]] = partial(
+                registration.propagate_labels, models.registrar(nets["reg"]), self.atlases
             )
+        if key == BASELINES["reg"]:
             registrations[IDENTITY] = _stay
         if "seg" in nets:
             segmentations[key] = models.segmenter(nets["seg"])

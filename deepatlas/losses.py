@@ -376,6 +376,19 @@ def softmax_dice(scores: Tensor, labels: Tensor) -> Tensor:
     return _one_minus_dice(overlap, size)
 
 
+def cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
+    """-mean over voxels of sum_c q_c log p_c, with p the softmax of a network's scores (B, C, I, J,
+    K), and q the integer labels (B, I, J, K) or probabilities (B, C, I, J, K).
+
+    In nats, and never in half precision. A voxel outside the scan that was warped has q = 0, and
+    counts nothing. Where Dice has lost a structure its gradient vanishes, since p is 0 there; that
+    of this one, p - q by the scores, does not.
+    """
+    if target.ndim < scores.ndim:
+        target = as_labels(target).long()
+    return F.cross_entropy(_exact(scores), target)
+
+
 def _one_minus_dice(overlap: Tensor, size: Tensor) -> Tensor:
     """1 - Dice from sum(p q) and sum p + sum q, both (B, C)."""
     return 1 - ((2 * overlap + 1) / (size + 1)).mean()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
@@ -30,8 +31,8 @@ from .warp import Deformation
 class Networks:
     """A pair of networks, and how the output of the second is read.
 
-    Unless a row says otherwise, the registration network looks once, and answers with a
-    displacement.
+    Unless a row says otherwise, the registration network looks once, at the pair as it is, and
+    answers with a displacement.
     """
 
     seg: Callable[[int, int], nn.Module]  # (dims, structures) -> F_S
@@ -40,10 +41,17 @@ class Networks:
     multiple: int = 8  # every side of a grid must be divisible by it
     velocity: bool | None = False  # is the output a velocity? None: as the experiment says
     passes: int | None = 1  # looks at a pair; None: as the experiment says
+    coarse_passes: int | None = 0  # looks at half the resolution, before; None: likewise
 
 
 NETWORKS = {
-    "kit": Networks(networks.SegmentationNet, networks.RegistrationNet, velocity=None, passes=None),
+    "kit": Networks(
+        networks.SegmentationNet,
+        networks.RegistrationNet,
+        velocity=None,
+        passes=None,
+        coarse_passes=None,
+    ),
     "paper": Networks(
         lambda dims, structures: networks.PaperSegmentationNet(structures),
         lambda dims: networks.PaperRegistrationNet(),
@@ -54,12 +62,18 @@ NETWORKS = {
 
 
 def build(
-    name: str, dims: int, structures: int, *, velocity: bool, passes: int
+    name: str, dims: int, structures: int, *, velocity: bool, passes: int, coarse_passes: int = 0
 ) -> dict[str, nn.Module]:
     """Untrained networks {"seg": ..., "reg": ...} of the row ``name``, for so many structures."""
     row = NETWORKS[name]
     seg_net = row.seg(dims, structures)
-    reg_net = Registration(row.reg(dims), velocity=velocity, passes=passes)
+    reg_net = Registration(
+        row.reg(dims),
+        velocity=velocity,
+        passes=passes,
+        coarse_passes=coarse_passes,
+        multiple=row.multiple,
+    )
     return {"seg": seg_net, "reg": reg_net}
 
 
@@ -69,50 +83,93 @@ class Registration(nn.Module):
     The output of ``net`` is the displacement u, or with ``velocity`` the stationary velocity v of
     exp(v), invertible by construction. A network may offer ``on_own_grid(moving, fixed)``, what it
     predicts before it interpolates that to the images' grid: exp is then taken of that, and the
-    displacement is interpolated. With more ``passes`` than one it looks again at the pair as warped
-    so far, and its deformations are composed.
+    displacement is interpolated.
+
+    It looks at the pair ``coarse_passes`` times at half the resolution, where a look costs a
+    quarter (in 3D an eighth) and sees twice as far, then ``passes`` times as it is, with the same
+    weights; each time as warped so far, and phi = phi_1 @ phi_2 @ ... is composed. ``multiple``:
+    what the sides of an image must be divisible by.
     """
 
-    def __init__(self, net: nn.Module, *, velocity: bool, passes: int) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        velocity: bool,
+        passes: int,
+        coarse_passes: int = 0,
+        multiple: int = 8,
+    ) -> None:
         super().__init__()
         self.net = net
         self.velocity = velocity
-        self.passes = passes
+        self.factors = (2,) * coarse_passes + (1,) * passes  # of each look, in order
+        self.multiple = multiple
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Deformation:
-        phi = self._look(moving, fixed)
-        for _ in range(self.passes - 1):
-            phi = phi @ self._look(phi.warp(moving), fixed)
+        phi = None
+        for factor in self.factors:
+            seen = moving if phi is None else phi.warp(moving)
+            look = self._deformation(self._look(seen, fixed, factor), fixed)
+            phi = look if phi is None else phi @ look
         return phi
 
     def both_ways(self, moving: Tensor, fixed: Tensor) -> tuple[Deformation, Deformation]:
         """(phi, its inverse), where ``net`` predicts a velocity: the inverse of exp(v) is exp(-v).
 
-        Of several passes phi = phi_1 @ phi_2 the inverse is phi_2^-1 @ phi_1^-1.
+        Of several looks phi = phi_1 @ phi_2 the inverse is phi_2^-1 @ phi_1^-1.
         """
         if not self.velocity:
             raise ValueError("without a velocity there is no exp(-v): use Deformation.inverse")
-        shape = fixed.shape[2:]
-        velocity = self._velocity(moving, fixed)
-        phi = Deformation.exp(velocity, shape=shape)
-        inverse = Deformation.exp(-velocity, shape=shape)
-        for _ in range(self.passes - 1):
-            velocity = self._velocity(phi.warp(moving), fixed)
-            phi = phi @ Deformation.exp(velocity, shape=shape)
-            inverse = Deformation.exp(-velocity, shape=shape) @ inverse
+        phi = inverse = None
+        for factor in self.factors:
+            velocity = self._look(moving if phi is None else phi.warp(moving), fixed, factor)
+            there = self._deformation(velocity, fixed)
+            back = self._deformation(-velocity, fixed)
+            phi = there if phi is None else phi @ there
+            inverse = back if inverse is None else back @ inverse
         return phi, inverse
 
-    def _look(self, moving: Tensor, fixed: Tensor) -> Deformation:
+    def _deformation(self, predicted: Tensor, fixed: Tensor) -> Deformation:
+        """What ``_look`` has predicted, read as a velocity or as a displacement."""
+        shape = fixed.shape[2:]
         if self.velocity:
-            return Deformation.exp(self._velocity(moving, fixed), shape=fixed.shape[2:])
-        return Deformation(self.net(moving, fixed).float())
+            return Deformation.exp(predicted, shape=shape)
+        if predicted.shape[2:] != shape:
+            mode = "bilinear" if fixed.ndim == 4 else "trilinear"
+            predicted = F.interpolate(predicted, size=shape, mode=mode)
+        return Deformation(predicted)
 
-    def _velocity(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """v in voxels of the images, on the grid where ``net`` predicts it, if it says so: exp
-        costs an eighth there, a quarter in 2D.
+    def _look(self, moving: Tensor, fixed: Tensor, factor: int) -> Tensor:
+        """v or u in voxels of the images, on the grid where ``net`` predicts it, if it says so, as
+        exp costs an eighth there, a quarter in 2D; of the images made smaller by ``factor``.
         """
-        predict = getattr(self.net, "on_own_grid", self.net)
-        return predict(moving, fixed).float()
+        predict = self.net
+        if self.velocity:
+            predict = getattr(self.net, "on_own_grid", self.net)
+        if factor == 1:
+            return predict(moving, fixed).float()
+        small = [_smaller(image, factor, self.multiple) for image in (moving, fixed)]
+        predicted = predict(*small).float() * factor
+        for axis, side in enumerate(fixed.shape[2:], 2):
+            kept = predicted.shape[axis] * side // (factor * small[1].shape[axis])
+            predicted = predicted.narrow(axis, 0, kept)
+        return predicted
+
+
+def _smaller(image: Tensor, factor: int, multiple: int) -> Tensor:
+    """Means over ``factor`` voxels along each axis, and zeros behind them up to sides divisible by
+    ``multiple``.
+    """
+    pool = F.avg_pool2d if image.ndim == 4 else F.avg_pool3d
+    small = pool(image, factor)
+    missing = [-side % multiple for side in small.shape[2:]]
+    if not any(missing):
+        return small
+    behind = []
+    for n in reversed(missing):
+        behind += [0, n]
+    return F.pad(small, behind)
 
 
 # --- what they mean -------------------------------------------------------------------------------
@@ -224,6 +281,7 @@ def load_kept(path: str | Path) -> tuple[dict[str, nn.Module], dict]:
             len(kept["structures"]),
             velocity=values["velocity"],
             passes=values["passes"],
+            coarse_passes=values.get("coarse_passes", 0),
         )
     for name, weights in kept["networks"].items():
         load_weights(nets[name], weights, path)
@@ -240,6 +298,7 @@ class _Parameters(BaseModel):
     dims: int
     velocity: bool
     passes: int
+    coarse_passes: int = 0  # there was none in files of earlier versions
 
 
 class _Kept(BaseModel):

@@ -39,7 +39,7 @@ PROFILES = {
         "joint_steps": 6,
         "batch_size": 2,
         "seg_rate": 4e-3,
-        "reg_rate": 4e-3,
+        "reg_rate": 2e-3,
     },
     "smoke-3d": {
         "seg_steps": 4,
@@ -50,34 +50,33 @@ PROFILES = {
         "reg_rate": 1e-3,
     },
     "class-2d": {
-        "seg_steps": 300,
-        "reg_steps": 400,
+        "seg_steps": 500,
+        "reg_steps": 600,
         "joint_steps": 600,
-        "batch_size": 4,
-        "seg_batch_size": 2,
-        "seg_rate": 4e-3,
-        "reg_rate": 4e-3,
+        "batch_size": 2,
+        "seg_rate": 8e-3,
+        "reg_rate": 2e-3,
     },
     "class-3d": {
-        "seg_steps": 300,
-        "reg_steps": 400,
+        "seg_steps": 500,
+        "reg_steps": 600,
         "joint_steps": 600,
         "batch_size": 1,
         "seg_rate": 4e-3,
         "reg_rate": 1e-3,
     },
     "full-2d": {
-        "seg_steps": 2000,
-        "reg_steps": 4000,
-        "joint_steps": 6000,
+        "seg_steps": 6000,
+        "reg_steps": 12000,
+        "joint_steps": 12000,
         "batch_size": 8,
         "seg_rate": 1e-3,
         "reg_rate": 1e-3,
     },
     "full-3d": {
-        "seg_steps": 4000,
-        "reg_steps": 8000,
-        "joint_steps": 12000,
+        "seg_steps": 12000,
+        "reg_steps": 24000,
+        "joint_steps": 24000,
         "batch_size": 4,
         "seg_rate": 1e-3,
         "reg_rate": 5e-4,
@@ -89,23 +88,31 @@ PROFILES = {
 RECIPES = {
     "paper": {
         "similarity": "ncc",
+        "lambda_r": 0.2,
         "reg_turns": 20,
         "lambda_a": 3.0,
         "lambda_weak": 3.0,
         "lambda_sp": 3.0,
+        "lambda_ce": 0.0,
         "teacher": 0.0,
         "sampled_warps": False,
         "velocity": False,
+        "coarse_passes": 0,
+        "joint_start": "trained",
     },
     "best": {
         "similarity": "lncc",
+        "lambda_r": 0.2,
         "reg_turns": 2,
-        "lambda_a": 10.0,
+        "lambda_a": 1.0,
         "lambda_weak": 0.3,
-        "lambda_sp": 100.0,
+        "lambda_sp": 10.0,
+        "lambda_ce": 10.0,
         "teacher": 0.98,
         "sampled_warps": True,
         "velocity": True,
+        "coarse_passes": 2,
+        "joint_start": "none",
     },
 }
 
@@ -153,26 +160,26 @@ class Experiment(BaseModel):
     label_seed: int = filled(ge=0, le=LARGEST_SEED)
 
     # --- how long ---
-    # steps of the segmentation baseline, and of the registration baseline
+    # steps of each network in one schedule
     seg_steps: int = filled(ge=1, le=MOST_STEPS)
     reg_steps: int = filled(ge=1, le=MOST_STEPS)
-    # steps of both networks in one round of joint training (``Regime.rounds``)
+    # turns of both networks where joint training goes on from trained ones
     joint_steps: int = filled(ge=2, le=MOST_STEPS)
-    # registration turns for each segmentation turn
+    # and registration turns for each segmentation turn there
     reg_turns: int = filled(ge=1, le=MOST_STEPS)
-    # pairs in a step; in one of the segmentation network, where fewer do as well: by the profile,
-    # else as many, and as many as ``batch_size`` where that is given
+    # pairs in a step; in one of the segmentation network, by default as many
     batch_size: int = filled(ge=1, le=MOST_PAIRS)
     seg_batch_size: int = filled(ge=1, le=MOST_PAIRS)
 
     # --- the loss ---
     # weight of the bending energy
-    lambda_r: float = Field(0.2, ge=0)
+    lambda_r: float = filled(ge=0)
     # weight of the anatomy term; of registration baselines, that of fully labelled pairs alone
     lambda_a: float = filled(ge=0)
     lambda_weak: float = filled(ge=0)
-    # weight of the supervised term
+    # weight of the supervised term, which is Dice, and of cross-entropy beside it
     lambda_sp: float = filled(ge=0)
+    lambda_ce: float = filled(ge=0)
     # weights of other loss terms, by their names in ``terms.TERMS``
     term_weights: dict[str, float] = Field(default_factory=dict)
     # of images: a name in ``terms.SIMILARITIES``
@@ -185,14 +192,19 @@ class Experiment(BaseModel):
     sampled_warps: bool = filled()
     # do two guesses teach the segmentation network to agree? (it collapses)
     fourth_case: bool = False
-    # whose networks joint training starts from: see ``regimes.regimes``
-    joint_start: Literal["baselines", "alike", "semi", "none"] = "baselines"
+    # what joint training starts from: see ``regimes.regimes``
+    joint_start: Literal["trained", "none"] = filled()
+    # the weights of a network that are kept: those at the "last" step, so that validation scans
+    # decide nothing, or the "best" on validation scans with labels
+    keep: Literal["last", "best"] = "last"
     # unlabelled training scans; None: all there are
     unlabelled: int | None = Field(None, ge=0)
 
     # --- the networks ---
     # times the registration network looks at a pair, as warped so far
     passes: int = Field(1, ge=1, le=100)
+    # and before, at half the resolution
+    coarse_passes: int = filled(ge=0, le=100)
     # does the registration network output a velocity field?
     velocity: bool = filled()
     # a name in ``models.NETWORKS``; the paper's two are 3D, slower, and predict displacements
@@ -234,15 +246,15 @@ class Experiment(BaseModel):
         given.setdefault("labelled", entry.labelled_at_most(given["profile"]) if own else 1)
         given["dims"] = _whole(given["dims"])
         row = NETWORKS.get(str(given.get("networks", "kit")))
-        if row is not None and row.velocity is not None:
-            given.setdefault("velocity", row.velocity)
-        if "batch_size" in given:
-            given.setdefault("seg_batch_size", given["batch_size"])
+        for name in ("velocity", "coarse_passes"):
+            able = getattr(row, name, None)
+            if able is not None:
+                given.setdefault(name, able)
         decided = PROFILES.get(f"{given['profile']}-{given['dims']}d", {})
-        if "batch_size" in decided:
-            decided = {"seg_batch_size": decided["batch_size"]} | decided
-        decided = decided | RECIPES.get(str(given["recipe"]), {})
-        return decided | given
+        filled_in = decided | RECIPES.get(str(given["recipe"]), {}) | given
+        if "batch_size" in filled_in:
+            filled_in.setdefault("seg_batch_size", filled_in["batch_size"])
+        return filled_in
 
     @field_validator("*", mode="before")
     @classmethod
@@ -309,7 +321,8 @@ class Experiment(BaseModel):
         if self.dims not in row.dims:
             able = " or ".join(f"dims={dims}" for dims in row.dims)
             raise ValueError(f"networks={self.networks!r} wants {able}, got dims={self.dims}")
-        for name, able in (("velocity", row.velocity), ("passes", row.passes)):
+        for name in ("velocity", "passes", "coarse_passes"):
+            able = getattr(row, name)
             if able is not None and getattr(self, name) != able:
                 raise ValueError(
                     f"networks={self.networks!r} wants {name}={able}, got {getattr(self, name)}: "
@@ -363,9 +376,11 @@ class Experiment(BaseModel):
 
     @property
     def joint(self) -> dict[str, int]:
-        """Turns of each network in joint training."""
-        seg = max(1, round(self.joint_steps / (1 + self.reg_turns)))
-        return {"seg": seg, "reg": self.joint_steps - seg}
+        """Turns of each network where joint training goes on from trained ones: ``reg_turns`` of
+        registration for one of segmentation, and of both at most ``joint_steps``.
+        """
+        seg = max(1, self.joint_steps // (1 + self.reg_turns))
+        return {"seg": seg, "reg": min(seg * self.reg_turns, self.joint_steps - seg)}
 
 
 # The tables name parameters: a typo shows when the module is loaded, not when a row is trained.

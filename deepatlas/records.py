@@ -120,14 +120,24 @@ def hash_of(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+# What a run did before there was a parameter for it.
+BEFORE = {"coarse_passes": 0, "keep": "best", "lambda_ce": 0.0}
+FORMER_STARTS = ("baselines", "alike", "semi")  # of joint training, all of trained networks
+
+
 def recorded_experiment(record: Mapping) -> Experiment:
-    """The experiment of a run's record, which carries what was said of its data set."""
+    """The experiment of a run's record, which carries what was said of its data set; also of an
+    earlier version's.
+    """
+    values = BEFORE | record["experiment"]
+    if values.get("joint_start") in FORMER_STARTS:
+        values["joint_start"] = "trained"
     entry = record.get("entry")
     said = None if entry is None else Entry.model_validate(entry)
     if said is not None and said.scans is not None:
         home = Path(str(record["experiment"].get("dataset"))).parent
         said = said.model_copy(update={"home": home})
-    return parse(record["experiment"], said)
+    return parse(values, said)
 
 
 def is_of(record: Mapping, experiment: Experiment) -> bool:
@@ -191,7 +201,9 @@ def notes(record: Mapping) -> list[str]:
     """What the scans of a run could not decide, a sentence each; none where they could all."""
     found = []
     validated = record.get("validated")
-    lasting = [] if validated is None else [name for name in NETWORKS if name not in validated]
+    lasting = []
+    if validated is not None and record["experiment"].get("keep", "best") == "best":
+        lasting = [name for name in NETWORKS if name not in validated]
     if lasting:
         kept = " and the ".join(NETWORKS[name] for name in lasting)
         persons = ", of 2 persons" if lasting == ["reg"] else ", for registration of 2 persons"

@@ -15,6 +15,11 @@ from .errors import UserError
 TURNS = ("seg", "reg")
 
 
+# How many steps a regime takes of each network that it trains: as its baseline; as joint training
+# that goes on from trained networks; or as both together.
+LENGTHS = ("baseline", "joint", "whole")
+
+
 @dataclass(frozen=True)
 class Regime:
     """A row of the comparison: which networks take turns, from which start, seeing which labels."""
@@ -26,10 +31,8 @@ class Regime:
     one_shot: Mapping[str, str] | None = None  # the start at N = 1, where it is another
     all_labels: bool = False  # does it see the labels of every training scan?
     consults: bool = False  # does a network in its turn ask the other one?
-    # What a network may have spent at the end, its starts included: the steps of its baseline, and
-    # so many times its part of ``joint_steps``. With 300 and 200: rounds=2 is 700 in all, of which
-    # one that starts from its baseline has 400 left.
-    rounds: int = 0
+    length: str = "baseline"  # of LENGTHS
+    at_one_only: bool = False  # is it trained at N = 1 alone?
     anatomy_weight: str = "lambda_a"  # the experiment's parameter that weighs its anatomy term
 
     def __post_init__(self) -> None:
@@ -38,49 +41,71 @@ class Regime:
                 f"{self.title}: trains must be a tuple of {' and '.join(TURNS)}, as in "
                 f"('seg',), got {self.trains!r}"
             )
-        if not isinstance(self.rounds, int) or self.rounds < 0:
-            raise ValueError(f"{self.title}: rounds must be 0, 1, 2, ..., got {self.rounds!r}")
+        if self.length not in LENGTHS:
+            raise ValueError(
+                f"{self.title}: length must be one of {', '.join(LENGTHS)}, got {self.length!r}"
+            )
+
+    @property
+    def goes_on(self) -> tuple[str, ...]:
+        """The networks that it trains from weights that another regime has trained."""
+        return tuple(name for name in self.trains if name in self.start)
 
 
 BASELINES = {"seg": "seg_baseline", "reg": "reg_baseline"}
 SEMI = {"seg": "semi_seg", "reg": "semi_reg"}
+CONTROLS = {"seg": "seg_control", "reg": "reg_control"}
 FULL = {"seg": "seg_full", "reg": "reg_full"}
+FIRST = "semi_first"
 JOINT = "deepatlas"
-ANEW = {"reg": "reg_baseline"}  # F_S forgets what it learnt from the one scan alone
-ONE_SHOT = {"seg": "semi_seg", "reg": "reg_baseline"}  # F_R is taught by what it has taught
+# At N = 1 F_R has seen no labels, and teaches an F_S that forgets what it learnt from the one scan
+# alone.
+ONE_SHOT = {"seg": FIRST, "reg": "reg_baseline"}
 
+# As in the paper, where joint training goes on from trained networks: see ``regimes`` for the table
+# in which every regime is trained at one go.
 REGIMES = {
     "seg_baseline": Regime("Baseline", ("seg",)),
     # A registration baseline learns anatomy from the few fully labelled pairs alone.
     "reg_baseline": Regime("Baseline", ("reg",), anatomy_weight="lambda_weak"),
-    "semi_seg": Regime("Semi-DeepAtlas", ("seg",), BASELINES, ANEW, consults=True, rounds=1),
-    "semi_reg": Regime("Semi-DeepAtlas", ("reg",), BASELINES, ONE_SHOT, consults=True, rounds=1),
-    "deepatlas": Regime("DeepAtlas", ("seg", "reg"), BASELINES, ONE_SHOT, consults=True, rounds=2),
-    "seg_control": Regime("Baseline, as long as DeepAtlas", ("seg",), rounds=2),
-    "reg_control": Regime(
-        "Baseline, as long as DeepAtlas", ("reg",), rounds=2, anatomy_weight="lambda_weak"
-    ),
-    "semi_seg_control": Regime(
-        "Semi-DeepAtlas, as long as DeepAtlas", ("seg",), BASELINES, ANEW, consults=True, rounds=2
-    ),
-    "semi_reg_control": Regime(
-        "Semi-DeepAtlas, as long as DeepAtlas",
-        ("reg",),
-        BASELINES,
-        ONE_SHOT,
+    "semi_first": Regime(
+        "Semi-DeepAtlas, first round",
+        ("seg",),
+        {"reg": "reg_baseline"},
         consults=True,
-        rounds=2,
+        at_one_only=True,
     ),
-    "seg_full": Regime("Full supervision", ("seg",), all_labels=True, rounds=2),
-    "reg_full": Regime("Full supervision", ("reg",), all_labels=True, rounds=2),
+    "semi_seg": Regime(
+        "Semi-DeepAtlas", ("seg",), BASELINES, ONE_SHOT, consults=True, length="joint"
+    ),
+    "semi_reg": Regime(
+        "Semi-DeepAtlas", ("reg",), BASELINES, ONE_SHOT, consults=True, length="joint"
+    ),
+    "deepatlas": Regime(
+        "DeepAtlas", ("seg", "reg"), BASELINES, ONE_SHOT, consults=True, length="joint"
+    ),
+    "seg_control": Regime(
+        "Baseline, as long as DeepAtlas", ("seg",), {"seg": "seg_baseline"}, length="joint"
+    ),
+    "reg_control": Regime(
+        "Baseline, as long as DeepAtlas",
+        ("reg",),
+        {"reg": "reg_baseline"},
+        length="joint",
+        anatomy_weight="lambda_weak",
+    ),
+    "seg_full": Regime("Full supervision", ("seg",), all_labels=True, length="whole"),
+    "reg_full": Regime("Full supervision", ("reg",), all_labels=True, length="whole"),
 }
 
 # What needs no training of its own: key in the rows of scores -> title, task that it is scored in.
 IDENTITY = "identity"
 PROPAGATION = "label_propagation"
+JOINT_PROPAGATION = "joint_propagation"
 REFERENCES = {
     IDENTITY: ("No registration", "registration"),
     PROPAGATION: ("Label propagation", "segmentation"),
+    JOINT_PROPAGATION: ("Label propagation by DeepAtlas", "segmentation"),
 }
 
 NETWORK_OF = {"segmentation": "seg", "registration": "reg"}  # task -> the network that it scores
@@ -88,7 +113,7 @@ TITLES = {
     **{key: title for key, (title, _) in REFERENCES.items()},
     **{key: regime.title for key, regime in REGIMES.items()},
 }
-TAUGHT = ("seg_baseline", "seg_control", "semi_seg", JOINT)  # what the lessons train
+TAUGHT = ("seg_baseline", "semi_seg", JOINT)  # what the lessons train, and what that starts from
 
 # What the parameter ``regimes`` of an experiment chooses from; what these start from comes along.
 CHOICES = {
@@ -146,27 +171,44 @@ def ordered(table: Mapping[str, Regime]) -> dict[str, Regime]:
 ordered(REGIMES)
 
 
-def regimes(labelled: int, joint_start: str = "baselines", which: str = "all") -> dict[str, Regime]:
+def regimes(labelled: int, joint_start: str = "none", which: str = "all") -> dict[str, Regime]:
     """The table for N = ``labelled``.
 
-    At N = 1 a row starts from its ``one_shot``: semi-supervised segmentation anew, taught by
-    registration, and semi-supervised registration taught by what came of that, as in the paper.
+    With ``joint_start`` "none" every regime starts from untrained networks and has one schedule of
+    as many steps: they differ in nothing but who teaches. DeepAtlas: the other network, as it
+    learns; Semi-DeepAtlas: one that has been trained, held fixed; the baseline: nobody.
 
-    Joint training starts from the "baselines" as in the paper (at N = 1 from its ``one_shot``);
-    "alike", from what semi-supervised segmentation starts from (which differs at N = 1); from the
-    "semi" supervised networks; or from "none", untrained; always with the same budget. ``which``
-    is one of ``CHOICES``.
+    With "trained", as in the paper, Semi-DeepAtlas and DeepAtlas go on from trained networks, in a
+    second schedule, and the baseline goes on as long. At N = 1 these are not both baselines: see
+    ``ONE_SHOT``.
+
+    ``which`` is one of ``CHOICES``.
     """
-    table = dict(REGIMES)
-    if labelled == 1:
-        for key, regime in REGIMES.items():
-            if regime.one_shot is not None:
-                table[key] = replace(regime, start=regime.one_shot)
-    if joint_start != "baselines":
-        start = {"alike": table[SEMI["seg"]].start, "semi": SEMI, "none": {}}[joint_start]
-        table[JOINT] = replace(table[JOINT], start=start)
+    table = {}
+    for key, regime in REGIMES.items():
+        if regime.at_one_only and labelled > 1:
+            continue
+        if labelled == 1 and regime.one_shot is not None:
+            regime = replace(regime, start=regime.one_shot)
+        table[key] = regime
+    if joint_start == "none":
+        table = _at_one_go(table)
     table, chosen = ordered(table), CHOICES[which]
     return table if chosen is None else needed(table, *chosen)
+
+
+def _at_one_go(table: Mapping[str, Regime]) -> dict[str, Regime]:
+    """``table`` with untrained networks at every start: without what is then another row again."""
+    found = {}
+    for key, regime in table.items():
+        if key == FIRST or key in CONTROLS.values():
+            continue
+        teachers = {}
+        for network, source in regime.start.items():
+            if network not in regime.trains:
+                teachers[network] = SEMI["seg"] if source == FIRST else source
+        found[key] = replace(regime, start=teachers, length="baseline")
+    return found
 
 
 def without_full_supervision(table: Mapping[str, Regime]) -> dict[str, Regime]:

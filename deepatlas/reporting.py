@@ -4,6 +4,7 @@ alone.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -88,6 +89,8 @@ def results_table(folder: Path, *, titles: bool = True) -> pd.DataFrame:
         if task == "registration":
             row["folds %"] = scores["folds_percent"].mean()
             row["error voxels"] = scores["endpoint_voxels"].mean()
+            if "endpoint_boundary_voxels" in scores:
+                row["error boundary voxels"] = scores["endpoint_boundary_voxels"].mean()
         trained = regime in table
         row["steps"] = spent(table, regime, NETWORK_OF[task], record["steps"]) if trained else 0
         row["seconds"] = record["seconds"].get(regime, 0)
@@ -96,6 +99,31 @@ def results_table(folder: Path, *, titles: bool = True) -> pd.DataFrame:
         columns = ["task", "regime", "Dice %", "folds %", "steps", "seconds"]
         return pd.DataFrame(columns=columns).set_index(["task", "regime"])
     return pd.DataFrame(rows).set_index(["task", "regime"]).dropna(axis="columns", how="all")
+
+
+def validation_table(folder: Path) -> pd.DataFrame:
+    """One row per task and trained regime, Dice in percent on the validation scans: ``validation``,
+    of the weights that are kept of the network that the task scores, and ``teacher``, of the
+    network that was consulted while it was trained, at the end.
+
+    NaN where nobody is consulted, and of runs of earlier versions, which kept neither.
+    """
+    history = load_history(folder)
+    ends = history.drop_duplicates("regime", keep="last").set_index("regime")
+    rows = []
+    for task, network in NETWORK_OF.items():
+        (other,) = set(NETWORK_OF.values()) - {network}
+        for regime, end in ends.iterrows():
+            rows.append(
+                {
+                    "task": task,
+                    "regime": regime,
+                    "validation": 100 * end.get(f"kept_{network}", math.nan),
+                    "teacher": 100 * end.get(f"teacher_{other}", math.nan),
+                }
+            )
+    columns = ["task", "regime", "validation", "teacher"]
+    return pd.DataFrame(rows, columns=columns).set_index(["task", "regime"])
 
 
 def structure_table(folder: Path, task: str) -> pd.DataFrame:

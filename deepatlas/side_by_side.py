@@ -33,7 +33,7 @@ from .distributed import ALONE, Ranks
 from .errors import UserError
 from .places import PACKAGE
 from .records import file_problem
-from .regimes import Regime
+from .regimes import BASELINES, Regime
 from .tracking import Watch, tracked
 from .trainings import RUN_LOCK, Trainings, go_on
 
@@ -227,7 +227,7 @@ def soonest(table: Mapping[str, Regime], costs: Mapping[str, int]) -> list[str]:
     most is waiting for.
     """
     length = chains(table, costs)
-    return sorted(table, key=lambda key: (table[key].rounds > 0, -length[key]))
+    return sorted(table, key=lambda key: (key not in BASELINES.values(), -length[key]))
 
 
 # --- the process that holds the run ---------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The named terms of the two networks' losses.
 
 Registration minimises    similarity + lambda_r regularity + lambda_a anatomy
-Segmentation minimises    lambda_a anatomy + lambda_sp supervised, by case
+Segmentation minimises    lambda_a anatomy + lambda_sp supervised, by case; the recipe ``best``
+                          adds lambda_ce cross_entropy of the same scans
 
 and each network supplies the labels that the other lacks (Xu & Niethammer, MICCAI 2019).
 
@@ -31,6 +32,7 @@ from . import losses
 from .data import Batch, rows_of, sent
 from .errors import UserError
 from .models import as_probabilities, register
+from .regimes import TURNS
 from .warp import Deformation
 
 SIMILARITIES = {"ncc": losses.ncc, "lncc": losses.lncc, "mse": losses.mse}
@@ -163,7 +165,7 @@ def _reg_anatomy(turn: RegTurn) -> Tensor:
 
 def _seg_anatomy(turn: SegTurn) -> Tensor:
     """L_a(S_m o phi, S_f), over the pairs that are compared."""
-    return turn.nothing + _mean_dice(losses.soft_dice, turn.compared)
+    return turn.nothing + _mean_over_pairs(losses.soft_dice, turn.compared)
 
 
 def _supervised(turn: SegTurn) -> Tensor:
@@ -174,15 +176,20 @@ def _supervised(turn: SegTurn) -> Tensor:
             return losses.softmax_dice(scores, truth)
         return losses.soft_dice(as_probabilities(scores), truth)
 
-    return turn.nothing + _mean_dice(dice, turn.taught)
+    return turn.nothing + _mean_over_pairs(dice, turn.taught)
 
 
-def _mean_dice(
-    dice: Callable[[Tensor, Tensor], Tensor], cases: Sequence[tuple[Tensor, Tensor]]
+def _cross_entropy(turn: SegTurn) -> Tensor:
+    """L_ce(F_S(I), S), over the pairs with a labelled side."""
+    return turn.nothing + _mean_over_pairs(losses.cross_entropy, turn.taught)
+
+
+def _mean_over_pairs(
+    loss: Callable[[Tensor, Tensor], Tensor], cases: Sequence[tuple[Tensor, Tensor]]
 ) -> Tensor | int:
-    """The mean over the pairs of all ``cases``, where ``dice`` is that of a case; 0 of no pair."""
+    """The mean over the pairs of all ``cases``, where ``loss`` is that of a case; 0 of no pair."""
     pairs = sum(len(one) for one, _ in cases)
-    return sum(dice(one, other) * (len(one) / pairs) for one, other in cases if len(one))
+    return sum(loss(one, other) * (len(one) / pairs) for one, other in cases if len(one))
 
 
 @dataclass(frozen=True)
@@ -220,6 +227,10 @@ TERMS = {
     "supervised": Term(
         3.0, "#CC79A7", seg=_supervised, seg_pairs=Cases.taught, parameter="lambda_sp"
     ),
+    # Not in the paper: beside Dice, so that no structure is lost.
+    "cross_entropy": Term(
+        0.0, "#56B4E9", seg=_cross_entropy, seg_pairs=Cases.taught, parameter="lambda_ce"
+    ),
 }
 
 
@@ -238,7 +249,9 @@ def pairs_behind(turn: str, cases: Cases) -> dict[str, int]:
     return pairs
 
 
-COLUMNS = ("step", "turn", "rate", "seconds", "parts", "regime")  # of a history, beside its terms
+# of a history, beside its terms
+COLUMNS = ("step", "turn", "rate", "seconds", "parts", "regime")
+COLUMNS += tuple(f"{what}_{net}" for what in ("validation", "kept", "teacher") for net in TURNS)
 
 
 class Weights(dict):
@@ -335,8 +348,10 @@ def seg_terms(
     *,
     sampled_warps: bool = False,
     fourth_case: bool = False,
+    names: Collection[str] = TERMS.keys(),
 ) -> dict[str, Tensor]:
-    """Loss terms of a segmentation turn, by case; ``reg_net`` is only consulted.
+    """Loss terms of a segmentation turn, by case, of them those in ``names``; ``reg_net`` is only
+    consulted.
 
     ======== ======== ============================ ======================
     moving   fixed    anatomy                      supervised
@@ -360,7 +375,7 @@ def seg_terms(
         labelled = moving[cases.taught()]
         scores = seg_net(labelled.image) if len(labelled.ids) else labelled.one_hot
         turn = SegTurn([(scores, labelled.labels)])
-    return {name: term.seg(turn) for name, term in TERMS.items() if term.seg}
+    return {name: term.seg(turn) for name, term in TERMS.items() if term.seg and name in names}
 
 
 def _compared_turn(

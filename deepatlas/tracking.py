@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -109,14 +110,14 @@ def catch_up(names: Collection[str], run: Path) -> None:
 
 def curves(row: Mapping[str, object]) -> dict[str, float]:
     """The numbers of a row of the history by the names of their curves: "reg/similarity" of a turn
-    of the registration network, "validation/reg" of either.
+    of the registration network, "validation/reg", "kept/reg" and "teacher/reg" of either.
     """
     found = {}
     for name, value in row.items():
         of_step = name in ("step", "turn", "seconds")
         if of_step or not isinstance(value, Number) or math.isnan(value):
             continue
-        validated, _, network = name.partition("validation_")
-        is_validation = network and not validated
-        found[f"validation/{network}" if is_validation else f"{row['turn']}/{name}"] = float(value)
+        of_network = re.fullmatch(r"(validation|kept|teacher)_(seg|reg)", name)
+        curve = "/".join(of_network.groups()) if of_network else f"{row['turn']}/{name}"
+        found[curve] = float(value)
     return found

@@ -35,6 +35,11 @@ from .terms import SIMILARITIES, TERMS, Cases, Weights, pairs_behind, reg_terms,
 
 MINUTES_UNSAVED = 5
 
+# Which weights of a network are kept: the best on labelled validation scans, or those at the end.
+KEEP = ("best", "last")
+
+Validate = Callable[[Mapping[str, nn.Module]], Mapping[str, float]]  # see ``train``
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -51,6 +56,7 @@ class Settings:
     seg_batch_size: int | None = None  # in one of the segmentation network; None: as many
     augmentation: float = 1.0  # strength
     validations: int = 8  # how often, evenly spread, the last at the end
+    keep: str = "best"  # of KEEP; "last": validation is logged, and decides nothing
     mixed_precision: bool = False  # networks in bfloat16, losses in float32
     # a network is consulted as the average of its last 1 / (1 - teacher) turns; 0: as it is now
     teacher: float = 0.0
@@ -67,6 +73,10 @@ class Settings:
     # processes that train together, each of which calls ``train``
     ranks: Ranks = field(default=ALONE, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        if self.keep not in KEEP:
+            raise ValueError(f"keep must be one of {', '.join(KEEP)}, got {self.keep!r}")
+
     def pairs_in(self, turn: str) -> int:
         """Pairs of scans in a ``turn`` of "seg" or "reg"."""
         if turn == "seg" and self.seg_batch_size is not None:
@@ -80,15 +90,20 @@ def train(
     regime: Regime,
     settings: Settings,
     folder: Path,
-    validate: Callable[[], Mapping[str, float]] | None = None,
+    validate: Validate | None = None,
 ) -> list[dict]:
-    """Train ``networks`` {"seg": ..., "reg": ...} by ``regime`` in place; leave them at their best
-    validation score.
+    """Train ``networks`` {"seg": ..., "reg": ...} by ``regime`` in place; leave them at the weights
+    that ``settings.keep`` names.
 
-    ``validate()`` scores the networks as they are, {"seg": ..., "reg": ...}, more is better; it
-    decides, for every regime by the same rule, which weights are kept. ``folder/checkpoint.pt``
-    makes the call resumable (on the CPU to the bit) and repeatable (a finished regime is only
-    loaded). Returns the history, one row per step. Raises FloatingPointError at the first loss that
+    ``validate(networks)`` scores those that it is given, {"seg": ..., "reg": ...}, more is better.
+    With ``keep="best"`` that decides, for every regime by the same rule, which weights are kept:
+    those of the highest score, the first of equals, or the last ones where there is no score. A
+    network that starts from trained weights is scored before its first step, too, and may keep
+    them. With ``keep="last"`` nothing depends on ``validate``.
+
+    ``folder/checkpoint.pt`` makes the call resumable (on the CPU to the bit) and repeatable (a
+    finished regime is only loaded). Returns the history, one row per step; those of a validation
+    have further columns, see ``Trainer.validate``. Raises FloatingPointError at the first loss that
     is not finite, Interrupted after Ctrl-C or SIGTERM, or when the terminal is closed, and
     OutOfTime after the first step that ends later than ``settings.until``: each call takes one step
     at least.
@@ -120,8 +135,8 @@ def train(
     goes_on = f"saved in {path}, and the same command goes on from there"
     with bar, stop_requests() as stopped, trainer.saved_where_others_end(path, goes_on):
         ranks.stopped = stopped
-        if trainer.step == 0 and regime.consults and validate is not None:
-            trainer.keep_best(validate())  # where it starts: training on need not make it better
+        if trainer.step == 0 and ranks.first:
+            trainer.validate_start(validate)
         while not trainer.finished:
             row = trainer.take_turn()
             bar.update()
@@ -129,7 +144,7 @@ def train(
             bar.set_postfix(shown, refresh=False)
             validated = trainer.validation_is_due()
             if validated and ranks.first:
-                trainer.keep_best({} if validate is None else validate())
+                trainer.validate(validate)
             if settings.watch:
                 settings.watch(row)
             now = time.monotonic()
@@ -191,7 +206,7 @@ class Trainer:
             for name in regime.trains
         }
         self.teachers = {
-            name: deepcopy(networks[name])
+            name: deepcopy(networks[name]).eval()
             for name in regime.trains
             if settings.teacher and regime.consults and len(regime.trains) > 1
         }
@@ -393,21 +408,35 @@ class Trainer:
         fixed = Batch.of([fixed for _, fixed in pairs], self.structures, self.device)
         moving, fixed = augment(moving, fixed, changes)
         other = "seg" if turn == "reg" else "reg"
-        consulted = self.networks[other] if self.regime.consults else None
-        if other in self.teachers:
-            consulted = self.teachers[other].eval()
+        consulted = self.consulted().get(other)
         weighty = [name for name, weight in self.settings.weights.items() if weight]
         mixed = self.settings.mixed_precision
         with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
             if turn == "seg":
-                terms = seg_terms(
-                    self.networks["seg"], consulted, moving, fixed, **self.settings.options
+                return seg_terms(
+                    self.networks["seg"],
+                    consulted,
+                    moving,
+                    fixed,
+                    names=weighty,
+                    **self.settings.options,
                 )
-                return {name: term for name, term in terms.items() if name in weighty}
             similarity = SIMILARITIES[self.settings.similarity]
             return reg_terms(
                 self.networks["reg"], consulted, moving, fixed, similarity, names=weighty
             )
+
+    def consulted(self) -> dict[str, nn.Module]:
+        """The networks that are asked in the other one's turn, by name, as they are asked: of one
+        that learns its average, if there is one.
+        """
+        if not self.regime.consults:
+            return {}
+        found = {}
+        for turn in self.regime.trains:
+            other = "seg" if turn == "reg" else "reg"
+            found[other] = self.teachers.get(other, self.networks[other])
+        return found
 
     def _step(self, turn: str) -> float:
         """One step of the optimiser of this turn's network; returns the learning rate."""
@@ -458,20 +487,64 @@ class Trainer:
         often = max(1, self.settings.validations)
         return self.step * often // self.total != (self.step - 1) * often // self.total
 
-    def keep_best(self, scores: Mapping[str, float]) -> None:
-        """Remember each network that scored better than before; as long as there is no score, the
-        latest.
+    def validate_start(self, validate: Validate | None) -> None:
+        """Score the networks that start from trained weights, by ``keep="best"``: training on need
+        not make them better.
         """
+        names = self.regime.goes_on if self.settings.keep == "best" else ()
+        if names and validate is not None:
+            self.keep(validate({name: self.networks[name] for name in names}), names)
+
+    def validate(self, validate: Validate | None) -> None:
+        """Score the networks as they are, remember the weights that are to be kept, and add to the
+        last row of the history, for "seg" and "reg":
+
+        ``validation_seg``, the score of a network that is trained; ``kept_seg``, that of the
+        weights of it that are kept so far; ``teacher_seg``, that of a network that is consulted,
+        as it is consulted. Each is NaN where ``validate`` does not tell it.
+        """
+        trained = {name: self.networks[name] for name in self.regime.trains}
+        scores = validate(trained) if validate else {}
+        self.keep(scores, self.regime.trains)
+        taught_by = self._teacher_scores(scores, validate)
+        row = self.history[-1]
         for name in self.regime.trains:
+            row[f"validation_{name}"] = scores.get(name, math.nan)
+            row[f"kept_{name}"] = self.best_score[name]
+        for name, score in taught_by.items():
+            row[f"teacher_{name}"] = score
+
+    def _teacher_scores(
+        self, scores: Mapping[str, float], validate: Validate | None
+    ) -> dict[str, float]:
+        """The scores of the networks that are consulted. One that is trained, too, and has no
+        average, is in ``scores``; a fixed one is scored once, in the first validation.
+        """
+        found = {}
+        for name, network in self.consulted().items():
+            earlier = [row[f"teacher_{name}"] for row in self.history if f"teacher_{name}" in row]
+            if name in self.regime.trains and name not in self.teachers:
+                found[name] = scores.get(name, math.nan)
+            elif name not in self.regime.trains and earlier:
+                found[name] = earlier[0]
+            else:
+                told = validate({name: network}) if validate else {}
+                found[name] = told.get(name, math.nan)
+        return found
+
+    def keep(self, scores: Mapping[str, float], names: Sequence[str]) -> None:
+        """Remember the weights of the networks ``names`` as they are: by ``keep="best"`` of those
+        that scored better than before, or, as long as there is no score, of all; by ``keep="last"``
+        of all.
+        """
+        for name in names:
             score, best = scores.get(name, math.nan), self.best_score.get(name, math.nan)
-            if math.isnan(best) or score > best:
+            if self.settings.keep == "last" or math.isnan(best) or score > best:
                 state = self.networks[name].state_dict()
                 self.best[name] = {
                     key: value.detach().cpu().clone() for key, value in state.items()
                 }
                 self.best_score[name] = score
-            if self.history:
-                self.history[-1][f"validation_{name}"] = score
 
     def state(self) -> dict:
         """What a checkpoint holds: tensors, numbers and texts only. Of a finished training only

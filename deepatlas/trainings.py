@@ -39,10 +39,10 @@ from .records import (
     recorded_experiment,
     write_record,
 )
-from .regimes import Regime, spent
+from .regimes import Regime
 from .run_names import method_hash
 from .terms import TERMS, Weights
-from .training import Settings
+from .training import Settings, Validate
 
 RUN_LOCK = "run.lock"  # in a run folder: which process trains and writes there
 LOCKS = ".locks"  # beside the run folders: who trains what just now
@@ -111,7 +111,7 @@ class Trainings:
                 regime,
                 replace(fitted, watch=watch, until=until, quiet=quiet, ranks=ranks),
                 self.folder / key,
-                _validator(nets, regime, self.cohort),
+                _validator(self.cohort),
             )
         self.networks[key] = {name: nets[name].eval() for name in regime.trains}
 
@@ -226,7 +226,8 @@ class Trainings:
             for scan in getattr(self.cohort, part)
         ]
         prepared = (e.entry.identity(), e.profile)
-        networks = (e.networks, e.dims, e.velocity, e.passes, e.seed, self.cohort.structures)
+        looks = (e.velocity, e.passes, e.coarse_passes)
+        networks = (e.networks, e.dims, *looks, e.seed, self.cohort.structures)
         starts = {
             name: hash_of(self.identity(source))
             for name, source in sorted(self.table[key].start.items())
@@ -326,25 +327,14 @@ def _forget(record: dict, key: str) -> None:
 
 
 def own_steps(experiment: Experiment) -> dict[str, dict[str, int]]:
-    """Steps of each network in each regime: its budget, less what the network that it starts from
-    has taken.
-    """
-    table = experiment.table
+    """Steps of each network in each regime: see ``regimes.LENGTHS``."""
     baseline = {"seg": experiment.seg_steps, "reg": experiment.reg_steps}
-    own: dict[str, dict[str, int]] = {}
-    for key, regime in table.items():
-        steps = {}
-        for name in regime.trains:
-            budget = baseline[name] + regime.rounds * experiment.joint[name]
-            before = spent(table, key, name, own)
-            if before >= budget:
-                raise UserError(
-                    f"regime {key!r}: with rounds={regime.rounds} its network '{name}' may have "
-                    f"taken {budget} steps in all, and what it starts from has taken {before} "
-                    "already: give it more rounds"
-                )
-            steps[name] = budget - before
-        own[key] = steps
+    joint = experiment.joint
+    whole = {name: baseline[name] + joint[name] for name in baseline}
+    lengths = {"baseline": baseline, "joint": joint, "whole": whole}
+    own = {}
+    for key, regime in experiment.table.items():
+        own[key] = {name: lengths[regime.length][name] for name in regime.trains}
     return own
 
 
@@ -357,6 +347,7 @@ def new_networks(experiment: Experiment, structures: int) -> dict[str, nn.Module
         structures,
         velocity=experiment.velocity,
         passes=experiment.passes,
+        coarse_passes=experiment.coarse_passes,
     )
 
 
@@ -397,6 +388,7 @@ def _settings(
         steps,
         weighty,
         learning_rates={name: e.rates[name] for name in regime.trains},
+        keep=e.keep,
         augmentation=e.augmentation,
         mixed_precision=mixed_precision,
         seed=e.seed,
@@ -414,33 +406,34 @@ def weights(experiment: Experiment, regime: Regime) -> Weights:
     return Weights(**given)
 
 
-def _validator(
-    nets: Mapping[str, nn.Module], regime: Regime, cohort: Cohort
-) -> Callable[[], dict[str, float]]:
-    """Mean Dice of the training networks on the labelled validation scans; the same rule for every
-    regime. NaN where there are none to compare: then the last weights are kept.
+def _validator(cohort: Cohort) -> Validate:
+    """A function networks -> mean Dice of each on the labelled validation scans, from 0 to 1; the
+    same for every regime. NaN where there are none to compare.
     """
     scans = with_labels(cohort.validation)
     pairs = registration_pairs(scans, per_fixed=2) if several_people(scans) else []
 
-    def mean_dice(results: list[tuple[Tensor, Scan]]) -> float:
-        found = []
-        for labels, scan in results:
-            found += dice(labels, scan.labels, cohort.structures).values()
-        return float(np.nanmean(found)) if found else float("nan")
+    def segmented(seg_net: nn.Module) -> list[tuple[Tensor, Scan]]:
+        segment = models.segmenter(seg_net)
+        return [(segment(scan), scan) for scan in scans]
 
-    def validate() -> dict[str, float]:
-        segment, register = models.segmenter(nets["seg"]), models.registrar(nets["reg"])
+    def registered(reg_net: nn.Module) -> list[tuple[Tensor, Scan]]:
+        register = models.registrar(reg_net)
+        found = []
+        for moving, fixed in pairs:
+            warped = register(moving, fixed).warp_labels(moving.labels[None])[0]
+            found.append((warped, fixed))
+        return found
+
+    results_of = {"seg": segmented, "reg": registered}
+
+    def validate(networks: Mapping[str, nn.Module]) -> dict[str, float]:
         scores = {}
-        if "seg" in regime.trains:
-            scores["seg"] = mean_dice([(segment(scan), scan) for scan in scans])
-        if "reg" in regime.trains:
-            warped = [
-                register(moving, fixed).warp_labels(moving.labels[None])[0]
-                for moving, fixed in pairs
-            ]
-            fixed_scans = [fixed for _, fixed in pairs]
-            scores["reg"] = mean_dice(list(zip(warped, fixed_scans, strict=True)))
+        for name, network in networks.items():
+            found = []
+            for labels, scan in results_of[name](network):
+                found += dice(labels, scan.labels, cohort.structures).values()
+            scores[name] = float(np.nanmean(found)) if found else float("nan")
         return scores
 
     return validate

@@ -132,12 +132,18 @@ def plain_seg_terms(seg_net, reg_net, moving, fixed, sampled_warps=False, fourth
     return {
         "anatomy": plain_mean_dice(phi.warp(s_moving), s_fixed, compared),
         "supervised": plain_mean_dice(guess, truth, m_known | mixed),
+        "cross_entropy": plain_cross_entropy(guess, truth, m_known | mixed),
     }
 
 
 def plain_mean_dice(p, q, counted):
     """The mean over the pairs that count; 0 if none does."""
     return losses.soft_dice(p[counted], q[counted]) if counted.any() else torch.zeros(())
+
+
+def plain_cross_entropy(p, q, counted):
+    """Likewise."""
+    return -(q * p.log()).sum(1)[counted].mean() if counted.any() else torch.zeros(())
 
 
 # --- warp -----------------------------------------------------------------------------------------

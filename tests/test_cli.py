@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
-from deepatlas import cli, evidence, experiments, notebooks, plots
+from deepatlas import cli, evidence, evidence_plots, experiments, notebooks
 from deepatlas.checkpoints import Interrupted, OutOfTime
 from deepatlas.cli import app, arguments, errors
 from deepatlas.datasets.layouts import LAYOUTS
@@ -423,11 +423,14 @@ def test_a_picture_is_never_half_written(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     rows = pd.DataFrame({"gain": [1.0]})
-    for name in ("load_results", "gains", "dice_against_n"):
+    for name in ("load_results", "gains", "teacher_map"):
         monkeypatch.setattr(evidence, name, lambda _: rows)
-    monkeypatch.setattr(plots, "dice_against_n_figure", lambda *_: Figure())
+    monkeypatch.setattr(evidence, "decisive_gains", lambda _: (rows, rows))
+    for name in ("gains_figure", "teacher_map_figure"):
+        monkeypatch.setattr(evidence_plots, name, lambda *_: Figure())
     assert CliRunner().invoke(app, ["gains", str(tmp_path)]).exit_code == 0
-    picture = (tmp_path / "dice_against_n.png").read_bytes()
+    assert (tmp_path / "map.png").read_bytes()[1:4] == b"PNG"
+    picture = (tmp_path / "gains.png").read_bytes()
     assert picture[1:4] == b"PNG"
 
     def half(self, file, **_):
@@ -436,7 +439,7 @@ def test_a_picture_is_never_half_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", half)
     assert "no space is left" in told("gains", tmp_path)
-    assert (tmp_path / "dice_against_n.png").read_bytes() == picture
+    assert (tmp_path / "gains.png").read_bytes() == picture
     assert not list(tmp_path.glob("*.part"))
 
 

@@ -38,7 +38,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # The walls. Everything else follows from imports running one way.
 ONLY_IN = {
-    "matplotlib": {"plots", "viewers", "explorers", "exercises"},
+    "matplotlib": {"plots", "evidence_plots", "viewers", "explorers", "exercises"},
     "ipywidgets": {"viewers", "explorers", "exercises"},
     "anywidget": {"viewers", "explorers", "exercises"},
     "papermill": {"notebooks"},
@@ -47,6 +47,7 @@ MUST_NOT_IMPORT = {
     # A metric must not know how a model was made.
     "evaluation": {"training", "networks", "models", "terms", "regimes", "experiments"},
     "plots": {"training", "experiments", "reporting", "evidence"},
+    "evidence_plots": {"training", "experiments", "reporting", "evidence"},
     "viewers": {"training", "experiments", "reporting", "evidence"},
     "exercises": {"training", "experiments", "reporting", "evidence"},
 }
@@ -456,7 +457,6 @@ def test_the_licence_is_apaches():
             ("results", "ARGS=dataset=oasis35"),
             "deepatlas sweep tutorials_data/results/evidence.toml dataset=oasis35",
         ),
-        (("results",), "deepatlas sweep tutorials_data/results/ablations.toml"),
         (("results",), "deepatlas sweep tutorials_data/results/short.toml"),
         (("results",), "deepatlas gains"),
         (("tutorials", "ARGS=profile=smoke"), "deepatlas site profile=smoke"),
@@ -605,13 +605,12 @@ assert not nets["reg"].velocity and nets["reg"].passes == 1
         "deepatlas/regimes.py",
         (
             "REGIMES = {\n",
-            'REGIMES = {\n    "seg_long": Regime("Baseline, thrice as long", ("seg",), rounds=3),'
-            "\n",
+            'REGIMES = {\n    "seg_long": Regime("Baseline, twice", ("seg",), length="whole"),\n',
         ),
         [],
         """
 from deepatlas import evidence, reporting, sweeps
-title = "Baseline, thrice as long"
+title = "Baseline, twice"
 assert ("segmentation", title) in reporting.results_table(folder).index
 assert title in set(reporting.comparison_table(folder)["DeepAtlas minus"])
 assert title in reporting.structure_table(folder, "segmentation")
@@ -742,8 +741,8 @@ def test_a_row_that_cannot_be_trained_is_refused(table, said):
         ({"trains": ("sg",)}, "trains must be a tuple of seg and reg"),
         ({"trains": "seg"}, "trains must be a tuple of seg and reg"),
         ({"trains": ()}, "trains must be a tuple of seg and reg"),
-        ({"trains": ("seg",), "rounds": -1}, "rounds must be 0, 1, 2"),
-        ({"trains": ("seg",), "rounds": 0.5}, "rounds must be 0, 1, 2"),
+        ({"trains": ("seg",), "length": "long"}, "length must be one of baseline, joint, whole"),
+        ({"trains": ("seg",), "length": 2}, "length must be one of baseline, joint, whole"),
     ],
 )
 def test_a_row_that_means_nothing_is_refused(wrong, said):
@@ -752,7 +751,9 @@ def test_a_row_that_means_nothing_is_refused(wrong, said):
 
 
 def test_a_rival_is_all_that_trains_the_network_without_all_labels(monkeypatch):
-    both = regimes.Regime("Longer", ("seg", "reg"), regimes.BASELINES, consults=True, rounds=3)
+    both = regimes.Regime(
+        "Longer", ("seg", "reg"), regimes.BASELINES, consults=True, length="whole"
+    )
     monkeypatch.setitem(regimes.REGIMES, "longer", both)
     for task in ("segmentation", "registration"):
         assert regimes.rivals(task)[-1] == "longer"

@@ -22,6 +22,7 @@ from deepatlas import (
     parameters,
     places,
     records,
+    registration,
     reporting,
     run_names,
     terms,
@@ -31,7 +32,7 @@ from deepatlas import (
 from deepatlas.cli import app
 from deepatlas.errors import UserError
 from deepatlas.parameters import Experiment, parse
-from deepatlas.regimes import REGIMES, Regime, regimes, spent
+from deepatlas.regimes import REGIMES, spent
 from deepatlas.trainings import own_steps
 from deepatlas.warp import Deformation
 
@@ -43,13 +44,14 @@ import torch
 from typer.testing import CliRunner
 
 SMOKE = {"profile": "smoke", "device": "cpu", "dims": 2}
-REGIMES_AND_REFERENCES = {"identity", "label_propagation", *REGIMES}
+TWO = {**SMOKE, "labelled": 2}  # the experiment of the finished run
+TABLE = parse(TWO).table
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    return experiments.run(parse({**SMOKE, "labelled": 2}), root)
+    return experiments.run(parse(TWO), root)
 
 
 def rewrite(folder, **changes):
@@ -376,25 +378,21 @@ def test_an_own_similarity_is_one_more_word(monkeypatch):
 # --- budgets --------------------------------------------------------------------------------------
 
 
+STARTS = pytest.mark.parametrize("joint_start", ["none", "trained"])
+
+
+@STARTS
 @pytest.mark.parametrize("labelled", [1, 2, 5])
 @pytest.mark.parametrize("network", ["seg", "reg"])
-def test_rivals_and_full_supervision_spend_what_deepatlas_spent(labelled, network):
-    table = regimes(labelled)
-    own = own_steps(parse({"labelled": labelled}))
+def test_rivals_and_full_supervision_spend_what_deepatlas_spent(labelled, network, joint_start):
+    experiment = parse({"labelled": labelled, "joint_start": joint_start})
+    table, own = experiment.table, own_steps(experiment)
     total = spent(table, "deepatlas", network, own)
-    assert own[f"{network}_control"][network] == own[f"{network}_full"][network] == total
-    assert spent(table, f"semi_{network}_control", network, own) == total
-    assert (
-        total > spent(table, f"semi_{network}", network, own) > own[f"{network}_baseline"][network]
-    )
-
-
-def test_a_regime_that_has_spent_its_budget_before_it_begins_is_refused(monkeypatch):
-    """Before anything is trained, and with what to do."""
-    late = Regime("Late", ("seg",), {"seg": "seg_full"}, rounds=1)
-    monkeypatch.setitem(REGIMES, "late", late)
-    with pytest.raises(ValueError, match=r"'late': with rounds=1 .* 500 steps .* 700 already"):
-        own_steps(parse({}))
+    rivals = {f"semi_{network}", f"{network}_control", f"{network}_full"} & table.keys()
+    assert len(rivals) == (3 if joint_start == "trained" else 2)
+    assert {spent(table, key, network, own) for key in rivals} == {total}
+    baseline = own[f"{network}_baseline"][network]
+    assert baseline < total if joint_start == "trained" else baseline == total
 
 
 def test_the_papers_ratio_of_turns():
@@ -402,39 +400,20 @@ def test_the_papers_ratio_of_turns():
 
 
 def test_joint_regimes_are_joint_training_and_what_it_starts_from():
-    baselines, semi = ["seg_baseline", "reg_baseline"], ["semi_seg", "semi_reg"]
-    assert list(parse({"regimes": "joint"}).table) == [*baselines, "semi_seg", "deepatlas"]
-    assert list(parse({"regimes": "joint", "labelled": 5}).table) == [*baselines, "deepatlas"]
-    assert list(parse({"regimes": "joint", "joint_start": "alike"}).table) == [
-        *baselines,
-        "deepatlas",
-    ]
-    assert list(parse({"regimes": "joint", "joint_start": "semi"}).table) == [
-        *baselines,
-        *semi,
-        "deepatlas",
-    ]
-
-
-@pytest.mark.parametrize("which", ["all", "joint"])
-@pytest.mark.parametrize("labelled", [1, 5])
-def test_wherever_joint_training_starts_its_budget_is_the_same(labelled, which):
-    budgets = set()
-    for start in ("baselines", "alike", "semi", "none"):
-        experiment = parse({"labelled": labelled, "joint_start": start, "regimes": which})
-        own = own_steps(experiment)
-        budgets.add(
-            tuple(spent(experiment.table, "deepatlas", name, own) for name in ("seg", "reg"))
-        )
-    assert budgets == {(300 + 2 * 200, 400 + 2 * 400)}
-    assert own["deepatlas"] == {"seg": 700, "reg": 1200}, (
-        "untrained networks have it all before them"
-    )
+    baselines = ["seg_baseline", "reg_baseline"]
+    for more, between in (
+        ({"joint_start": "none"}, []),
+        ({"joint_start": "trained"}, ["semi_first"]),
+        ({"joint_start": "trained", "labelled": 5}, []),
+    ):
+        table = parse({"regimes": "joint", **more}).table
+        assert list(table) == [*baselines, *between, "deepatlas"]
 
 
 def test_who_gets_lambda_weak_stands_in_the_table():
     """The baselines of registration, which learn anatomy from fully labelled pairs alone."""
-    experiment = parse({"labelled": 5, "lambda_a": 7.0, "lambda_weak": 0.5, "lambda_r": 0.1})
+    given = {"labelled": 5, "lambda_a": 7.0, "lambda_weak": 0.5, "lambda_r": 0.1}
+    experiment = parse({**given, "joint_start": "trained"})
     weights = {
         key: trainings.weights(experiment, regime) for key, regime in experiment.table.items()
     }
@@ -457,11 +436,7 @@ def test_unlabelled_scans_can_be_left_out():
     cohort = datasets.load_cohort("phantom-brain", profile="smoke", dims=2)
     some = trainings.some_labelled(cohort, experiment)
     assert [scan.labels is not None for scan in some.train] == [True, True, False]
-    assert (
-        len(trainings.some_labelled(cohort, parse({**SMOKE, "labelled": 2})).train)
-        == len(cohort.train)
-        == 4
-    )
+    assert len(trainings.some_labelled(cohort, parse(TWO)).train) == len(cohort.train) == 4
 
 
 # --- a run ----------------------------------------------------------------------------------------
@@ -469,7 +444,8 @@ def test_unlabelled_scans_can_be_left_out():
 
 def test_a_run_scores_every_regime_on_every_test_scan(finished):
     scores = reporting.load_scores(finished)
-    assert set(scores["regime"]) == REGIMES_AND_REFERENCES
+    references = {"identity", "label_propagation", "joint_propagation"}
+    assert set(scores["regime"]) == references | TABLE.keys()
     assert scores.groupby(["task", "regime"])["case"].nunique().loc[
         "segmentation"
     ].unique().tolist() == [3]
@@ -486,7 +462,7 @@ def test_a_runs_record_says_what_was_done(finished):
         and record["labelled_validation_scans"] == 2
     )
     assert record["experiment"]["labelled"] == 2 and record["mixed_precision"] in (True, False)
-    assert set(record["steps"]) == set(record["seconds"]) == set(REGIMES)
+    assert set(record["steps"]) == set(record["seconds"]) == set(TABLE)
     assert record["peak_memory_gib"] > 0 and record["versions"]["torch"] == torch.__version__
 
 
@@ -496,16 +472,21 @@ def test_the_history_has_a_row_for_every_step(finished):
     for regime, steps in record["steps"].items():
         rows = history[history["regime"] == regime]
         assert rows["turn"].value_counts().to_dict() == steps
-        assert rows.iloc[-1][[f"validation_{name}" for name in steps]].notna().all()
+        last = rows.iloc[-1]
+        for name in steps:
+            assert last[[f"validation_{name}", f"kept_{name}"]].notna().all()
+        asked = {"seg", "reg"} - steps.keys() if len(steps) == 1 else steps.keys()
+        teachers = [f"teacher_{name}" for name in asked]
+        assert last[teachers].notna().all() == TABLE[regime].consults
 
 
 def test_a_finished_run_is_not_repeated(finished, monkeypatch):
     monkeypatch.setattr(experiments, "train_all", lambda *_: pytest.fail("trained again"))
-    assert experiments.run(parse({**SMOKE, "labelled": 2}), finished.parent) == finished
+    assert experiments.run(parse(TWO), finished.parent) == finished
 
 
 def test_some_regimes_are_trained_or_found(tmp_path, capsys):
-    experiment = parse({**SMOKE, "labelled": 2})
+    experiment = parse({**TWO, "joint_start": "trained"})
     first = experiments.train_or_load(experiment, "semi_seg", root=tmp_path)
     assert (
         list(first) == ["seg_baseline", "reg_baseline", "semi_seg"]
@@ -530,7 +511,7 @@ def test_what_was_trained_before_is_read_from_a_folder_that_cannot_be_written(
     finished, monkeypatch
 ):
     monkeypatch.setattr("os.replace", lambda *_: pytest.fail("something was written"))
-    experiments.train_or_load(parse({**SMOKE, "labelled": 2}), "deepatlas", root=finished.parent)
+    experiments.train_or_load(parse(TWO), "deepatlas", root=finished.parent)
 
 
 def test_what_the_lessons_train_can_be_trained_before_class(tmp_path, monkeypatch, capsys):
@@ -552,7 +533,7 @@ def test_what_the_lessons_train_can_be_trained_before_class(tmp_path, monkeypatc
 
 
 def test_a_run_goes_on_from_regimes_trained_before(tmp_path, finished):
-    experiment = parse({**SMOKE, "labelled": 2})
+    experiment = parse(TWO)
     experiments.train_or_load(experiment, "semi_reg", root=tmp_path)
     scores, others = (
         reporting.load_scores(f) for f in (experiments.run(experiment, tmp_path), finished)
@@ -645,7 +626,7 @@ def test_a_run_on_changed_data_is_refused(finished, tmp_path):
     with pytest.raises(
         ValueError, match=r"this run was begun on other data .* the same data there"
     ):
-        experiments.run(parse({**SMOKE, "labelled": 2}), tmp_path)
+        experiments.run(parse(TWO), tmp_path)
     with pytest.raises(ValueError, match="not finished"):
         reporting.load_record(folder)
 
@@ -671,14 +652,17 @@ def test_the_table_grows_as_regimes_end(tmp_path, capsys):
     """Each regime's row is on the screen before the next is trained, baselines first."""
     folder = experiments.run(parse({**SMOKE, "labelled": 2, "regimes": "joint"}), tmp_path)
     after = re.split(r"\[\d/3\] .*\n", capsys.readouterr().out)[1:]
-    titles = ["No registration", "Label propagation", "Baseline", "DeepAtlas"]
-    for table, wanted in zip(after, (titles[2:3], titles[:3], titles), strict=True):
+    references = ["No registration", "Label propagation"]
+    all_titles = [*references, "Label propagation by DeepAtlas", "Baseline", "DeepAtlas"]
+    for table, wanted in zip(
+        after, (["Baseline"], [*references, "Baseline"], all_titles), strict=True
+    ):
         head, *rows = table.strip().splitlines()
         assert head.split() == ["Dice", "%", "(SD)", "segmentation", "registration"]
         assert [row[: len(title)] for row, title in zip(rows, wanted, strict=True)] == wanted
     assert after[0].strip().endswith(" -")
     table = reporting.results_table(folder)
-    for regime in titles[2:]:
+    for regime in ("Baseline", "DeepAtlas"):
         (line,) = [line for line in after[2].splitlines() if line.startswith(regime)]
         for task in ("segmentation", "registration"):
             mean, sd = table.loc[(task, regime), ["Dice %", "SD"]]
@@ -687,7 +671,7 @@ def test_the_table_grows_as_regimes_end(tmp_path, capsys):
 
 def test_a_run_that_goes_on_scores_what_it_has_not_scored(finished, tmp_path, scored, monkeypatch):
     """Stopped in the middle of scoring; its files are those of a run that was never stopped."""
-    experiment = parse({**SMOKE, "labelled": 2})
+    experiment = parse(TWO)
     score = experiments.score_registration
 
     def stop(register, *arguments):
@@ -698,17 +682,18 @@ def test_a_run_that_goes_on_scores_what_it_has_not_scored(finished, tmp_path, sc
     monkeypatch.setattr(experiments, "score_registration", stop)
     with pytest.raises(KeyboardInterrupt):
         experiments.run(experiment, tmp_path)
-    assert scored == ["seg_baseline", "reg_baseline", "semi_seg", "semi_reg"]
+    before = list(TABLE)[: list(TABLE).index("semi_reg")]
+    assert scored == [*before, "semi_reg"]
     scored.clear()
     monkeypatch.setattr(experiments, "score_registration", score)
     folder = experiments.run(experiment, tmp_path)
-    assert scored == list(REGIMES)[3:]
+    assert scored == list(TABLE)[len(before) :]
     assert (folder / "scores.csv").read_bytes() == (finished / "scores.csv").read_bytes()
 
 
 def test_only_what_was_trained_again_is_scored_again(finished, tmp_path, scored):
     """Whoever trained it: rows of other weights are not kept."""
-    experiment = parse({**SMOKE, "labelled": 2})
+    experiment = parse(TWO)
     folder = shutil.copytree(finished, tmp_path / finished.name)
     for key in ("semi_seg", "seg_full"):
         (folder / key / "checkpoint.pt").unlink()
@@ -723,7 +708,7 @@ def test_what_is_trained_again_and_stopped_is_neither_trained_nor_scored(
     finished, tmp_path, scored, monkeypatch
 ):
     """Though a checkpoint of it is there again, and rows of the networks that it had before."""
-    experiment = parse({**SMOKE, "labelled": 2})
+    experiment = parse(TWO)
     folder = shutil.copytree(finished, tmp_path / finished.name)
     (folder / "semi_seg" / "checkpoint.pt").unlink()
     take_turn = training.Trainer.take_turn
@@ -749,14 +734,43 @@ def test_what_is_trained_again_and_stopped_is_neither_trained_nor_scored(
 def test_rows_of_a_regime_that_are_damaged_are_scored_again(finished, copy, scored, damage):
     globals()[damage](copy / "semi_reg" / "scores.csv", None)
     (copy / "scores.csv").unlink()
-    experiments.run(parse({**SMOKE, "labelled": 2}), copy.parent)
+    experiments.run(parse(TWO), copy.parent)
     assert scored == ["semi_reg"]
     assert (copy / "scores.csv").read_bytes() == (finished / "scores.csv").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("key", "reference"),
+    [("reg_baseline", "label_propagation"), ("deepatlas", "joint_propagation")],
+)
+def test_label_propagation_is_that_of_the_networks_it_is_named_by(finished, key, reference):
+    experiment = parse(TWO)
+    cohort = datasets.load_cohort("phantom-brain", profile="smoke", dims=2)
+    atlases = trainings.some_labelled(cohort, experiment).labelled
+    register = models.registrar(experiments.load_networks(finished, key)["reg"])
+
+    def propagated(scan):
+        return registration.propagate_labels(register, atlases, scan)
+
+    rows = evaluation.score_segmentation(propagated, cohort, cohort.test)
+    kept = reporting.load_scores(finished)
+    kept = kept[kept["regime"] == reference]
+    assert set(kept["task"]) == {"segmentation"}
+    assert rows["dice"].to_numpy() == pytest.approx(kept["dice"].to_numpy(), abs=1e-4, nan_ok=True)
+
+
+def test_a_reference_is_scored_again_with_the_networks_it_is_made_of(finished, tmp_path, scored):
+    folder = shutil.copytree(finished, tmp_path / finished.name)
+    (folder / "scores.csv").unlink()
+    (folder / "deepatlas" / "scores.csv").unlink()
+    experiments.run(parse(TWO), tmp_path)
+    assert scored == ["deepatlas"]
+    assert (folder / "scores.csv").read_bytes() == (finished / "scores.csv").read_bytes()
+
+
 def test_a_pairs_true_deformation_is_computed_once(tmp_path):
     """Not once a regime: it takes longer than the network."""
-    experiment = parse({**SMOKE, "labelled": 2})
+    experiment = parse(TWO)
     cohort = datasets.load_cohort("phantom-brain", profile="smoke", dims=2)
     asked = []
 
@@ -813,7 +827,7 @@ def test_what_is_lost_of_a_finished_run_is_made_again(
     finished, drawn_otherwise, copy, capsys, damage, name
 ):
     """Told to whoever reads it; from the trained networks, with the very same numbers."""
-    experiment = parse({**SMOKE, "labelled": 2})
+    experiment = parse(TWO)
     damage(copy / name, drawn_otherwise / name)
     read = {
         "scores.csv": reporting.results_table,
@@ -833,14 +847,14 @@ def test_what_is_lost_of_a_finished_run_is_made_again(
 
 def test_rows_of_the_history_come_back_when_some_regimes_are_loaded(finished, copy):
     """Of regimes that are not asked for, too: their checkpoints hold them."""
-    experiment = parse({**SMOKE, "labelled": 2})
+    experiment = parse(TWO)
     cut_at_a_line(copy / "history.csv", None)
     experiments.train_or_load(experiment, "seg_baseline", root=copy.parent)
     assert (copy / "history.csv").read_bytes() == (finished / "history.csv").read_bytes()
 
 
 def test_the_record_of_another_run_is_refused(finished, drawn_otherwise, copy):
-    experiment = parse({**SMOKE, "labelled": 2})
+    experiment = parse(TWO)
     swapped(copy / "run.json", drawn_otherwise / "run.json")
     for begin in (
         lambda: experiments.run(experiment, copy.parent),
@@ -860,7 +874,7 @@ def test_without_its_record_a_run_finds_what_it_trained(finished, drawn_otherwis
     """As the sentence says: remove run.json alone, and start again."""
     damage(copy / "run.json", drawn_otherwise / "run.json")
     (copy / "run.json").unlink(missing_ok=True)
-    experiments.run(parse({**SMOKE, "labelled": 2}), copy.parent)
+    experiments.run(parse(TWO), copy.parent)
     for each in ("scores.csv", "history.csv", "examples.pt"):
         assert (copy / each).read_bytes() == (finished / each).read_bytes()
 
@@ -870,8 +884,8 @@ def test_a_checkpoint_of_another_label_seed_is_refused(finished, drawn_otherwise
     swapped(copy / name, drawn_otherwise / name)
     with pytest.raises(UserError, match=r"checkpoint\.pt: is of another run or regime: remove it"):
         experiments.load_networks(copy, "deepatlas")
-    with pytest.raises(UserError, match=r"is of another training .*: run and data and settings"):
-        experiments.train_or_load(parse({**SMOKE, "labelled": 2}), "deepatlas", root=copy.parent)
+    with pytest.raises(UserError, match=r"is of another training .*: (run and )?data"):
+        experiments.train_or_load(parse(TWO), "deepatlas", root=copy.parent)
 
 
 @pytest.mark.parametrize("others", [(), ("scores.csv",), ("history.csv",)], ids=str)
@@ -884,7 +898,7 @@ def test_a_checkpoint_that_was_removed_is_trained_again(finished, tmp_path, key,
         (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=r"missing: start the run again"):
         experiments.load_networks(folder, key)
-    experiment = parse({**SMOKE, "labelled": 2})
+    experiment = parse(TWO)
     experiments.train_or_load(experiment, "seg_baseline", root=tmp_path)
     experiments.run(experiment, tmp_path)
     assert (folder / "scores.csv").read_bytes() == (finished / "scores.csv").read_bytes()
@@ -905,7 +919,7 @@ def test_two_that_train_one_run_at_once_leave_a_run_that_can_be_read(finished, t
     state = torch.load(path, weights_only=True)
     torch.save(state | {"seconds": 123.4}, path)
     assert experiments.load_networks(folder, "deepatlas")
-    experiments.train_or_load(parse({**SMOKE, "labelled": 2}), "deepatlas", root=tmp_path)
+    experiments.train_or_load(parse(TWO), "deepatlas", root=tmp_path)
 
 
 def test_a_run_of_another_version_of_the_code_is_reported(finished, tmp_path):
@@ -932,7 +946,7 @@ def test_what_killed_processes_left_is_swept_up_when_a_run_goes_on(finished, tmp
     ]
     for path in left:
         path.write_bytes(b"half")
-    experiments.train_or_load(parse({**SMOKE, "labelled": 2}), "seg_baseline", root=tmp_path)
+    experiments.train_or_load(parse(TWO), "seg_baseline", root=tmp_path)
     assert not any(path.exists() for path in left)
 
 

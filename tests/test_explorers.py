@@ -56,7 +56,7 @@ def test_training_calls_the_watch_with_every_row_and_the_networks_of_the_moment(
         {"seg": 4, "reg": 8}, learning_rates={"seg": 1e-2, "reg": 1e-2}, validations=3, watch=watch
     )
     history = training.train(
-        nets, cohort, REGIMES["deepatlas"], settings, tmp_path, lambda: {"seg": 0.5, "reg": 0.4}
+        nets, cohort, REGIMES["deepatlas"], settings, tmp_path, lambda _: {"seg": 0.5, "reg": 0.4}
     )
     assert watch.history == history and len(history) == 12
     assert len(set(seen)) > 6  # the networks change, and so do the pictures
@@ -71,7 +71,12 @@ def test_training_calls_the_watch_with_every_row_and_the_networks_of_the_moment(
     later = explorers.view_training(*cohort.validation)  # of a training that is only loaded
     settings = dataclasses.replace(settings, watch=later)
     training.train(
-        nets, cohort, REGIMES["deepatlas"], settings, tmp_path, lambda: pytest.fail("trained again")
+        nets,
+        cohort,
+        REGIMES["deepatlas"],
+        settings,
+        tmp_path,
+        lambda _: pytest.fail("validated again"),
     )
     assert later.history == history and set(later.widget.curves) == set(watch.widget.curves)
 

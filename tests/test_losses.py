@@ -494,6 +494,34 @@ def test_own_gradients_come_for_what_wants_one_and_as_often_as_asked(name):
         torch.testing.assert_close(twice, 2 * once)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 5, 6), (1, 4, 4, 5, 6)])
+def test_cross_entropy_is_that_of_the_formula(shape):
+    """Of integer labels and of probabilities, which may sum to less than one."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(shape, generator=generator, requires_grad=True)
+    labels = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+    q = torch.nn.functional.one_hot(labels, shape[1]).movedim(-1, 1).float()
+    for target, probabilities in ((labels, q), (0.5 * q, 0.5 * q)):
+        formula = -(probabilities * scores.softmax(1).log()).sum(1).mean()
+        found = losses.cross_entropy(scores, target)
+        torch.testing.assert_close(found, formula)
+        gradients = [torch.autograd.grad(x, scores)[0] for x in (found, formula)]
+        torch.testing.assert_close(*gradients)
+
+
+def test_cross_entropy_finds_a_structure_that_dice_has_lost():
+    scores = torch.zeros(1, 2, 8, 8)
+    scores[:, 0] = 20.0  # everything is background, and nothing of it
+    scores.requires_grad_()
+    labels = torch.zeros(1, 8, 8, dtype=torch.long)
+    labels[:, 2:5, 2:5] = 1
+    steep = {}
+    for loss in (losses.softmax_dice, losses.cross_entropy):
+        (gradient,) = torch.autograd.grad(loss(scores, labels), scores)
+        steep[loss.__name__] = gradient[0, 1, 3, 3].abs().item()
+    assert steep["softmax_dice"] < 1e-8 and steep["cross_entropy"] > 0.01
+
+
 def test_the_gradient_of_softmax_dice_comes_once():
     _, _, (scores, labels) = fast_and_plain("softmax_dice", (6, 7))
     value = losses.softmax_dice(scores.requires_grad_(), labels)

@@ -12,6 +12,7 @@ from deepatlas.networks import (
     RegistrationNet,
     SegmentationNet,
 )
+from deepatlas.warp import Deformation
 
 import numpy as np
 import pytest
@@ -97,6 +98,49 @@ def test_registration_starts_at_the_identity(dims):
         shape = shape_for(net, dims)
         displacement = register(net, images(*shape), images(*shape, seed=1)).displacement
         assert 0 < displacement.abs().max() < 1e-2
+
+
+@both
+@pytest.mark.parametrize("velocity", [True, False])
+def test_coarse_looks_come_first_at_half_the_resolution(dims, velocity):
+    """They see the pair as warped so far, and what they find is in voxels of the whole image."""
+    shape = [16, 24, 16][:dims]
+    moving, fixed = images(*shape), images(*shape, seed=1)
+    net = RegistrationNet(dims, (16, 16))
+    torch.nn.init.normal_(net.head.weight, std=0.05)
+    pool = torch.nn.functional.avg_pool2d if dims == 2 else torch.nn.functional.avg_pool3d
+    looks = Registration(net, velocity=velocity, passes=1, coarse_passes=2, multiple=4)
+    phi = None
+    for factor in (2, 2, 1):
+        seen = moving if phi is None else phi.warp(moving)
+        small = [seen, fixed] if factor == 1 else [pool(x, factor) for x in (seen, fixed)]
+        if velocity:
+            found = Deformation.exp(factor * net.on_own_grid(*small), shape=tuple(shape))
+        else:
+            u = factor * net(*small)
+            mode = "bilinear" if dims == 2 else "trilinear"
+            found = Deformation(torch.nn.functional.interpolate(u, size=shape, mode=mode))
+        phi = found if phi is None else phi @ found
+    assert phi.displacement.abs().max() > 0.1
+    torch.testing.assert_close(looks(moving, fixed).displacement, phi.displacement)
+
+
+@both
+def test_a_coarse_look_of_an_odd_grid_is_padded_behind(dims):
+    """24 halved is no multiple of 8: zeros are put behind, and the answer is cut off there."""
+    net = RegistrationNet(dims, (16, 16, 16))
+    torch.nn.init.normal_(net.head.weight, std=0.05)
+    looks = Registration(net, velocity=True, passes=1, coarse_passes=1)
+    small = [24] * dims
+    moving, fixed = images(*small), images(*small, seed=1)
+    behind = [0, 8] * dims
+    padded = [torch.nn.functional.pad(x, behind) for x in (moving, fixed)]
+    with torch.no_grad():
+        found = looks._look(moving, fixed, 2)
+        of_padded = looks._look(*padded, 2)
+    assert found.shape[2:] == torch.Size([6] * dims) and of_padded.shape[2:] == (8,) * dims
+    inner = of_padded[(..., *[slice(6)] * dims)]
+    torch.testing.assert_close(found, inner)
 
 
 @both

@@ -337,7 +337,7 @@ NO_BEST = "of the segmentation network and the registration network the last wei
 def test_a_handful_of_scans_without_validation_and_test_is_trained(
     tmp_path, capsys, parts, labelled
 ):
-    experiment = smoke(make(tmp_path, parts), joint_steps=3)
+    experiment = smoke(make(tmp_path, parts), joint_steps=3, keep="best")
     assert experiment.labelled == labelled
     folder = experiments.run(experiment, tmp_path / "runs")
     said = capsys.readouterr().out
@@ -353,26 +353,27 @@ def test_a_handful_of_scans_without_validation_and_test_is_trained(
 
 
 def test_without_labelled_validation_scans_the_last_weights_are_kept(tmp_path, monkeypatch):
-    keep_best = training.Trainer.keep_best
+    keep = training.Trainer.keep
     ended = []
 
-    def watched(trainer, scores):
-        keep_best(trainer, scores)
+    def watched(trainer, scores, names):
+        keep(trainer, scores, names)
         if trainer.finished:
             for name in trainer.regime.trains:
                 last = trainer.networks[name].state_dict()
                 kept = trainer.best[name]
                 ended.append(all(torch.equal(kept[part], last[part]) for part in last))
 
-    monkeypatch.setattr(training.Trainer, "keep_best", watched)
-    experiment = smoke(make(tmp_path, "lluu"), joint_steps=3)
+    monkeypatch.setattr(training.Trainer, "keep", watched)
+    experiment = smoke(make(tmp_path, "lluu"), joint_steps=3, keep="best")
     experiments.run(experiment, tmp_path / "runs")
     trained = [name for regime in experiment.table.values() for name in regime.trains]
     assert ended == [True] * len(trained)
 
 
 def test_what_can_be_scored_is_scored(tmp_path, capsys):
-    folder = experiments.run(smoke(make(tmp_path, "llluvttT"), joint_steps=3), tmp_path / "runs")
+    experiment = smoke(make(tmp_path, "llluvttT"), joint_steps=3, keep="best")
+    folder = experiments.run(experiment, tmp_path / "runs")
     said = capsys.readouterr().out
     kept = "of the registration network the last weights are kept, not the best"
     assert f"{kept}: that takes validation scans with labels, of 2 persons\n" in f"{said}\n"

@@ -5,6 +5,7 @@ nearly right.
 from deepatlas import parameters
 from deepatlas.errors import UserError, brief, printable, shortened
 from deepatlas.parameters import from_notebook, parse, plain
+from deepatlas.records import recorded_experiment
 
 import numpy as np
 import pytest
@@ -181,19 +182,19 @@ def test_what_a_record_says_of_an_experiment_has_not_changed():
     """The name of a run is made of it."""
     assert parse({}).model_dump_json() == (
         '{"dataset":"phantom-brain","profile":"class","dims":2,"recipe":"best","regimes":"all",'
-        '"labelled":1,"seed":0,"label_seed":0,"seg_steps":300,"reg_steps":400,"joint_steps":600,'
-        '"reg_turns":2,"batch_size":4,"seg_batch_size":2,"lambda_r":0.2,"lambda_a":10.0,'
-        '"lambda_weak":0.3,"lambda_sp":100.0,"term_weights":{},"similarity":"lncc","teacher":0.98,'
-        '"sampled_warps":true,"fourth_case":false,"joint_start":"baselines","unlabelled":null,'
-        '"passes":1,"velocity":true,"networks":"kit","seg_rate":0.004,"reg_rate":0.004,'
-        '"augmentation":1.0,"device":"auto","precision":"auto","compiled":false}'
+        '"labelled":1,"seed":0,"label_seed":0,"seg_steps":500,"reg_steps":600,'
+        '"joint_steps":600,"reg_turns":2,"batch_size":2,"seg_batch_size":2,"lambda_r":0.2,'
+        '"lambda_a":1.0,"lambda_weak":0.3,"lambda_sp":10.0,"lambda_ce":10.0,"term_weights":{},'
+        '"similarity":"lncc","teacher":0.98,"sampled_warps":true,"fourth_case":false,'
+        '"joint_start":"none","keep":"last","unlabelled":null,"passes":1,"coarse_passes":2,'
+        '"velocity":true,"networks":"kit","seg_rate":0.008,"reg_rate":0.002,"augmentation":1.0,'
+        '"device":"auto","precision":"auto","compiled":false}'
     )
 
 
 def test_the_segmentation_network_has_as_many_pairs_as_is_said():
-    """By the profile, else as the other network; who says ``batch_size`` means both."""
-    assert (parse({}).batch_size, parse({}).seg_batch_size) == (4, 2)
-    assert parse({"dims": 3}).seg_batch_size == parse({"dims": 3}).batch_size
+    """Else as the other network: who says ``batch_size`` means both."""
+    assert parse({}).seg_batch_size == parse({}).batch_size == 2
     assert parse({"batch_size": 3}).seg_batch_size == 3
     both = parse({"batch_size": 3, "seg_batch_size": 1})
     assert (both.batch_size, both.seg_batch_size) == (3, 1)
@@ -285,3 +286,17 @@ def test_what_is_long_loses_its_middle():
 def test_what_is_quoted_cannot_steer_a_terminal():
     assert printable("a\x1b[2Jb") == "a\\x1b[2Jb"
     assert shortened("a\x1b\nb\r\u2028c") == "a\\x1b b\\r\\u2028c"
+
+
+# --- what earlier versions wrote ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", ["baselines", "alike", "semi", "none"])
+def test_a_record_of_an_earlier_version_means_what_was_done_then(start):
+    """One look at each pair, and the best weights: what it trained is used as it was trained."""
+    written = parse({"joint_start": "none"}).model_dump(mode="json")
+    for name in ("coarse_passes", "keep", "lambda_ce"):  # were not there
+        del written[name]
+    found = recorded_experiment({"experiment": written | {"joint_start": start}})
+    assert (found.coarse_passes, found.keep, found.lambda_ce) == (0, "best", 0.0)
+    assert found.joint_start == ("none" if start == "none" else "trained")

@@ -653,10 +653,13 @@ def test_another_error_is_no_want_of_memory():
 # --- regimes --------------------------------------------------------------------------------------
 
 
+STARTS = pytest.mark.parametrize("joint_start", ["none", "trained"])
+
+
+@STARTS
 @pytest.mark.parametrize("labelled", [1, 2, 21])
-def test_a_regime_starts_from_networks_that_were_trained_before_it(labelled):
-    table = regimes(labelled)
-    assert list(table) == list(REGIMES)
+def test_a_regime_starts_from_networks_that_were_trained_before_it(labelled, joint_start):
+    table = regimes(labelled, joint_start)
     for i, (key, regime) in enumerate(table.items()):
         before = dict(list(table.items())[:i])
         assert all(
@@ -667,70 +670,72 @@ def test_a_regime_starts_from_networks_that_were_trained_before_it(labelled):
         assert regime.title == REGIMES[key].title and regime.trains == REGIMES[key].trains
         consulted = {"seg", "reg"} - set(regime.trains) if regime.consults else set()
         assert consulted <= regime.start.keys(), "a consulted network must have been trained"
+        assert joint_start == "trained" or not regime.goes_on
+    wanted = {"semi_first"} if labelled > 1 else set()
+    if joint_start == "none":
+        wanted = {"semi_first", "seg_control", "reg_control"}
+    assert REGIMES.keys() - table.keys() == wanted
 
 
-def test_semi_trains_one_network_and_deepatlas_both():
-    baselines = {"seg": "seg_baseline", "reg": "reg_baseline"}
-    assert REGIMES["semi_seg"].trains == ("seg",) and REGIMES["semi_reg"].trains == ("reg",)
-    assert set(REGIMES["deepatlas"].trains) == {"seg", "reg"}
-    assert all(REGIMES[key].start == baselines for key in ("semi_seg", "semi_reg", "deepatlas"))
-    assert all(
-        REGIMES[f"{key}_control"].start == REGIMES[key].start for key in ("semi_seg", "semi_reg")
-    )
+@STARTS
+@pytest.mark.parametrize("labelled", [1, 2])
+def test_semi_and_deepatlas_differ_in_nothing_but_whether_the_teacher_learns(labelled, joint_start):
+    table = regimes(labelled, joint_start)
+    joint = table["deepatlas"]
+    assert set(joint.trains) == {"seg", "reg"}
+    for name in ("seg", "reg"):
+        semi = table[f"semi_{name}"]
+        assert semi.trains == (name,) and semi.start.get(name) == joint.start.get(name)
+        assert (semi.length, semi.consults) == (joint.length, joint.consults)
     assert {key for key, regime in REGIMES.items() if regime.all_labels} == {"seg_full", "reg_full"}
 
 
 def test_with_one_label_an_unsupervised_registration_teaches_segmentation_first():
-    table = regimes(1, "baselines")
+    table = regimes(1, "trained")
+    assert table["semi_first"].start == {"reg": "reg_baseline"}
+    assert table["deepatlas"].start == {"seg": "semi_first", "reg": "reg_baseline"}
+    table = regimes(1, "none")
     assert table["semi_seg"].start == {"reg": "reg_baseline"}
-    assert (
-        table["deepatlas"].start
-        == table["semi_reg"].start
-        == {"seg": "semi_seg", "reg": "reg_baseline"}
-    )
+    assert table["semi_reg"].start == {"seg": "semi_seg"}
 
 
 def test_what_a_network_has_spent_includes_what_it_started_from():
     own = {
         "seg_baseline": {"seg": 1},
         "reg_baseline": {"reg": 10},
-        "semi_seg": {"seg": 100},
-        "semi_reg": {"reg": 1000},
+        "semi_first": {"seg": 100},
+        "semi_seg": {"seg": 2},
         "deepatlas": {"seg": 2, "reg": 20},
         "seg_control": {"seg": 7},
+        "seg_full": {"seg": 9},
     }
-    assert spent(REGIMES, "deepatlas", "seg", own) == 1 + 2
-    assert spent(REGIMES, "deepatlas", "reg", own) == 10 + 20
-    assert spent(REGIMES, "semi_seg", "seg", own) == 1 + 100
-    assert spent(REGIMES, "seg_control", "seg", own) == 7
-    assert spent(regimes(1), "deepatlas", "seg", own) == 100 + 2
-    assert spent(regimes(1), "deepatlas", "reg", own) == 10 + 20
-    assert spent(regimes(1), "semi_seg", "seg", own) == 100
-    assert spent(regimes(2, "semi"), "deepatlas", "seg", own) == 1 + 100 + 2
-    assert spent(regimes(2, "semi"), "deepatlas", "reg", own) == 10 + 1000 + 20
+    table = regimes(2, "trained")
+    assert spent(table, "deepatlas", "seg", own) == 1 + 2
+    assert spent(table, "deepatlas", "reg", own) == 10 + 20
+    assert spent(table, "semi_seg", "seg", own) == 1 + 2
+    assert spent(table, "seg_control", "seg", own) == 1 + 7
+    assert spent(table, "seg_full", "seg", own) == 9
+    table = regimes(1, "trained")
+    assert spent(table, "deepatlas", "seg", own) == 100 + 2
+    assert spent(table, "deepatlas", "reg", own) == 10 + 20
+    assert spent(table, "semi_seg", "seg", own) == 100 + 2
+    assert spent(regimes(1, "none"), "deepatlas", "seg", own) == 2
 
 
 def test_joint_training_starts_where_it_is_told():
-    semi, baselines = (
-        {"seg": "semi_seg", "reg": "semi_reg"},
-        {"seg": "seg_baseline", "reg": "reg_baseline"},
-    )
-    starts = {
-        start: regimes(5, start)["deepatlas"].start
-        for start in ("baselines", "alike", "semi", "none")
-    }
-    assert starts == {"alike": baselines, "baselines": baselines, "semi": semi, "none": {}}
-    assert regimes(1)["deepatlas"].start == {"seg": "semi_seg", "reg": "reg_baseline"}
-    assert regimes(1, "alike")["deepatlas"].start == {"reg": "reg_baseline"}
+    baselines = {"seg": "seg_baseline", "reg": "reg_baseline"}
+    starts = {start: regimes(5, start)["deepatlas"].start for start in ("trained", "none")}
+    assert starts == {"trained": baselines, "none": {}}
 
 
 def test_a_regime_and_all_that_it_needs():
-    assert list(needed(regimes(5), "semi_reg")) == ["seg_baseline", "reg_baseline", "semi_reg"]
-    assert list(needed(regimes(1), "semi_reg")) == ["reg_baseline", "semi_seg", "semi_reg"]
+    many, one = regimes(5, "trained"), regimes(1, "trained")
+    assert list(needed(many, "semi_reg")) == ["seg_baseline", "reg_baseline", "semi_reg"]
+    assert list(needed(one, "semi_reg")) == ["reg_baseline", "semi_first", "semi_reg"]
     with pytest.raises(
         ValueError, match="no regime semi in this experiment: choose from seg_baseline"
     ):
-        needed(regimes(1), "semi")
+        needed(one, "semi")
 
 
 # --- the loop -------------------------------------------------------------------------------------
@@ -892,37 +897,49 @@ def test_mixed_precision_is_for_the_networks_alone(tmp_path):
 # --- which weights are kept -----------------------------------------------------------------------
 
 
-def kept_scores(tmp_path, seg, reg=(0, 1, 2, 3)):
+def copy_of(nets):
+    return {
+        name: {key: value.clone() for key, value in net.state_dict().items()}
+        for name, net in nets.items()
+    }
+
+
+def kept_scores(tmp_path, seg, reg=(0, 1, 2, 3), **settings):
     """Validation number (0: before the first step) whose weights each network is left with, for
     these scores.
     """
     nets, seen = networks(), []
+    begins = 1 if settings else 0  # of "last" nobody asks before the first step
 
-    def validate():
-        seen.append(
-            {
-                name: {k: v.clone() for k, v in net.state_dict().items()}
-                for name, net in nets.items()
-            }
-        )
-        scores = {"seg": seg[len(seen) - 1], "reg": reg[len(seen) - 1]}
+    def validate(asked):
+        assert asked == nets
+        seen.append(copy_of(nets))
+        number = begins + len(seen) - 1
+        scores = {"seg": seg[number], "reg": reg[number]}
         return {name: score for name, score in scores.items() if score is not None}
 
-    history = train(nets, disks(), REGIMES["deepatlas"], JOINT, tmp_path, validate)
-    assert len(seen) == 4
+    settings = replace(JOINT, **settings)
+    history = train(nets, disks(), REGIMES["deepatlas"], settings, tmp_path, validate)
+    assert len(seen) == 4 - begins
     rows = [row for row in history if "validation_seg" in row]
     assert [row["step"] for row in rows] == [4, 8, 12]
-    assert [row["validation_seg"] for row in rows] == pytest.approx(
-        [math.nan if s is None else s for s in seg[1:]], nan_ok=True
-    )
-    return {
+    for name, scores in (("seg", seg), ("reg", reg)):
+        wanted = [math.nan if score is None else score for score in scores]
+        for column in (f"validation_{name}", f"teacher_{name}"):  # its own teacher
+            found = [row[column] for row in rows]
+            assert found == pytest.approx(wanted[1:], nan_ok=True)
+    kept = {
         name: [
-            i
+            begins + i
             for i, state in enumerate(seen)
             if all(torch.equal(v, net.state_dict()[k]) for k, v in state[name].items())
         ]
         for name, net in nets.items()
     }
+    for name, scores in (("seg", seg), ("reg", reg)):
+        wanted = math.nan if scores[kept[name][0]] is None else scores[kept[name][0]]
+        assert rows[-1][f"kept_{name}"] == pytest.approx(wanted, nan_ok=True)
+    return kept
 
 
 def test_each_network_is_left_at_its_best_validation_score(tmp_path):
@@ -960,10 +977,132 @@ def test_of_equal_scores_the_first_is_kept(tmp_path):
     assert kept_scores(tmp_path, seg=(0.1, 0.5, 0.5, 0.5))["seg"] == [1]
 
 
+@pytest.mark.parametrize("seg", [(0.9, 0.8, 0.7, 0.1), (0.9, 0.5, 0.4, math.nan), (None,) * 4])
+def test_the_last_weights_are_kept_where_that_was_asked(tmp_path, seg):
+    assert kept_scores(tmp_path, seg=seg, keep="last") == {"seg": [3], "reg": [3]}
+
+
+def test_by_the_last_weights_nothing_depends_on_validation(tmp_path):
+    found = {}
+    for name, validate in (("scored", score), ("not", None)):
+        nets = networks()
+        settings = replace(JOINT, keep="last")
+        history = train(nets, disks(), REGIMES["deepatlas"], settings, tmp_path / name, validate)
+        state = checkpoints.read_checkpoint(tmp_path / name / "checkpoint.pt")
+        losses = [[row[term] for term in TERMS if term in row] for row in history]
+        found[name] = (losses, copy_of(nets), {key: dict(w) for key, w in state["best"].items()})
+    assert_same(found["scored"], found["not"])
+    _, weights, best = found["not"]
+    assert_same(weights, best)
+
+
+def test_other_weights_than_the_best_or_the_last_are_refused():
+    with pytest.raises(ValueError, match="keep must be one of best, last, got 'latest'"):
+        Settings({"seg": 1}, keep="latest")
+
+
+@pytest.mark.parametrize(
+    ("regime", "may_stay"),
+    [
+        (REGIMES["seg_baseline"], ()),
+        (REGIMES["seg_full"], ()),
+        (REGIMES["semi_first"], ()),  # it asks a network that was trained, and starts anew
+        (REGIMES["seg_control"], ("seg",)),  # it asks nobody
+        (REGIMES["reg_control"], ("reg",)),
+        (REGIMES["semi_seg"], ("seg",)),
+        (REGIMES["deepatlas"], ("seg", "reg")),
+        (replace(REGIMES["deepatlas"], start={"reg": "reg_baseline"}), ("reg",)),
+        (regimes(2, "none")["deepatlas"], ()),
+    ],
+)
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_only_what_starts_from_trained_weights_may_keep_them(tmp_path, regime, may_stay, keep):
+    nets, asked = networks(), []
+    start = copy_of(nets)
+
+    def validate(networks):
+        asked.append(tuple(networks))
+        first = len(asked) == 1
+        return dict.fromkeys(networks, 0.9 if first else 0.1)
+
+    steps = {name: JOINT.steps[name] for name in regime.trains}
+    settings = replace(JOINT, steps=steps, keep=keep)
+    train(nets, disks(), regime, settings, tmp_path, validate)
+    stayed = []
+    for name in regime.trains:
+        weights = nets[name].state_dict().items()
+        if all(torch.equal(weight, start[name][key]) for key, weight in weights):
+            stayed.append(name)
+    if keep == "best" and may_stay:
+        assert asked[0] == tuple(stayed) == may_stay
+    else:
+        assert stayed == [] and asked[0] == regime.trains
+
+
+# --- how good the teacher is ----------------------------------------------------------------------
+
+
+def asking(asked):
+    """``score`` that writes down which networks it was asked for."""
+
+    def validate(networks):
+        asked.append(tuple(networks.values()))
+        return score(networks)
+
+    return validate
+
+
+def test_a_teacher_that_is_an_average_is_scored_as_that():
+    loop, asked = trainer(replace(JOINT, teacher=0.5)), []
+    for _ in range(9):
+        loop.take_turn()
+    loop.validate(asking(asked))
+    row = loop.history[-1]
+    assert asked == [tuple(loop.networks.values()), *[(net,) for net in loop.consulted().values()]]
+    for name, network in loop.teachers.items():
+        assert row[f"teacher_{name}"] == score({name: network})[name]
+        assert row[f"validation_{name}"] == score(loop.networks)[name] != row[f"teacher_{name}"]
+
+
+def test_a_teacher_that_is_the_network_itself_is_scored_with_it():
+    loop, asked = trainer(JOINT), []
+    loop.take_turn()
+    loop.validate(asking(asked))
+    row = loop.history[-1]
+    assert asked == [tuple(loop.networks.values())]
+    assert row["teacher_seg"] == row["validation_seg"] != row["validation_reg"]
+    assert row["teacher_reg"] == row["validation_reg"]
+
+
+@pytest.mark.parametrize(("turn", "other"), [("seg", "reg"), ("reg", "seg")])
+def test_a_fixed_teacher_is_scored_once(tmp_path, turn, other):
+    """Also where the training was stopped at each step."""
+    nets, asked = networks(), []
+    settings = replace(JOINT, steps={turn: 8}, validations=4, teacher=0.5)
+    arguments = (nets, disks(), REGIMES[f"semi_{turn}"], settings, tmp_path, asking(asked))
+    wanted = score(nets)[other]
+    for _ in range(7):
+        with pytest.raises(OutOfTime):
+            train(*arguments[:3], replace(settings, until=time.monotonic()), *arguments[4:])
+    rows = [row for row in train(*arguments) if f"validation_{turn}" in row]
+    assert asked.count((nets[other],)) == 1 and asked.count((nets[turn],)) == 5
+    assert [row[f"teacher_{other}"] for row in rows] == [wanted] * 4
+    assert not any(f"teacher_{turn}" in row for row in rows)
+
+
+@pytest.mark.parametrize("regime", ["seg_baseline", "reg_control", "seg_full"])
+def test_who_asks_nobody_has_no_teacher_to_score(tmp_path, regime):
+    (name,) = REGIMES[regime].trains
+    settings = replace(JOINT, steps={name: 3})
+    history = train(networks(), disks(), REGIMES[regime], settings, tmp_path, score)
+    assert f"kept_{name}" in history[-1]
+    assert not any(column.startswith("teacher") for row in history for column in row)
+
+
 def test_a_finished_regime_is_only_loaded(tmp_path, monkeypatch):
     first = networks()
     history = train(
-        first, disks(), REGIMES["deepatlas"], JOINT, tmp_path, lambda: {"seg": 0.5, "reg": 0.5}
+        first, disks(), REGIMES["deepatlas"], JOINT, tmp_path, lambda _: {"seg": 0.5, "reg": 0.5}
     )
     before = (tmp_path / "checkpoint.pt").read_bytes()
     monkeypatch.setattr(training.Trainer, "take_turn", lambda self: pytest.fail("trained again"))
@@ -974,7 +1113,7 @@ def test_a_finished_regime_is_only_loaded(tmp_path, monkeypatch):
         REGIMES["deepatlas"],
         JOINT,
         tmp_path,
-        lambda: pytest.fail("validated again"),
+        lambda _: pytest.fail("validated again"),
     )
     assert_same(repeated, history)
     assert_same(
@@ -1003,11 +1142,11 @@ def assert_same(a, b):
         assert a == b or (a != a and b != b)  # NaN
 
 
-def score(nets):
+def score(networks):
     """A validation that depends on the weights: best somewhere in the middle."""
-    return lambda: {
+    return {
         name: float(next(net.parameters()).detach().double().sum().sin())
-        for name, net in nets.items()
+        for name, net in networks.items()
     }
 
 
@@ -1018,7 +1157,7 @@ def train_joint(folder, seed=0, regime="deepatlas", dropout=0.0, **limits):
         nets["seg"].head = nn.Sequential(nn.Dropout(dropout), nets["seg"].head)
     steps = {name: JOINT.steps[name] for name in REGIMES[regime].trains}
     settings = replace(JOINT, steps=steps, **limits)
-    history = train(nets, disks(), REGIMES[regime], settings, folder, score(nets))
+    history = train(nets, disks(), REGIMES[regime], settings, folder, score)
     state = torch.load(Path(folder) / "checkpoint.pt", weights_only=True)
     assert_same(state["history"], history)
     for row in [state, *state["history"]]:
@@ -1093,7 +1232,7 @@ def test_a_signal_stops_after_the_step_and_training_goes_on(
 
 def test_a_signal_during_validation_waits_for_its_end(uninterrupted, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        calls(patch, training.Trainer, "keep_best", send(signal.SIGINT), 3)
+        calls(patch, training.Trainer, "validate", send(signal.SIGINT), 2)
         with pytest.raises(KeyboardInterrupt, match="step 8 of 12"):
             train_joint(tmp_path)
     assert_same(train_joint(tmp_path, seed=9), uninterrupted)
@@ -1126,6 +1265,16 @@ def test_a_network_with_dropout_goes_on_too(tmp_path, monkeypatch):
         calls(patch, training, "draw_pair", send(signal.SIGINT), 14)
         train_joint(tmp_path / "parts", dropout=0.5)
     assert_same(train_joint(tmp_path / "parts", seed=9, dropout=0.5), whole)
+
+
+@pytest.mark.parametrize("more", [{"keep": "last"}, {"teacher": 0.5}])
+def test_by_the_last_weights_or_with_a_slow_teacher_it_goes_on_too(tmp_path, more):
+    whole = train_joint(tmp_path / "whole", **more)
+    for step in range(1, 12):
+        with pytest.raises(OutOfTime):
+            seed = 9 if step > 1 else 0
+            train_joint(tmp_path / "parts", seed, until=time.monotonic(), **more)
+    assert_same(train_joint(tmp_path / "parts", seed=9, **more), whole)
 
 
 def test_out_of_time_at_every_step_it_still_ends_with_the_same_bits(uninterrupted, tmp_path):
@@ -1243,14 +1392,14 @@ def train_slowly(folder, threads):
     little.
     """
     torch.set_num_threads(int(threads))
-    keep_best = training.Trainer.keep_best
+    keep = training.Trainer.keep
 
-    def slow(self, scores):
+    def slow(self, scores, names):
         print("validated", flush=True)
         time.sleep(0.4)
-        keep_best(self, scores)
+        keep(self, scores, names)
 
-    training.Trainer.keep_best = slow
+    training.Trainer.keep = slow
     train_joint(folder)
 
 

@@ -1,4 +1,4 @@
-"""Lesson 03, baselines: levels of a U-Net, propagated labels, votes, whose labels count, a step
+"""Lesson 03, baselines: levels of a U-Net, labels carried along, votes, whose labels count, a step
 that learns.
 """
 
@@ -105,7 +105,7 @@ def _skip_alone(coarse, skip):
     return skip
 
 
-# --- label propagation ----------------------------------------------------------------------------
+# --- labels carried along -------------------------------------------------------------------------
 
 
 def _labels_and_field(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -130,7 +130,7 @@ def _propagated(labels: Tensor, u: Tensor) -> Tensor:
 
 
 PROPAGATE = Exercise(
-    "Propagating labels",
+    "Labels carried to the nearest voxel",
     arguments=_labels_and_field,
     right=_propagated,
     hints=(
@@ -200,16 +200,15 @@ def _u_alone(labels, u):
 
 
 def _several(dims: int, generator: Generator) -> tuple[Tensor]:
-    return (torch.randint(0, 4, (5, *uneven_shape(dims)), generator=generator),)
+    """Probabilities of five atlases for four structures, (5, 4, I, J, K): some nearly sure, some
+    not.
+    """
+    scores = 3 * torch.randn(5, 4, *uneven_shape(dims), generator=generator)
+    return (scores.softmax(1),)
 
 
-def _votes(labels: Tensor) -> Tensor:
-    """How many atlases have each label, (I, J, K, C)."""
-    return F.one_hot(labels, int(labels.max()) + 1).sum(0)
-
-
-def _vote(labels: Tensor) -> Tensor:
-    return _votes(labels).argmax(-1)  # the first of equals is the smallest
+def _vote(probabilities: Tensor) -> Tensor:
+    return probabilities.mean(0).argmax(0)
 
 
 VOTE = Exercise(
@@ -217,54 +216,68 @@ VOTE = Exercise(
     arguments=_several,
     right=_vote,
     hints=(
-        "How many atlases say 0 at this voxel, how many say 1, and so on? The largest count wins.",
-        "The sum of one-hot labels over the atlases is the number of votes. argmax finds the "
-        "winner: of two with as many votes the smaller label.",
-        "F.one_hot(labels).sum(0).argmax(-1)",
+        "How probable is structure 0 at this voxel, if every atlas is believed alike? And "
+        "structure 1, and so on? The largest wins.",
+        "The mean over the atlases is a probability again, (C, I, J[, K]); argmax over its "
+        "structures finds the winner.",
+        "probabilities.mean(0).argmax(0)",
     ),
 )
 
 
 @VOTE.mistake(
-    "mean",
+    "whole votes",
+    symptom="Where the atlases are unsure, your winner is often another one.",
+    idea="Each of your atlases first decides for one structure, and .51 then counts as much as "
+    "1: what it knew of the others is lost, and ties appear.",
+    line="The mean of the probabilities first, then one argmax.",
+)
+def _whole_votes(probabilities):
+    decided = probabilities.argmax(1)
+    return F.one_hot(decided, probabilities.shape[1]).sum(0).argmax(-1)
+
+
+@VOTE.mistake(
+    "mean of labels",
     symptom="Two atlases for 0 and two for 2 elect structure 1, which nobody voted for.",
-    idea="Labels are names; their mean means nothing.",
-    line="Count votes for each label, then argmax.",
+    idea="Labels are names; their mean means nothing. Probabilities are quantities.",
+    line="Average the probabilities, not what argmax makes of them.",
 )
-def _mean(labels):
-    return labels.float().mean(0).round().long()
+def _mean_of_labels(probabilities):
+    return probabilities.argmax(1).float().mean(0).round().long()
 
 
 @VOTE.mistake(
-    "median",
-    symptom="It is often right, but the winner sometimes lies between the two that most voted for.",
-    idea="The median is the middle of a row; names have no row.",
-    line="Count votes for each label, then argmax.",
+    "the surest",
+    symptom="A single atlas decides, wherever it is surer than the others.",
+    idea="The maximum over the atlases listens to one of them; a poorly registered atlas is as "
+    "sure of itself as a good one.",
+    line="mean(0) instead of a maximum over the atlases",
 )
-def _median(labels):
-    return labels.median(0).values
+def _the_surest(probabilities):
+    return probabilities.amax(0).argmax(0)
 
 
 @VOTE.mistake(
-    "the larger of equals",
-    symptom="Only voxels with a tie differ.",
-    idea="Where two labels have as many votes, the smaller one was asked for.",
-    line="argmax returns the first of equals: do not reverse the labels.",
+    "product",
+    symptom="One atlas that says 0 is enough to rule a structure out.",
+    idea="A product treats the atlases as independent witnesses; they share their mistakes, and "
+    "each gets a veto.",
+    line="mean(0) instead of prod(0), or of a sum of logarithms",
 )
-def _the_larger_of_equals(labels):
-    votes = _votes(labels)
-    from_the_end = votes.flip(-1).argmax(-1)
-    return votes.shape[-1] - 1 - from_the_end
+def _product(probabilities):
+    return probabilities.prod(0).argmax(0)
 
 
 @VOTE.mistake(
-    "any structure",
-    symptom="There is hardly any background left.",
-    idea="You take the largest label that any atlas has, so that one vote is enough.",
-    line="Count votes for each label, then argmax.",
+    "atlases for structures",
+    symptom="Your result names atlases, not structures.",
+    idea="The first axis counts the atlases, the second one the structures: the mean is over "
+    "the first.",
+    line="probabilities.mean(0), then argmax over what is now the first axis",
 )
-def _any_structure(labels):
-    return labels.max(0).values
+def _atlases_for_structures(probabilities):
+    return probabilities.amax(1).argmax(0)
 
 
 # --- whose labels count ---------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from ..locks import Lock
 from ..parameters import Experiment, parse
 from ..places import RESULTS
 from ..records import recorded_experiment
-from ..reporting import load_record, load_scores, results_table
+from ..reporting import load_record, load_scores, results_table, validation_table
 
 # what every row says of its run; of the data set its name, wherever it is
 PARAMETERS = ("dataset", "profile", "dims", "recipe", "labelled", "seed", "label_seed")
@@ -33,6 +33,12 @@ TEXT = ("run", "task", "regime", "subject", "sha256", "dataset", "profile", "rec
 REQUIRED = {
     "regimes": (*KEYS["regimes"], "Dice %", "folds %", *PARAMETERS, "changed"),
     "subjects": (*KEYS["subjects"], "dice"),
+}
+# Columns that tables of earlier versions lack: of regimes, Dice in percent on the validation scans,
+# see ``validation_table``; of subjects, true errors of registration where they are known.
+LATER = {
+    "regimes": ("validation", "teacher"),
+    "subjects": ("endpoint_voxels", "endpoint_boundary_voxels"),
 }
 JOINT_ALONE = "regimes=joint"  # in the column "changed": joint training, and what it starts from
 
@@ -82,20 +88,24 @@ def _regime_rows(folder: Path) -> pd.DataFrame:
     who |= {name: getattr(experiment, name) for name in PARAMETERS}
     who["dataset"] = experiment.entry.name
     who["changed"] = changed(experiment)
-    table = results_table(folder, titles=False).reset_index()
+    table = results_table(folder, titles=False).join(validation_table(folder)).reset_index()
     absent = [name for name in REQUIRED["regimes"] if name not in (*table, *who)]
     return table.assign(**dict.fromkeys(absent, float("nan")), **who)
 
 
 def _subject_rows(folder: Path) -> pd.DataFrame:
-    """Dice in percent of each subject in each regime."""
+    """Dice in percent of each subject in each regime, and the true errors of its registration in
+    voxels, NaN where they are not known.
+    """
     rows = []
     for (task, regime), scores in load_scores(folder).groupby(["task", "regime"], sort=False):
-        dice = 100 * per_subject(scores)
-        rows.append(pd.DataFrame({"task": task, "regime": regime, "dice": dice}))
+        found = pd.DataFrame({"task": task, "regime": regime, "dice": 100 * per_subject(scores)})
+        for name in LATER["subjects"]:
+            found[name] = per_subject(scores, name) if name in scores else float("nan")
+        rows.append(found.round({"dice": 3}))
     if not rows:
-        return pd.DataFrame(columns=REQUIRED["subjects"])
-    return pd.concat(rows).reset_index().round({"dice": 3}).assign(run=folder.name)
+        return pd.DataFrame(columns=[*REQUIRED["subjects"], *LATER["subjects"]])
+    return pd.concat(rows).reset_index().assign(run=folder.name)
 
 
 def _write_table(rows: pd.DataFrame, latest: pd.Series, results: Path, name: str) -> pd.DataFrame:
@@ -111,9 +121,9 @@ def _write_table(rows: pd.DataFrame, latest: pd.Series, results: Path, name: str
 
 def changed(experiment: Experiment) -> str:
     """What an experiment sets otherwise than its recipe and profile, as in "lambda_r=1.0
-    reg_turns=20"; on which machine is no part of it.
+    reg_turns=20"; on which machine, and in which precision, is no part of it.
     """
-    given = {name: getattr(experiment, name) for name in PARAMETERS}
+    given = {name: getattr(experiment, name) for name in (*PARAMETERS, "precision")}
     usual = parse(given, experiment.entry).choices
     texts = []
     for name, value in experiment.choices.items():
@@ -133,7 +143,7 @@ def ablation(rows: pd.DataFrame) -> pd.Series:
 
 def read_table(results: Path, name: str) -> pd.DataFrame:
     """The table "regimes" or "subjects" of ``results``; FileNotFoundError if there is none,
-    UserError if it is damaged, or another table.
+    UserError if it is damaged, or another table. Columns of ``LATER`` that it lacks are NaN.
     """
     refuse_older(results)
     path = results / f"{name}.csv"
@@ -141,7 +151,9 @@ def read_table(results: Path, name: str) -> pd.DataFrame:
         raise FileNotFoundError(
             f"{results}: no {name}.csv in it, of the tables that `deepatlas sweep` keeps"
         )
-    return read_csv(path, TEXT, REQUIRED[name])
+    table = read_csv(path, TEXT, REQUIRED[name])
+    absent = [column for column in LATER[name] if column not in table]
+    return table.assign(**dict.fromkeys(absent, float("nan")))
 
 
 def check_results(results: Path) -> None:
