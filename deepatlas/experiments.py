@@ -212,7 +212,7 @@ def train_or_load(
             stack.callback(lock.release)
             _write_what_is_told(experiment, folder)
         trainings = Trainings(experiment, table, *_begin(experiment, folder, device))
-        train_all(trainings)
+        train_all(trainings, call=Call(workers=None))
     return {
         key: {name: net.cpu() for name, net in nets.items()}
         for key, nets in trainings.networks.items()

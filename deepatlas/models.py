@@ -159,11 +159,11 @@ class Registration(nn.Module):
 
 def _smaller(image: Tensor, factor: int, multiple: int) -> Tensor:
     """Means over ``factor`` voxels along each axis, and zeros behind them up to sides divisible by
-    ``multiple``.
+    ``multiple``, at least twice that: one voxel at the deepest level could not be normalised.
     """
     pool = F.avg_pool2d if image.ndim == 4 else F.avg_pool3d
     small = pool(image, factor)
-    missing = [-side % multiple for side in small.shape[2:]]
+    missing = [max(-side % multiple, 2 * multiple - side) for side in small.shape[2:]]
     if not any(missing):
         return small
     behind = []

@@ -348,10 +348,8 @@ def seg_terms(
     *,
     sampled_warps: bool = False,
     fourth_case: bool = False,
-    names: Collection[str] = TERMS.keys(),
 ) -> dict[str, Tensor]:
-    """Loss terms of a segmentation turn, by case, of them those in ``names``; ``reg_net`` is only
-    consulted.
+    """Loss terms of a segmentation turn, by case; ``reg_net`` is only consulted.
 
     ======== ======== ============================ ======================
     moving   fixed    anatomy                      supervised
@@ -375,7 +373,7 @@ def seg_terms(
         labelled = moving[cases.taught()]
         scores = seg_net(labelled.image) if len(labelled.ids) else labelled.one_hot
         turn = SegTurn([(scores, labelled.labels)])
-    return {name: term.seg(turn) for name, term in TERMS.items() if term.seg and name in names}
+    return {name: term.seg(turn) for name, term in TERMS.items() if term.seg}
 
 
 def _compared_turn(

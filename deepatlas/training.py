@@ -413,14 +413,10 @@ class Trainer:
         mixed = self.settings.mixed_precision
         with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
             if turn == "seg":
-                return seg_terms(
-                    self.networks["seg"],
-                    consulted,
-                    moving,
-                    fixed,
-                    names=weighty,
-                    **self.settings.options,
+                terms = seg_terms(
+                    self.networks["seg"], consulted, moving, fixed, **self.settings.options
                 )
+                return {name: term for name, term in terms.items() if name in weighty}
             similarity = SIMILARITIES[self.settings.similarity]
             return reg_terms(
                 self.networks["reg"], consulted, moving, fixed, similarity, names=weighty

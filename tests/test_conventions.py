@@ -598,7 +598,7 @@ NETWORKS["flat"] = Networks(
         """
 nets = experiments.load_networks(folder, "deepatlas")
 assert type(nets["seg"]).__name__ == "_Flat"
-assert not nets["reg"].velocity and nets["reg"].passes == 1
+assert not nets["reg"].velocity and nets["reg"].factors == (1,)
 """,
     ),
     "a regime": (

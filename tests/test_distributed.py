@@ -245,7 +245,7 @@ def test_a_process_that_is_killed_ends_the_run_saved(tmp_path):
     wait_for(lambda: [*tmp_path.glob("*/seg_baseline/scores.csv")], together)
     children = psutil.Process(together.pid).children()
     second = next(child for child in children if child.environ().get("RANK") == "1")
-    time.sleep(1)
+    time.sleep(8)  # the second training has begun by then, also beside other work
     second.kill()
     told = together.communicate(timeout=PATIENCE)[0]
     assert together.returncode == 1, told

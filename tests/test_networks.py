@@ -144,6 +144,14 @@ def test_a_coarse_look_of_an_odd_grid_is_padded_behind(dims):
 
 
 @both
+def test_a_coarse_look_of_the_smallest_grid_can_be_trained(dims):
+    """Of 16 voxels a side one would be left at the deepest level, which no batch of one passes."""
+    looks = Registration(RegistrationNet(dims), velocity=True, passes=1, coarse_passes=1).train()
+    moving, fixed = (x[:1] for x in (images(*[16] * dims), images(*[16] * dims, seed=1)))
+    assert looks(moving, fixed).displacement.shape[2:] == torch.Size([16] * dims)
+
+
+@both
 def test_a_registration_network_sees_both_images_and_which_of_them_moves(dims):
     for net in reg_nets(dims):
         torch.nn.init.normal_(net.head.weight)

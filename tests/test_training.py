@@ -38,6 +38,7 @@ CASES = {
     "unknown -> unknown": (False, False),
 }
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+SEG_TERMS = ("anatomy", "supervised", "cross_entropy")  # the last has no weight by default
 NAMES = {"seg": {"anatomy", "supervised"}, "reg": {"similarity", "regularity", "anatomy"}}
 # a checkpoint after 4, 8 and 12 steps
 JOINT = Settings({"seg": 4, "reg": 8}, batch_size=2, validations=3, seed=1)
@@ -160,7 +161,9 @@ def test_the_experts_labels_where_they_exist_the_guess_where_not():
 
 
 def seg_formula(seg_net, reg_net, moving, fixed, case):
-    """The paper's table for one pair: (anatomy, supervised), None for a term that is not there."""
+    """The paper's table for one pair, and cross-entropy beside Dice: (anatomy, supervised,
+    cross-entropy), None for a term that is not there.
+    """
     phi = Deformation(reg_net(moving.image, fixed.image).detach())
     s_m, s_f, f_m, f_f = (
         moving.one_hot,
@@ -169,11 +172,16 @@ def seg_formula(seg_net, reg_net, moving, fixed, case):
         guess(seg_net, fixed),
     )
     return {
-        (True, False): (dice_loss(phi.warp(s_m), f_f), dice_loss(f_m, s_m)),
-        (False, True): (dice_loss(phi.warp(f_m), s_f), dice_loss(f_f, s_f)),
-        (True, True): (None, dice_loss(f_m, s_m)),
-        (False, False): (None, None),
+        (True, False): (dice_loss(phi.warp(s_m), f_f), dice_loss(f_m, s_m), entropy(f_m, s_m)),
+        (False, True): (dice_loss(phi.warp(f_m), s_f), dice_loss(f_f, s_f), entropy(f_f, s_f)),
+        (True, True): (None, dice_loss(f_m, s_m), entropy(f_m, s_m)),
+        (False, False): (None, None, None),
     }[case]
+
+
+def entropy(p, q):
+    """-sum q log p over structures, the mean over voxels."""
+    return -(q * p.log()).sum(1).mean()
 
 
 @cases
@@ -181,9 +189,10 @@ def test_terms_of_a_segmentation_turn_are_those_of_the_paper(case):
     seg_net, reg_net = tiny()
     moving, fixed = batches(case)
     terms = seg_terms(seg_net, reg_net, moving, fixed)
-    assert terms.keys() == NAMES["seg"]
+    assert set(terms) == {*NAMES["seg"], "cross_entropy"}
     expected = seg_formula(seg_net, reg_net, moving, fixed, case)
-    for term, formula in zip((terms["anatomy"], terms["supervised"]), expected, strict=True):
+    for name, formula in zip(SEG_TERMS, expected, strict=True):
+        term = terms[name]
         if formula is None:
             assert_zero_without_gradient(term)
         else:
@@ -208,7 +217,7 @@ def test_a_mixed_batch_is_the_mean_over_the_pairs_that_count(wanted):
         seg_formula(seg_net, reg_net, part(moving, i), part(fixed, i), case)
         for i, case in enumerate(wanted)
     ]
-    for i, name in enumerate(("anatomy", "supervised")):
+    for i, name in enumerate(SEG_TERMS):
         counted = [single[i] for single in singles if single[i] is not None]
         if counted:
             assert_same_value_and_gradient(terms[name], sum(counted) / len(counted), seg_net)
