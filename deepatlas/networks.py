@@ -27,7 +27,9 @@ class _Conv3d(nn.Conv3d):
     """As ``nn.Conv3d``, with the same parameters; it never leaves the CPU's fast kernels.
 
     Of one small float32 scan PyTorch computes a 3D convolution without oneDNN, backwards too, up to
-    nine times slower. A tensor in oneDNN's own layout always goes there.
+    nine times slower. A tensor in oneDNN's own layout always goes there. And of a scan with two
+    voxels along its first axis oneDNN's gradient of the weights, in bfloat16, is now and then what
+    lay in the memory before, NaN too: such a scan is taken in float32.
     """
 
     SMALL = 20_480  # B C I J, up to which PyTorch does so
@@ -35,6 +37,10 @@ class _Conv3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # which knows no such layout
             return super().forward(x)
+        mixed = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if mixed and x.shape[2] <= 2:
+            with torch.autocast("cpu", enabled=False):
+                return self.forward(x.float())
         slow = x.device.type == "cpu" and len(x) == 1 and x.shape[:4].numel() <= self.SMALL
         exact = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if slow and exact and torch.backends.mkldnn.is_available():
