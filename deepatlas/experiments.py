@@ -202,7 +202,6 @@ def train_or_load(
     table = needed(experiment.table, *keys)
     device = _device(experiment, folder)
     record = _record_of(experiment, folder)
-    lock = None
     with ExitStack() as stack:
         # if it is only read, the folder may be one that cannot be written
         if not record or not all(is_trained(record, folder, key) for key in table):
@@ -212,8 +211,8 @@ def train_or_load(
                     raise Interrupted(f"{folder}: stopped while another process trains in it")
             stack.callback(lock.release)
             _write_what_is_told(experiment, folder)
-        trainings = Trainings(experiment, table, *_begin(experiment, folder, device), lock)
-        train_all(trainings, call=Call(workers=None))
+        trainings = Trainings(experiment, table, *_begin(experiment, folder, device))
+        train_all(trainings)  # here, where a notebook may have added a term of its own
     return {
         key: {name: net.cpu() for name, net in nets.items()}
         for key, nets in trainings.networks.items()
