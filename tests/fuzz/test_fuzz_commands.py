@@ -192,9 +192,9 @@ def check_meaning(words, experiment):
 
 def stands_for(text, got):
     """Is ``got`` what a reader of decimal numbers sees in ``text``? By Python's own words."""
-    if isinstance(got, bool):
-        return text.lower() == str(got).lower()
-    if isinstance(got, int | float):
+    if isinstance(got, bool) and text.lower() == str(got).lower():
+        return True
+    if isinstance(got, int | float):  # a switch may be written as 0 or 1, too
         plain_integer = re.fullmatch(r"[+-]?(0|[1-9][0-9]*)", text)
         decimal = re.fullmatch(
             r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]+)?", text
