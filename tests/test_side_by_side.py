@@ -55,7 +55,7 @@ def test_side_by_side_and_one_after_the_other_are_the_same(alone, tmp_path, caps
     record = reporting.load_record(folder)
     assert list(record["steps"]) == list(parse(SMOKE).table)
     told = capsys.readouterr().out
-    first, last = told.index("seg, 4 steps"), told.index("Full supervision: seg")
+    first, last = told.index("seg, 4 steps"), told.index("[7/7]")
     assert first < told.index("Dice % (SD)") < last  # a table before all is trained
 
 
@@ -184,7 +184,7 @@ def test_how_many_pay(monkeypatch):
     assert 2 <= found(costs, 16) <= side_by_side.MOST
     assert found(costs, 2, gib=1.0) == 1  # no room
     assert found(costs, 2, device=torch.device("cuda")) == 1
-    chain = {key: costs[key] for key in ("reg_baseline", "semi_seg", "deepatlas")}
+    chain = {key: costs[key] for key in ("reg_baseline", "semi_seg", "semi_reg")}
     assert found(chain, 2) == 1  # each waits for the one before
     assert found(dict.fromkeys(costs, 5), 2) == 1  # over before others have begun
 
