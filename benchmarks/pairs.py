@@ -45,14 +45,13 @@ def networks(folder, regime, steps):
     look = models.registrar(experiments.load_networks(folder, regime)["reg"])
 
     def refine(moving, fixed):
-        return registration.refine_pair(
-            look(moving, fixed),
+        loss = registration.pair_loss(
             moving.image[None],
             fixed.image[None],
             similarity=losses.lncc,
             regularity=experiment.lambda_r,
-            steps=steps,
         )
+        return registration.refine_pair(look(moving, fixed), loss, steps)
 
     return {f"{KIT}, network": look, f"{KIT}, network + {steps} steps": refine}
 

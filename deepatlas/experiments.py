@@ -70,9 +70,12 @@ from .regimes import (
     NETWORK_OF,
     PROPAGATION,
     REFERENCES,
+    REFINED,
+    TITLES,
     needed,
 )
 from .side_by_side import Call, train_all
+from .terms import SIMILARITIES
 from .trainings import (
     RUN_LOCK,
     Trainings,
@@ -403,11 +406,14 @@ class Scores:
     """
 
     def __init__(self, experiment: Experiment, cohort: Cohort, folder: Path, record: dict) -> None:
+        self.experiment = experiment
         self.folder = folder
         self.record = record
         self.table = experiment.table
         self.titles = {key: title for key, (title, _) in REFERENCES.items()}
         self.titles |= {key: regime.title for key, regime in self.table.items()}
+        self.titles |= {key: TITLES[key] for key in REFINED.values()}
+        self.seg_nets: dict[str, nn.Module] = {}  # of the regimes that have ended, who may teach
         self.atlases = some_labelled(cohort, experiment).labelled
         self.tests = with_labels(cohort.test)
         self.pairs: list[tuple[Scan, Scan]] = []
@@ -424,6 +430,8 @@ class Scores:
         """
         if not self.tests:
             return
+        if "seg" in nets:
+            self.seg_nets[key] = nets["seg"]
         name = scores_of(key)
         kept = as_written(self.record, self.folder, name)
         if kept:
@@ -454,6 +462,8 @@ class Scores:
             segmentations[key] = models.segmenter(nets["seg"])
         if "reg" in nets:
             registrations[key] = models.registrar(nets["reg"])
+        if key in REFINED and self.experiment.refine:
+            registrations[REFINED[key]] = self._refiner(key, nets["reg"])
         if not self.pairs:
             registrations = {}
 
@@ -469,6 +479,33 @@ class Scores:
                 tables.append(rows.assign(regime=regime))
                 bar.update()
         return pd.concat(tables) if tables else pd.DataFrame(columns=SCORE_TEXTS)
+
+    def _refiner(self, key: str, reg_net: nn.Module) -> Callable[[Scan, Scan], Deformation]:
+        """A pair is registered by ``reg_net``, then refined by the loss that trained it: similarity
+        and regularity, and the anatomy that the regime's segmentation network guesses, if it has
+        one. No label of a test scan is looked at.
+        """
+        e, regime = self.experiment, self.table[key]
+        similarity = SIMILARITIES[e.similarity]
+        seg_net = self.seg_nets[regime.start.get("seg", key)] if regime.consults else None
+        register = models.registrar(reg_net)
+
+        def refined(moving: Scan, fixed: Scan) -> Deformation:
+            images = moving.image[None], fixed.image[None]
+            guesses = None
+            if seg_net is not None:
+                with torch.no_grad():
+                    guesses = tuple(models.probabilities(seg_net, image) for image in images)
+            loss = registration.pair_loss(
+                *images,
+                similarity=similarity,
+                regularity=e.lambda_r,
+                anatomy=e.lambda_a,
+                probabilities=guesses,
+            )
+            return registration.refine_pair(register(moving, fixed), loss, e.refine)
+
+        return refined
 
     def rows(self) -> pd.DataFrame:
         """The rows of scores.csv so far, task by task, in the order of the table of regimes; none

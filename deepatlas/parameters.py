@@ -40,6 +40,7 @@ PROFILES = {
         "batch_size": 2,
         "seg_rate": 4e-3,
         "reg_rate": 2e-3,
+        "refine": 2,
     },
     "smoke-3d": {
         "seg_steps": 4,
@@ -48,6 +49,7 @@ PROFILES = {
         "batch_size": 1,
         "seg_rate": 4e-3,
         "reg_rate": 1e-3,
+        "refine": 2,
     },
     "class-2d": {
         "seg_steps": 500,
@@ -56,6 +58,7 @@ PROFILES = {
         "batch_size": 2,
         "seg_rate": 8e-3,
         "reg_rate": 2e-3,
+        "refine": 50,
     },
     "class-3d": {
         "seg_steps": 500,
@@ -64,6 +67,7 @@ PROFILES = {
         "batch_size": 1,
         "seg_rate": 4e-3,
         "reg_rate": 1e-3,
+        "refine": 50,
     },
     "full-2d": {
         "seg_steps": 6000,
@@ -72,6 +76,7 @@ PROFILES = {
         "batch_size": 8,
         "seg_rate": 1e-3,
         "reg_rate": 1e-3,
+        "refine": 50,
     },
     "full-3d": {
         "seg_steps": 12000,
@@ -80,6 +85,7 @@ PROFILES = {
         "batch_size": 4,
         "seg_rate": 1e-3,
         "reg_rate": 5e-4,
+        "refine": 50,
     },
 }
 
@@ -99,6 +105,7 @@ RECIPES = {
         "velocity": False,
         "coarse_passes": 0,
         "joint_start": "trained",
+        "refine": 0,
     },
     "best": {
         "similarity": "lncc",
@@ -214,6 +221,11 @@ class Experiment(BaseModel):
     reg_rate: float = filled(gt=0)
     # strength, 0 for none
     augmentation: float = Field(1.0, ge=0, le=10)
+
+    # --- the test ---
+    # steps by which each test pair's registration is refined, in rows beside the network's own; 0:
+    # there are no such rows
+    refine: int = filled(ge=0)
 
     # --- the machine ---
     # "auto", "cpu", "cuda", "cuda:1", "mps"

@@ -121,7 +121,7 @@ def hash_of(content: object) -> str:
 
 
 # What a run did before there was a parameter for it.
-BEFORE = {"coarse_passes": 0, "keep": "best", "lambda_ce": 0.0}
+BEFORE = {"coarse_passes": 0, "keep": "best", "lambda_ce": 0.0, "refine": 0}
 FORMER_STARTS = ("baselines", "alike", "semi")  # of joint training, all of trained networks
 
 

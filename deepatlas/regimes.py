@@ -108,10 +108,15 @@ REFERENCES = {
     JOINT_PROPAGATION: ("Label propagation by DeepAtlas", "segmentation"),
 }
 
+# What a pair is refined to by the loss that trained its network, beside the network's own answer:
+# regime -> key of these rows.
+REFINED = {key: f"{key}_refined" for key in (BASELINES["reg"], SEMI["reg"], JOINT)}
+
 NETWORK_OF = {"segmentation": "seg", "registration": "reg"}  # task -> the network that it scores
 TITLES = {
     **{key: title for key, (title, _) in REFERENCES.items()},
     **{key: regime.title for key, regime in REGIMES.items()},
+    **{rows: f"{REGIMES[key].title}, refined" for key, rows in REFINED.items()},
 }
 TAUGHT = ("seg_baseline", "semi_seg", JOINT)  # what the lessons train, and what that starts from
 
@@ -149,8 +154,8 @@ def ordered(table: Mapping[str, Regime]) -> dict[str, Regime]:
                     "too, and a table could not tell them apart"
                 )
             titles.add((regime.title, network))
-        if key in REFERENCES:
-            raise ValueError(f"regime {key!r}: that name is taken, by {REFERENCES[key][0]}")
+        if key in REFERENCES or key in REFINED.values():
+            raise ValueError(f"regime {key!r}: that name is taken, by {TITLES[key]}")
         for network, source in regime.start.items():
             if network not in trained.get(source, ()):
                 raise ValueError(

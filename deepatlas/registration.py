@@ -74,6 +74,39 @@ def _smaller(x: Tensor, factor: int) -> Tensor:
 
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
+PairLoss = Callable[[Deformation], Tensor]
+
+
+def pair_loss(
+    moving: Tensor,
+    fixed: Tensor,
+    *,
+    similarity: Similarity = losses.ncc,
+    regularity: float = 1.0,
+    anatomy: float = 0.0,
+    probabilities: tuple[Tensor, Tensor] | None = None,
+) -> PairLoss:
+    """phi -> similarity(I_m o phi, I_f) + ``regularity`` * bending energy + ``anatomy`` * (1 - soft
+    Dice of S_m o phi and S_f): of one pair, what a registration network is trained to minimise.
+
+    ``moving``, ``fixed``: I_m and I_f, (B, 1, I, J, K). ``probabilities``: S_m and S_f, (B, C, I,
+    J, K) each; without them there is no last term.
+    """
+    if moving.shape != fixed.shape:
+        raise ValueError(
+            "moving and fixed must share one grid, "
+            f"got {tuple(moving.shape)} and {tuple(fixed.shape)}"
+        )
+
+    def loss(phi: Deformation) -> Tensor:
+        value = similarity(phi.warp(moving), fixed)
+        value = value + regularity * losses.bending_energy(phi.displacement)
+        if probabilities is None:
+            return value
+        s_moving, s_fixed = probabilities
+        return value + anatomy * losses.warped_dice(phi.warp, s_moving, s_fixed)
+
+    return loss
 
 
 def optimise_pair(
@@ -91,65 +124,54 @@ def optimise_pair(
     What a registration network is trained to guess in one step is found here in ``steps`` of them,
     each of at most about ``rate`` voxels. u lives at half the resolution and is interpolated.
     """
-    if moving.shape != fixed.shape:
-        raise ValueError(
-            "moving and fixed must share one grid, "
-            f"got {tuple(moving.shape)} and {tuple(fixed.shape)}"
-        )
-    start = Deformation.identity(tuple(fixed.shape[2:]), len(fixed), fixed.device)
-    loss = _pair_loss(moving, fixed, similarity, regularity)
-    for now, _ in _descent(start, loss, steps, rate):
+    shape = fixed.shape[2:]
+    mode = "bilinear" if len(shape) == 2 else "trilinear"
+
+    def deformation(coarse: Tensor) -> Deformation:
+        return Deformation(F.interpolate(coarse, size=shape, mode=mode))
+
+    loss = pair_loss(moving, fixed, similarity=similarity, regularity=regularity)
+    for now, _ in _descent(fixed, deformation, loss, steps, rate):
         phi = now
     return phi
 
 
-def refine_pair(
-    start: Deformation,
-    moving: Tensor,
-    fixed: Tensor,
-    *,
-    similarity: Similarity = losses.ncc,
-    regularity: float = 1.0,
-    steps: int = 50,
-) -> Deformation:
-    """What ``optimise_pair`` finds if it begins at ``start``, as at a network's guess: of ``start``
-    and the ``steps`` from there the phi of the smallest loss.
+def refine_pair(start: Deformation, loss: PairLoss, steps: int = 50) -> Deformation:
+    """Of ``start``, as a network's guess, and ``steps`` from there, each of at most about 0.1
+    voxels, the phi of the smallest ``loss``: what a network was trained for, of this pair alone.
+
+    phi = ``start`` o exp(v), by Adam on the velocity v, in voxels, which begins at 0 and lives at
+    half the resolution. So phi is invertible where ``start`` is; ``start`` + u might fold.
     """
-    loss = _pair_loss(moving, fixed, similarity, regularity)
-    best, smallest = start.detach(), float("inf")
-    for phi, value in _descent(start, loss, steps, rate=0.1):
+    start = start.detach()
+
+    def deformation(coarse: Tensor) -> Deformation:
+        return start @ Deformation.exp(coarse, shape=start.shape)
+
+    best, smallest = start, loss(start).item()
+    for phi, value in _descent(start.displacement, deformation, loss, steps, rate=0.1):
         if value < smallest:
             best, smallest = phi, value
     return best
 
 
-def _pair_loss(
-    moving: Tensor, fixed: Tensor, similarity: Similarity, regularity: float
-) -> Callable[[Deformation], Tensor]:
-    """phi -> similarity + ``regularity`` * bending energy."""
-
-    def loss(phi: Deformation) -> Tensor:
-        unlike = similarity(phi.warp(moving), fixed)
-        return unlike + regularity * losses.bending_energy(phi.displacement)
-
-    return loss
-
-
 @torch.enable_grad()
 def _descent(
-    start: Deformation, loss: Callable[[Deformation], Tensor], steps: int, rate: float
+    like: Tensor,
+    deformation: Callable[[Tensor], Deformation],
+    loss: PairLoss,
+    steps: int,
+    rate: float,
 ) -> Iterator[tuple[Deformation, float]]:
-    """phi and its loss at ``start``, and after each of ``steps`` of Adam on what is added to u: a
-    displacement at half the resolution, interpolated.
+    """phi and its loss at the beginning, and after each of ``steps`` of Adam on what
+    ``deformation`` makes phi of: vectors at half the resolution of the images ``like``, 0 at first.
     """
-    begun = start.displacement.detach()
-    shape = begun.shape[2:]
-    mode = "bilinear" if len(shape) == 2 else "trilinear"
+    shape = like.shape[2:]
     half_shape = [(n + 1) // 2 for n in shape]
-    coarse = begun.new_zeros(*begun.shape[:2], *half_shape).requires_grad_()
+    coarse = like.new_zeros(len(like), len(shape), *half_shape).requires_grad_()
     optimiser = torch.optim.Adam([coarse], lr=rate)
     for step in range(steps + 1):
-        phi = Deformation(begun + F.interpolate(coarse, size=shape, mode=mode))
+        phi = deformation(coarse)
         value = loss(phi)
         yield phi.detach(), value.item()
         if step == steps:

@@ -16,7 +16,7 @@ from .evaluation.cohorts import per_structure, per_subject
 from .evaluation.statistics import holm, paired_comparison, share_of_gap_closed
 from .experiments import SCORE_NUMBERS, SCORE_TEXTS
 from .records import made_again, own_file, read_record, recorded_experiment, scored_tasks
-from .regimes import BASELINES, FULL, JOINT, NETWORK_OF, TITLES, rivals, spent
+from .regimes import BASELINES, FULL, JOINT, NETWORK_OF, REFINED, TITLES, rivals, spent
 
 # --- what stands in the folder --------------------------------------------------------------------
 
@@ -73,6 +73,7 @@ def results_table(folder: Path, *, titles: bool = True) -> pd.DataFrame:
     Regimes by their titles, or without ``titles`` by their keys in ``REGIMES``. *steps* are those
     the network has taken in all, pretraining included; *seconds* those of this regime alone.
     """
+    network_of = {refined: key for key, refined in REFINED.items()}
     record = load_record(folder)
     table = recorded_experiment(record).table
     rows = []
@@ -91,8 +92,10 @@ def results_table(folder: Path, *, titles: bool = True) -> pd.DataFrame:
             row["error voxels"] = scores["endpoint_voxels"].mean()
             if "endpoint_boundary_voxels" in scores:
                 row["error boundary voxels"] = scores["endpoint_boundary_voxels"].mean()
-        trained = regime in table
-        row["steps"] = spent(table, regime, NETWORK_OF[task], record["steps"]) if trained else 0
+        key = network_of.get(regime, regime)
+        row["steps"] = 0
+        if key in table:
+            row["steps"] = spent(table, key, NETWORK_OF[task], record["steps"])
         row["seconds"] = record["seconds"].get(regime, 0)
         rows.append(row)
     if not rows:  # no test scan can judge anything: a table, but of nothing

@@ -780,10 +780,11 @@ def test_a_pairs_true_deformation_is_computed_once(tmp_path):
 
     scores = experiments.Scores(experiment, replace(cohort, truth=truth), tmp_path, {})
     nets = experiments.new_networks(experiment, len(cohort.structures))
+    scores.add("seg_baseline", {"seg": nets["seg"]})
     for key in ("reg_baseline", "semi_reg"):
         scores.add(key, {"reg": nets["reg"]})
     rows = scores.rows()
-    assert rows["regime"].nunique() == 4 and rows["endpoint_voxels"].notna().any()
+    assert rows["regime"].nunique() == 7 and rows["endpoint_voxels"].notna().any()
     assert len(asked) == len(set(asked)) == len(scores.pairs)
 
 

@@ -9,10 +9,11 @@ from deepatlas import datasets, losses, models, networks
 from deepatlas.data import Scan
 from deepatlas.datasets import centred_affine, load_scan, resample
 from deepatlas.datasets.grid import align as aligned_affines
-from deepatlas.evaluation import score_labels
+from deepatlas.evaluation import folding, score_labels
 from deepatlas.registration import (
     affine_matrices,
     optimise_pair,
+    pair_loss,
     propagate_labels,
     refine_pair,
 )
@@ -357,20 +358,16 @@ def test_optimisation_refuses_images_on_two_grids():
 def test_refinement_begins_where_it_is_told_and_only_lowers_its_own_loss(shape):
     moving, fixed, truth = known_pair(shape)
 
-    def loss(phi):
-        unlike = losses.lncc(phi.warp(moving), fixed)
-        return float(unlike + 0.3 * losses.bending_energy(phi.displacement))
-
     begun = Deformation(0.5 * truth.displacement)
-    options = {"similarity": losses.lncc, "regularity": 0.3}
-    nothing = refine_pair(begun, moving, fixed, steps=0, **options)
+    loss = pair_loss(moving, fixed, similarity=losses.lncc, regularity=0.3)
+    nothing = refine_pair(begun, loss, steps=0)
     assert torch.equal(nothing.displacement, begun.displacement)
-    seen = [loss(begun)]
+    seen = [float(loss(begun))]
     for steps in (1, 10, 20):
-        found = refine_pair(begun, moving, fixed, steps=steps, **options)
-        again = refine_pair(begun, moving, fixed, steps=steps, **options)
+        found = refine_pair(begun, loss, steps)
+        again = refine_pair(begun, loss, steps)
         assert torch.equal(found.displacement, again.displacement)
-        seen.append(loss(found))
+        seen.append(float(loss(found)))
     assert seen == sorted(seen, reverse=True) and seen[-1] < 0.9 * seen[0]
     assert endpoint_error(found, truth) < endpoint_error(begun, truth)
 
@@ -379,8 +376,36 @@ def test_refinement_keeps_its_start_where_every_step_is_worse():
     """Adam's first step is as long as its rate, wherever it leads."""
     image = plain((24, 32))
     best = Deformation.identity((24, 32))
-    found = refine_pair(best, image, image, similarity=losses.mse, regularity=0.0, steps=3)
+    loss = pair_loss(image, image, similarity=losses.mse, regularity=0.0)
+    found = refine_pair(best, loss, steps=3)
     assert torch.equal(found.displacement, best.displacement)
+
+
+@dimensions
+def test_the_loss_of_a_pair_is_the_sum_of_its_terms(shape):
+    moving, fixed, phi = known_pair(shape)
+    s_moving, s_fixed = (torch.cat([x.sigmoid(), 1 - x.sigmoid()], 1) for x in (moving, fixed))
+    value = pair_loss(moving, fixed, similarity=losses.mse, regularity=2.0)(phi)
+    wanted = losses.mse(phi.warp(moving), fixed) + 2 * losses.bending_energy(phi.displacement)
+    assert torch.equal(value, wanted)
+    options = {"similarity": losses.mse, "regularity": 2.0}
+    both = (s_moving, s_fixed)
+    value = pair_loss(moving, fixed, **options, anatomy=3.0, probabilities=both)(phi)
+    assert torch.allclose(value, wanted + 3 * losses.soft_dice(phi.warp(s_moving), s_fixed))
+
+
+def test_refinement_without_a_similarity_is_led_by_the_anatomy_and_does_not_fold():
+    """A square of side 12 onto one of side 20, by what is known of it alone."""
+    image = plain((32, 32))
+    s_moving, s_fixed = torch.zeros(2, 1, 2, 32, 32).unbind()
+    for s, half in ((s_moving, 6), (s_fixed, 10)):
+        s[:, 1, 16 - half : 16 + half, 16 - half : 16 + half] = 1
+        s[:, 0] = 1 - s[:, 1]
+    options = {"similarity": lambda a, b: 0 * (a - b).sum(), "regularity": 0.01}
+    loss = pair_loss(image, image, **options, anatomy=1.0, probabilities=(s_moving, s_fixed))
+    phi = refine_pair(Deformation.identity((32, 32)), loss)
+    assert losses.warped_dice(phi.warp, s_moving, s_fixed) < 0.1
+    assert folding(phi)["folds_percent"] == 0
 
 
 # --- the inverse of a network's deformation -------------------------------------------------------

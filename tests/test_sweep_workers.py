@@ -7,6 +7,7 @@ and goes on from its count; at its end it puts a finished run into the folder.
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -94,6 +95,7 @@ def played(tmp_path, trained, todo, monkeypatch):
         scores["dice"] = scores["dice"] * (1 - experiment.seed / 100)
         checkpoints.write_csv(scores, folder / "scores.csv")
         records.keep_hash(record, folder, "scores.csv")
+        shutil.copyfile(trained / "history.csv", folder / "history.csv")
         records.write_record(record, folder)
 
     def task_of(experiment, folder):
@@ -654,7 +656,7 @@ def test_where_there_is_no_slurm_it_is_said(monkeypatch, tmp_path):
 @pytest.fixture
 def some_runs(todo, tmp_path):
     runs = [progress.Run(e, e, tmp_path / e.name) for e in todo]
-    runs[0].state, runs[0].trained = "finished", 4
+    runs[0].state, runs[0].trained = "finished", 3
     runs[1].state, runs[1].note = "failed", "no space is left"
     folder = runs[2].folder
     folder.mkdir()
@@ -667,7 +669,7 @@ def some_runs(todo, tmp_path):
 def test_a_table_says_where_each_run_stands(some_runs):
     table = progress.table(some_runs)
     assert list(table["state"]) == ["finished", "failed", "running", "waiting"]
-    assert table["regimes"][2] == "1 of 4"
+    assert table["regimes"][2] == "1 of 3"
     said = progress.summary(some_runs, "2 at once")
     assert said == "4 runs, 2 at once: 1 finished, 1 running, 1 failed, 1 waiting"
 

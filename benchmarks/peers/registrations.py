@@ -111,14 +111,10 @@ def optimise(window: int, regularity: float, levels: int, steps: int) -> Registe
         phi = Deformation.affine(registration.affine_matrices(*images), shape)
         for level in reversed(range(levels)):
             small_moving, small_fixed = (_shrunk(image, 2**level) for image in images)
-            phi = registration.refine_pair(
-                _resized(phi, small_fixed.shape[2:]),
-                small_moving,
-                small_fixed,
-                similarity=similarity,
-                regularity=regularity,
-                steps=steps,
+            loss = registration.pair_loss(
+                small_moving, small_fixed, similarity=similarity, regularity=regularity
             )
+            phi = registration.refine_pair(_resized(phi, small_fixed.shape[2:]), loss, steps)
         return _resized(phi, shape)
 
     return register

@@ -25,7 +25,7 @@ from ..datasets.grid import volume_sides
 from ..datasets.layouts.files import without_ending
 from ..datasets.nifti import Volume, load_scan
 from ..errors import UserError
-from ..registration import refine_pair
+from ..registration import pair_loss, refine_pair
 from ..terms import SIMILARITIES
 from ..warp import TIE, Deformation, look_up, sample
 from . import formats, transform
@@ -257,7 +257,8 @@ def register(
     if refine:
         similarity = SIMILARITIES[model.experiment["similarity"]]
         weight = model.experiment["lambda_r"]
-        phi = refine_pair(phi, *images, similarity=similarity, regularity=weight, steps=refine)
+        loss = pair_loss(*images, similarity=similarity, regularity=weight)
+        phi = refine_pair(phi, loss, refine)
     if inverse and back is None:
         back = phi.inverse()
     return Registration(

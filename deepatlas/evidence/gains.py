@@ -18,7 +18,7 @@ from ..evaluation.statistics import (
     t_over_runs,
 )
 from ..places import FIRST_RESULTS
-from ..regimes import FULL, JOINT, NETWORK_OF, REGIMES, TITLES
+from ..regimes import FULL, JOINT, NETWORK_OF, REFINED, REGIMES, TITLES
 from ..sweeps.collect import JOINT_ALONE, KEYS, PARAMETERS, ablation, read_table
 
 # --- what rows are about --------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def _scores_of(rows: pd.DataFrame, *regimes: str, metric: str = "dice") -> list[
 
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
     """Every gain of joint training: one row per cohort, recipe, N, task and the regime that it is
-    compared with.
+    compared with; refined registrations are compared with refined ones.
 
     Beside the ``gain`` with its interval and ``p``, not corrected for their number: the gains by
     seed; the mean of that regime; the ``share`` of the gap between it and full supervision, in
@@ -201,17 +201,18 @@ def _comparisons(rows: pd.DataFrame, task: str) -> Iterator[dict[str, object]]:
         return
     full = FULL[NETWORK_OF[task]]
     for other in titles():
-        if other not in there or other == JOINT or sees_all_labels(other):
+        joint = REFINED[JOINT] if other in REFINED.values() else JOINT
+        if other == joint or not {other, joint} <= there or sees_all_labels(other):
             continue
         of_runs = rows[rows["regime"] == other].groupby("run")["dice"].mean()
-        compared = {"against": other, "mean": of_runs.mean(), **gain(rows, JOINT, other)}
-        by_seed = gain_by_seed(rows, JOINT, other).values()
+        compared = {"against": other, "mean": of_runs.mean(), **gain(rows, joint, other)}
+        by_seed = gain_by_seed(rows, joint, other).values()
         compared["by_seed"] = ", ".join(f"{value:+.1f}" for value in by_seed)
-        if full in there:
-            compared["share"] = share_in_words(gap_closed(rows, other, JOINT, full)["share"])
+        if full in there and joint == JOINT:  # full supervision is not refined
+            compared["share"] = share_in_words(gap_closed(rows, other, joint, full)["share"])
         for metric in ERRORS:
-            if {JOINT, other} <= regimes_with(rows, metric):
-                error = gain(rows, JOINT, other, metric)
+            if {joint, other} <= regimes_with(rows, metric):
+                error = gain(rows, joint, other, metric)
                 ends = {f"{metric}_{end}": error[end] for end in ("low", "high")}
                 compared |= {metric: error["gain"]} | ends
         yield compared

@@ -121,9 +121,9 @@ def _write_table(rows: pd.DataFrame, latest: pd.Series, results: Path, name: str
 
 def changed(experiment: Experiment) -> str:
     """What an experiment sets otherwise than its recipe and profile, as in "lambda_r=1.0
-    reg_turns=20"; on which machine, and in which precision, is no part of it.
+    reg_turns=20"; on which machine is no part of it.
     """
-    given = {name: getattr(experiment, name) for name in (*PARAMETERS, "precision")}
+    given = {name: getattr(experiment, name) for name in PARAMETERS}
     usual = parse(given, experiment.entry).choices
     texts = []
     for name, value in experiment.choices.items():
