@@ -3,6 +3,7 @@
 # make tutorials    the lessons, executed, as pages and slides that work from disk: site/index.html
 # make lab          JupyterLab on the notebooks
 # make results      every run of the evidence, hours on a laptop (ARGS="dataset=phantom-knee" for some of them)
+# make rivals       SyN, B-splines, label fusion and a DynUNet on the evidence's test scans: hours (ARGS="--rival ants_cc")
 # make weights      the trained networks that come with the project (DATASET, ARGS as above)
 # make bench        how long things take on this machine, beside MONAI, VoxelMorph and PyTorch: half an hour
 # Each sets up what is missing in .venv. On Windows, or without make: see README.md.
@@ -15,7 +16,7 @@ ifdef DEEPATLAS_DATA
 export DEEPATLAS_DATA := $(abspath $(DEEPATLAS_DATA))
 endif
 
-.PHONY: experiment test lab lint bench results tutorials weights
+.PHONY: experiment test lab lint bench results rivals tutorials weights
 
 experiment: .venv/run.stamp
 	$(BIN)/deepatlas run dataset=$(DATASET) $(ARGS)
@@ -23,6 +24,13 @@ experiment: .venv/run.stamp
 results: .venv/run.stamp
 	$(BIN)/deepatlas sweep tutorials_data/results/evidence.toml $(ARGS) --results tutorials_data/results
 	$(BIN)/deepatlas sweep tutorials_data/results/short.toml $(ARGS) --results tutorials_data/results
+	$(BIN)/deepatlas gains
+
+rivals: .venv/test.stamp
+	$(BIN)/python -m pip install --quiet --editable ".[peers]"
+	for dataset in phantom-brain phantom-knee oasis35; do \
+		$(BIN)/python -m benchmarks.peers --dataset $$dataset --dims 2 --seed 10 11 12 13 14 $(ARGS) || exit; \
+	done
 	$(BIN)/deepatlas gains
 
 tutorials: .venv/run.stamp

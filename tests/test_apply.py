@@ -12,7 +12,7 @@ from deepatlas.checkpoints import load_tensors, read_json, write_tensors
 from deepatlas.datasets import describe, load_cohort, load_scan
 from deepatlas.datasets.preparation import Preparation
 from deepatlas.errors import UserError
-from deepatlas.models import Registration
+from deepatlas.models import Registration, probabilities
 from deepatlas.parameters import parse
 from deepatlas.records import read_record, write_record
 from deepatlas.warp import sample, voxel_grid
@@ -95,7 +95,7 @@ def fake(shape=(40, 40, 32), spacing=2.0, reference=None, **more):
             "seg": Threshold().eval(),
             "reg": Registration(Waves(), velocity=True, passes=2).eval(),
         },
-        "experiment": {"similarity": "lncc", "lambda_r": 0.2},
+        "experiment": {"similarity": "lncc", "lambda_r": 0.2, "lambda_a": 0.5},
         "structures": STRUCTURES,
         "label_numbers": NUMBERS,
         "label_dtype": "int16",
@@ -489,21 +489,29 @@ def test_the_inverse_undoes_and_says_how_it_was_made(tmp_path):
     assert apply.register(moving, fixed, fake()).inverse is None
 
 
-def test_refining_lowers_the_runs_own_loss_from_where_the_network_left_it(tmp_path):
+@pytest.mark.parametrize("guesses", [True, False], ids=["by anatomy, too", "by images alone"])
+def test_refining_lowers_the_runs_own_loss_from_where_the_network_left_it(tmp_path, guesses):
     moving, _ = file_of(tmp_path, name="one")
     fixed, _ = file_of(tmp_path, "oblique", name="two")
+    nets = fake().nets
+    model = fake(nets=nets if guesses else {"reg": nets["reg"]})
 
     def loss(found):
-        unlike = losses.lncc(found.phi.warp(found.moving.image[None]), found.fixed.image[None])
-        return float(unlike + 0.2 * losses.bending_energy(found.phi.displacement))
+        images = found.moving.image[None], found.fixed.image[None]
+        unlike = losses.lncc(found.phi.warp(images[0]), images[1])
+        value = unlike + 0.2 * losses.bending_energy(found.phi.displacement)
+        if guesses:
+            s_moving, s_fixed = (probabilities(nets["seg"], image) for image in images)
+            value = value + 0.5 * losses.soft_dice(found.phi.warp(s_moving), s_fixed)
+        return value.item()
 
     begun, refined, again = (
-        apply.register(moving, fixed, fake(), refine=steps) for steps in (0, 8, 8)
+        apply.register(moving, fixed, model, refine=steps) for steps in (0, 8, 8)
     )
     assert loss(refined) < 0.95 * loss(begun)
     assert torch.equal(refined.phi.displacement, again.phi.displacement)
     near = (refined.phi.displacement - begun.phi.displacement).abs().max()
-    assert 0 < near < 1
+    assert 0 < near < 1.5  # 8 steps of about .1 voxels along each of three axes
     with pytest.raises(UserError, match="refine must be a number of steps, 0 for none, got -1"):
         apply.register(moving, fixed, fake(), refine=-1)
 

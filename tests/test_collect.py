@@ -5,7 +5,7 @@ import json
 from deepatlas import evaluation, experiments, places, reporting, sweeps
 from deepatlas.checkpoints import read_checkpoint
 from deepatlas.parameters import parse
-from deepatlas.regimes import NETWORK_OF, REFERENCES
+from deepatlas.regimes import NETWORK_OF, REFERENCES, REFINED
 from deepatlas.sweeps.collect import LATER
 
 import numpy as np
@@ -41,13 +41,14 @@ def without_later(results, folder):
 
 def test_validation_is_that_of_the_weights_that_were_kept(run, results):
     rows = sweeps.read_table(results, "regimes")
-    trained = rows[~rows["regime"].isin(REFERENCES)]
+    untrained = {*REFERENCES, *REFINED.values()}
+    trained = rows[~rows["regime"].isin(untrained)]
     assert len(trained) > 5 and trained["validation"].notna().all()
     for row in trained.itertuples():
         kept = read_checkpoint(run / row.regime / "checkpoint.pt")["best_score"]
         assert row.validation == pytest.approx(100 * kept[NETWORK_OF[row.task]], abs=1e-3)
-    references = rows[rows["regime"].isin(REFERENCES)]
-    assert set(references["regime"]) == set(REFERENCES)
+    references = rows[rows["regime"].isin(untrained)]
+    assert set(references["regime"]) == untrained
     assert references[["validation", "teacher"]].isna().all(axis=None)
 
 

@@ -18,6 +18,7 @@ from deepatlas import (
     evaluation,
     experiments,
     locks,
+    losses,
     models,
     parameters,
     places,
@@ -32,12 +33,13 @@ from deepatlas import (
 from deepatlas.cli import app
 from deepatlas.errors import UserError
 from deepatlas.parameters import Experiment, parse
-from deepatlas.regimes import REGIMES, spent
+from deepatlas.regimes import REFINED, REGIMES, spent
 from deepatlas.trainings import own_steps
 from deepatlas.warp import Deformation
 
 import nbformat
 import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -445,7 +447,7 @@ def test_unlabelled_scans_can_be_left_out():
 def test_a_run_scores_every_regime_on_every_test_scan(finished):
     scores = reporting.load_scores(finished)
     references = {"identity", "label_propagation", "joint_propagation"}
-    assert set(scores["regime"]) == references | TABLE.keys()
+    assert set(scores["regime"]) == references | TABLE.keys() | set(REFINED.values())
     assert scores.groupby(["task", "regime"])["case"].nunique().loc[
         "segmentation"
     ].unique().tolist() == [3]
@@ -653,17 +655,17 @@ def test_the_table_grows_as_regimes_end(tmp_path, capsys):
     folder = experiments.run(parse({**SMOKE, "labelled": 2, "regimes": "joint"}), tmp_path)
     after = re.split(r"\[\d/3\] .*\n", capsys.readouterr().out)[1:]
     references = ["No registration", "Label propagation"]
+    of_baselines = [*references, "Baseline", "Baseline, refined"]
     all_titles = [*references, "Label propagation by DeepAtlas", "Baseline", "DeepAtlas"]
-    for table, wanted in zip(
-        after, (["Baseline"], [*references, "Baseline"], all_titles), strict=True
-    ):
+    all_titles += ["Baseline, refined", "DeepAtlas, refined"]
+    for table, wanted in zip(after, (["Baseline"], of_baselines, all_titles), strict=True):
         head, *rows = table.strip().splitlines()
         assert head.split() == ["Dice", "%", "(SD)", "segmentation", "registration"]
         assert [row[: len(title)] for row, title in zip(rows, wanted, strict=True)] == wanted
     assert after[0].strip().endswith(" -")
     table = reporting.results_table(folder)
     for regime in ("Baseline", "DeepAtlas"):
-        (line,) = [line for line in after[2].splitlines() if line.startswith(regime)]
+        (line,) = [line for line in after[2].splitlines() if line.startswith(f"{regime} ")]
         for task in ("segmentation", "registration"):
             mean, sd = table.loc[(task, regime), ["Dice %", "SD"]]
             assert f"{mean:.1f} ({sd:.1f})" in line
@@ -757,6 +759,49 @@ def test_label_propagation_is_that_of_the_networks_it_is_named_by(finished, key,
     kept = kept[kept["regime"] == reference]
     assert set(kept["task"]) == {"segmentation"}
     assert rows["dice"].to_numpy() == pytest.approx(kept["dice"].to_numpy(), abs=1e-4, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "teacher"),
+    [("reg_baseline", None), ("semi_reg", "seg_baseline"), ("deepatlas", "deepatlas")],
+)
+def test_a_pair_is_refined_by_the_loss_that_trained_its_network(finished, key, teacher):
+    experiment = parse(TWO)
+    cohort = datasets.load_cohort("phantom-brain", profile="smoke", dims=2)
+    register = models.registrar(experiments.load_networks(finished, key)["reg"])
+
+    def refined(moving, fixed):
+        images = moving.image[None], fixed.image[None]
+        guesses = None
+        if teacher is not None:
+            net = experiments.load_networks(finished, teacher)["seg"]
+            guesses = tuple(models.probabilities(net, image).detach() for image in images)
+        loss = registration.pair_loss(
+            *images,
+            similarity=losses.lncc,
+            regularity=experiment.lambda_r,
+            anatomy=experiment.lambda_a,
+            probabilities=guesses,
+        )
+        return registration.refine_pair(register(moving, fixed), loss, experiment.refine)
+
+    pairs = evaluation.registration_pairs(cohort.test, per_fixed=3, seed=experiment.seed)
+    rows = evaluation.score_registration(refined, cohort, pairs)
+    kept = reporting.load_scores(finished)
+    by_network = kept[kept["regime"] == key]
+    kept = kept[kept["regime"] == REFINED[key]]
+    for column in ("dice", "endpoint_voxels"):
+        assert rows[column].to_numpy() == pytest.approx(
+            kept[column].to_numpy(), abs=1e-3, nan_ok=True
+        )
+    of_network = by_network.loc[by_network["task"] == "registration", "endpoint_voxels"]
+    assert not np.allclose(of_network, kept["endpoint_voxels"])
+
+
+def test_without_steps_of_refinement_there_are_no_such_rows(tmp_path):
+    folder = experiments.run(parse({**SMOKE, "regimes": "joint", "refine": 0}), tmp_path)
+    regimes = set(reporting.load_scores(folder)["regime"])
+    assert "deepatlas" in regimes and not regimes & set(REFINED.values())
 
 
 def test_a_reference_is_scored_again_with_the_networks_it_is_made_of(finished, tmp_path, scored):

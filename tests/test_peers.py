@@ -274,7 +274,7 @@ def test_scans_pairs_and_labels_are_those_of_the_experiment(tmp_path):
 def test_a_rival_is_scored_for_each_subject(monkeypatch):
     experiment = experiment_of()
     found = cases.Cases.of(experiment)
-    rival = table.Rival("Stays", "registration", "none", lambda settings, seen: stay)
+    rival = table.Rival("registration", "none", lambda settings, seen: stay)
     scored = cases.scored("stays", rival, {"a": 1}, found)
     assert set(scored["subject"]) == {one.subject for one in found.scans}
     assert scored["dice"].between(1, 100).all() and (scored["folds_percent"] == 0).all()

@@ -166,6 +166,8 @@ def test_the_command_runs_collects_and_goes_on(sweep, tmp_path):
         "identity",
         "label_propagation",
         "joint_propagation",
+        "reg_baseline_refined",
+        "deepatlas_refined",
         *parse({"regimes": "joint", "labelled": 2}).table,
     }
     joint = rows[(rows["regime"] == "deepatlas") & (rows["task"] == "segmentation")]

@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 from deepatlas.errors import FAILED, UserError
+from deepatlas.evidence.rivals import FILE
 from deepatlas.parameters import parse
 from deepatlas.places import RESULTS
 
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="of the trainings of DynUNet")
     parser.add_argument("--validation", action="store_true", help="score validation scans instead")
     parser.add_argument("--tuning", type=Path, default=TRIALS, help="trials that settings are of")
-    parser.add_argument("--out", type=Path, default=RESULTS / "peers.csv")
+    parser.add_argument("--out", type=Path, default=RESULTS / FILE)
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")  # of the peers
     try:

@@ -1,7 +1,8 @@
 """The rivals: what each is called, does, wants and sees, and what is tried to choose its settings.
 
-A new rival is a row here. ``make(settings, case)`` returns what is scored: for registration a
-function (moving, fixed) -> Deformation, for segmentation a function scan -> labels (I, J, K).
+A new rival is a row here, and a title in ``deepatlas.evidence.rivals``. ``make(settings, seen)``
+returns what is scored: for registration a function (moving, fixed) -> Deformation, for segmentation
+a function scan -> labels (I, J, K).
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ class Seen:
 class Rival:
     """A row of the table."""
 
-    title: str
     task: str  # "registration" or "segmentation"
     sees: str  # the labels of training scans that it sees: "none", "some" (N of them), "all"
     make: Callable[[Settings, Seen], Callable]
@@ -66,14 +66,12 @@ DYNUNET = {"steps": 2000, "batch": 2, "width": 32, "mixed": True}
 
 RIVALS = {
     "ants_mi": Rival(
-        "SyN, mutual information",
         "registration",
         "none",
         lambda settings, seen: registrations.ants_mi(),
         **ANTS,
     ),
     "ants_cc": Rival(
-        "SyN, cross-correlation",
         "registration",
         "none",
         lambda settings, seen: registrations.ants_cc(**settings),
@@ -86,7 +84,6 @@ RIVALS = {
         },
     ),
     "sitk_bspline": Rival(
-        "B-splines",
         "registration",
         "none",
         lambda settings, seen: registrations.sitk_bspline(**settings),
@@ -96,7 +93,6 @@ RIVALS = {
         grid={"metric": ["mattes", "correlation"], "mesh": [2, 3, 4, 6]},
     ),
     "optimise": Rival(
-        "Optimisation of each pair",
         "registration",
         "none",
         lambda settings, seen: registrations.optimise(**settings),
@@ -109,7 +105,6 @@ RIVALS = {
         },
     ),
     "ants_propagation": Rival(
-        "Label propagation by SyN",
         "segmentation",
         "some",
         _propagation,
@@ -118,7 +113,6 @@ RIVALS = {
         least=1,
     ),
     "ants_jlf": Rival(
-        "Joint label fusion by SyN",
         "segmentation",
         "some",
         _fusion,
@@ -127,7 +121,6 @@ RIVALS = {
         least=2,
     ),
     "dynunet": Rival(
-        "DynUNet",
         "segmentation",
         "some",
         _dynunet,
@@ -137,7 +130,6 @@ RIVALS = {
         trains=True,
     ),
     "dynunet_full": Rival(
-        "DynUNet, all labels",
         "segmentation",
         "all",
         _dynunet,

@@ -236,8 +236,10 @@ def register(
 ) -> Registration:
     """The deformation that the registration network predicts of the file ``moving`` to ``fixed``.
 
-    ``refine``: steps of optimisation of this one pair that begin there, and minimise the similarity
-    of the run's own kind + ``lambda_r`` times the bending energy. With ``inverse`` also the way
+    ``refine``: steps of optimisation of this one pair that begin there, and minimise the loss that
+    the network was trained by: the similarity of the run's own kind + ``lambda_r`` times the
+    bending energy, and if the model has a segmentation network ``lambda_a`` times 1 - Dice of its
+    guesses of both images. With ``inverse`` also the way
     back: by exp(-v) where the network predicts a velocity and nothing was refined, else by a fixed
     point. ``model`` is one that was loaded, or what ``load`` takes.
     """
@@ -255,9 +257,16 @@ def register(
         else:
             phi = models.register(reg_net, *images)
     if refine:
-        similarity = SIMILARITIES[model.experiment["similarity"]]
-        weight = model.experiment["lambda_r"]
-        loss = pair_loss(*images, similarity=similarity, regularity=weight)
+        guesses = None
+        if "seg" in model.nets:
+            guesses = tuple(_probabilities(model.nets["seg"], image, model) for image in images)
+        loss = pair_loss(
+            *images,
+            similarity=SIMILARITIES[model.experiment["similarity"]],
+            regularity=model.experiment["lambda_r"],
+            anatomy=model.experiment["lambda_a"],
+            probabilities=guesses,
+        )
         phi = refine_pair(phi, loss, refine)
     if inverse and back is None:
         back = phi.inverse()

@@ -20,6 +20,7 @@ from ..evaluation.statistics import (
 from ..places import FIRST_RESULTS
 from ..regimes import FULL, JOINT, NETWORK_OF, REFINED, REGIMES, TITLES
 from ..sweeps.collect import JOINT_ALONE, KEYS, PARAMETERS, ablation, read_table
+from . import rivals
 
 # --- what rows are about --------------------------------------------------------------------------
 
@@ -44,15 +45,15 @@ FIRST_TITLES = {
 
 def sees_all_labels(regime: str) -> bool:
     """Is it full supervision?"""
-    return regime in REGIMES and REGIMES[regime].all_labels
+    return regime == rivals.ALL_LABELS or (regime in REGIMES and REGIMES[regime].all_labels)
 
 
 def titles() -> dict[str, str]:
-    """Key -> title of every regime and reference that a row may be of, in the order of tables: full
-    supervision last.
+    """Key -> title of every regime, reference and rival that a row may be of, in the order of
+    tables: full supervision last.
     """
-    of_n_labels = {key: title for key, title in TITLES.items() if not sees_all_labels(key)}
-    return of_n_labels | FIRST_TITLES | TITLES
+    every = TITLES | FIRST_TITLES | rivals.TITLES
+    return {key: every[key] for key in sorted(every, key=sees_all_labels)}
 
 
 def cohort_names(rows: pd.DataFrame) -> pd.Series:
@@ -67,8 +68,9 @@ def load_results(results: Path = FIRST_RESULTS) -> pd.DataFrame:
     """One row per subject of a regime, with the parameters of its run; FileNotFoundError if there
     are none, UserError if the two tables do not say the same.
 
-    The columns of ``METRICS`` are its scores. Where a true error was kept for whole runs alone,
-    every subject has its run's mean, and an interval counts no chance but that of runs.
+    Those of rivals are among them. The columns of ``METRICS`` are its scores. Where a true error
+    was kept for whole runs alone, every subject has its run's mean, and an interval counts no
+    chance but that of runs.
     """
     regimes = read_table(results, "regimes")
     subjects = read_table(results, "subjects")
@@ -80,7 +82,8 @@ def load_results(results: Path = FIRST_RESULTS) -> pd.DataFrame:
     for metric, column in ERRORS.items():
         if column in of_runs:
             rows[metric] = rows[metric].fillna(of_runs[column])
-    return rows
+    of_rivals = rivals.rows_of_rivals(results, parameters)
+    return rows if of_rivals.empty else pd.concat([rows, of_rivals], ignore_index=True)
 
 
 def of_the_method(changed: pd.Series) -> pd.Series:
@@ -179,8 +182,9 @@ def _scores_of(rows: pd.DataFrame, *regimes: str, metric: str = "dice") -> list[
 
 
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every gain of joint training: one row per cohort, recipe, N, task and the regime that it is
-    compared with; refined registrations are compared with refined ones.
+    """Every gain of joint training: one row per cohort, recipe, N, task and the regime or rival
+    that it is compared with; with a registration that is sought for each pair, that which is
+    refined.
 
     Beside the ``gain`` with its interval and ``p``, not corrected for their number: the gains by
     seed; the mean of that regime; the ``share`` of the gap between it and full supervision, in
@@ -201,7 +205,7 @@ def _comparisons(rows: pd.DataFrame, task: str) -> Iterator[dict[str, object]]:
         return
     full = FULL[NETWORK_OF[task]]
     for other in titles():
-        joint = REFINED[JOINT] if other in REFINED.values() else JOINT
+        joint = REFINED[JOINT] if other in rivals.OF_EACH_PAIR else JOINT
         if other == joint or not {other, joint} <= there or sees_all_labels(other):
             continue
         of_runs = rows[rows["regime"] == other].groupby("run")["dice"].mean()
@@ -229,7 +233,7 @@ def dice_against_n(rows: pd.DataFrame) -> pd.DataFrame:
     is another cohort; where an N has no run of all regimes, of those of joint training alone.
     UserError if there is none.
     """
-    usual = usual_runs(rows, "", JOINT_ALONE)
+    usual = usual_runs(rows[rows["regime"].isin(TITLES)], "", JOINT_ALONE)
     usual = _of_every_n(_of_all_regimes(usual))
     if usual.empty:
         raise UserError(

@@ -14,7 +14,7 @@ import pandas as pd
 from ..errors import UserError
 from ..evaluation.statistics import holm
 from ..places import FIRST_RESULTS, README, RESULTS
-from ..regimes import BASELINES, CONTROLS, IDENTITY, JOINT, NETWORK_OF, REFINED, SEMI
+from ..regimes import BASELINES, CONTROLS, IDENTITY, JOINT, NETWORK_OF, REGIMES, SEMI
 from ..sweeps.collect import JOINT_ALONE, PARAMETERS, ablation, read_table
 from .claims import CLAIMS, judge, read_claims
 from .gains import (
@@ -30,6 +30,7 @@ from .gains import (
     titles,
 )
 from .points import teacher_map
+from .rivals import OF_EACH_PAIR
 
 PAGES = (README, RESULTS / "README.md", FIRST_RESULTS / "README.md")  # made from the results
 END = "<!-- end -->"
@@ -140,7 +141,7 @@ def _dice_table(rows: pd.DataFrame) -> Lines:
     too, where it is known. Then the same run by run.
 
     Bold is the best of those that have N labels, and every other whose paired difference from it
-    has an interval that includes 0; of the refined ones by themselves.
+    has an interval that includes 0; of registrations that are sought for each pair by themselves.
     """
     rows = rows[rows["changed"] == ""].assign(cohort=cohort_names)
     if rows.empty:
@@ -189,8 +190,8 @@ def _means(rows: pd.DataFrame, task: str, metric: str) -> dict[str, str]:
     _, sign = METRICS[metric]
     of_runs = rows.groupby(["regime", "run"])[metric].mean()
     means = of_runs.groupby("regime").mean().dropna()
-    refined = means.index.isin(REFINED.values())
-    best = _best(rows, means[~refined], metric) | _best(rows, means[refined], metric)
+    of_pairs = means.index.isin(OF_EACH_PAIR)
+    best = _best(rows, means[~of_pairs], metric) | _best(rows, means[of_pairs], metric)
     network = NETWORK_OF[task]
     rivals = [key for key in (BASELINES[network], CONTROLS[network]) if key in means]
     cells = {}
@@ -198,7 +199,8 @@ def _means(rows: pd.DataFrame, task: str, metric: str) -> dict[str, str]:
         told = f"{mean:.1f}" if metric == "dice" else f"{mean:.2f}"
         if regime in best:
             told = f"**{told}**"
-        if sees_all_labels(regime) and any(sign * (means[key] - mean) > 0 for key in rivals):
+        ceiling = regime in REGIMES and sees_all_labels(regime)
+        if ceiling and any(sign * (means[key] - mean) > 0 for key in rivals):
             told += f" {BELOW}"
         cells[regime] = told
     return cells
