@@ -1,7 +1,7 @@
 """Rivals stand in the tables of evidence as if they were regimes of the runs that they are of."""
 
 from benchmarks.peers.table import RIVALS
-from deepatlas import evidence
+from deepatlas import evidence, places
 from deepatlas.errors import UserError
 from deepatlas.evidence import rivals
 from deepatlas.evidence.claims import Claim
@@ -134,3 +134,43 @@ def test_a_damaged_file_of_rivals_is_named(results):
     (results / rivals.FILE).write_text("run,task\na,b\n")
     with pytest.raises(UserError, match=rf"{rivals.FILE}: not the table that was wanted"):
         evidence.load_results(results)
+
+
+def test_what_the_readme_finds_is_what_the_rows_say():
+    """The numbers of its sentences, made anew."""
+    text = places.README.read_text(encoding="utf-8")
+    text = text[text.index("## What it finds") : text.index("## Speed")]
+    sentences = " ".join(text[text.index("<!-- end -->") :].split())
+    rows = evidence.load_results(places.RESULTS)
+    rows = rows[(rows["labelled"] == 1) & (rows["changed"] == "") & (rows["profile"] == "class")]
+    assert set(rows["seed"]) == {10, 11, 12, 13, 14} and rows["run"].nunique() == 15
+    table = evidence.gains(rows).set_index(["task", "against", "dataset"])
+    cohorts = ["oasis35", "phantom-brain", "phantom-knee"]
+
+    def of(task, against):
+        return table.loc[task].loc[against].loc[cohorts]
+
+    over_baseline = of("segmentation", "seg_baseline")
+    assert (over_baseline["low"] > 0).all() and "-" not in "".join(over_baseline["by_seed"])
+    assert "by {:.1f}, {:.1f} and {:.1f} points".format(*over_baseline["gain"]) in sentences
+    judged = evidence.judge(evidence.read_claims(places.RESULTS / "claims.toml"), places.RESULTS)
+    assert judged["decision"].iloc[0] == "not shown"
+    assert f"p = {judged['p_holm'].iloc[0]:.2f}".replace("0.", ".") in sentences
+    over_teacher = of("segmentation", "semi_seg")["gain"]
+    told = "{:+.1f}, {:+.1f} and {:+.1f} points".format(*over_teacher).replace("0.", ".")
+    assert told in sentences
+    for against in ("reg_baseline", "semi_reg"):
+        found = of("registration", against)
+        assert ((found["low"] < 0) & (found["high"] > 0)).all()
+    refined = of("registration", "reg_baseline_refined")
+    _, brains, knees = refined["gain"]
+    assert f"brings {brains:.1f} points on brains and {knees:.1f} on knees" in sentences
+    assert (refined["low"] > 0).tolist() == [False, True, True]
+    syn = of("registration", "ants_cc")
+    assert "ahead of SyN by {:.1f}, {:.1f} and {:.1f} points".format(*syn["gain"]) in sentences
+    assert (syn["low"] > 0).all()
+    errors = rows.groupby(["regime", "dataset", "run"])["endpoint_voxels"].mean()
+    errors = errors.groupby(level=[0, 1]).mean().round(2)
+    for regime in ("deepatlas_refined", "reg_baseline_refined", "sitk_bspline"):
+        for dataset in cohorts[1:]:
+            assert f"{errors[regime, dataset]:.2f}".lstrip("0") in sentences

@@ -188,7 +188,7 @@ def test_what_a_record_says_of_an_experiment_has_not_changed():
         '"similarity":"lncc","teacher":0.98,"sampled_warps":true,"fourth_case":false,'
         '"joint_start":"none","keep":"last","unlabelled":null,"passes":1,"coarse_passes":2,'
         '"velocity":true,"networks":"kit","seg_rate":0.008,"reg_rate":0.002,"augmentation":1.0,'
-        '"device":"auto","precision":"auto","compiled":false}'
+        '"refine":50,"device":"auto","precision":"auto","compiled":false}'
     )
 
 
