@@ -487,7 +487,9 @@ class Scores:
         """
         e, regime = self.experiment, self.table[key]
         similarity = SIMILARITIES[e.similarity]
-        seg_net = self.seg_nets[regime.start.get("seg", key)] if regime.consults else None
+        seg_net = None
+        if regime.consults:
+            seg_net = self.seg_nets[key if "seg" in regime.trains else regime.start["seg"]]
         register = models.registrar(reg_net)
 
         def refined(moving: Scan, fixed: Scan) -> Deformation:

@@ -195,7 +195,7 @@ class Experiment(BaseModel):
     # --- the way of training ---
     # a network is consulted as its average, whose decay this is; 0: as it is now
     teacher: float = filled(ge=0, lt=1)
-    # does the segmentation network see the labelled scan as it is warped, too?
+    # does a taught segmentation network see the labelled scan as it is warped, not as it is?
     sampled_warps: bool = filled()
     # do two guesses teach the segmentation network to agree? (it collapses)
     fourth_case: bool = False

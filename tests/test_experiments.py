@@ -798,6 +798,32 @@ def test_a_pair_is_refined_by_the_loss_that_trained_its_network(finished, key, t
     assert not np.allclose(of_network, kept["endpoint_voxels"])
 
 
+@pytest.mark.parametrize("joint_start", ["none", "trained"])
+def test_a_pair_is_refined_by_what_taught_its_network_not_by_its_start(
+    tmp_path, monkeypatch, joint_start
+):
+    experiment = parse({**SMOKE, "joint_start": joint_start})
+    cohort = datasets.load_cohort("phantom-brain", profile="smoke", dims=2)
+    scores = experiments.Scores(experiment, cohort, tmp_path, {})
+    nets = {}
+    asked = []
+    monkeypatch.setattr(models, "probabilities", lambda net, image: asked.append(net) or image)
+    monkeypatch.setattr(registration, "refine_pair", lambda start, loss, steps: start)
+    for key, regime in experiment.table.items():
+        untrained = experiments.new_networks(experiment, len(cohort.structures))
+        nets[key] = {name: untrained[name] for name in regime.trains}
+        if "seg" in regime.trains:
+            scores.seg_nets[key] = untrained["seg"]
+    fixed_teacher = experiment.table["semi_reg"].start["seg"]
+    for key, teacher in (("semi_reg", fixed_teacher), ("deepatlas", "deepatlas")):
+        asked.clear()
+        scores._refiner(key, nets[key]["reg"])(*scores.pairs[0])
+        assert asked == [nets[teacher]["seg"]] * 2
+    asked.clear()
+    scores._refiner("reg_baseline", nets["reg_baseline"]["reg"])(*scores.pairs[0])
+    assert not asked
+
+
 def test_without_steps_of_refinement_there_are_no_such_rows(tmp_path):
     folder = experiments.run(parse({**SMOKE, "regimes": "joint", "refine": 0}), tmp_path)
     regimes = set(reporting.load_scores(folder)["regime"])
