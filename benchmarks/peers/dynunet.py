@@ -16,7 +16,8 @@ nnU-Net makes the labels smaller.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from deepatlas.data import Scan, label_dtype
 
@@ -103,6 +104,19 @@ def augmentation(dims: int, seed: int) -> Callable[[dict[str, Tensor]], dict[str
     return transforms.Compose(steps).set_random_state(seed)
 
 
+@contextmanager
+def without_history() -> Iterator[None]:
+    """Within, MONAI keeps no history of every transform, which nobody would read."""
+    from monai.data import get_track_meta, set_track_meta
+
+    before = get_track_meta()
+    set_track_meta(False)
+    try:
+        yield
+    finally:
+        set_track_meta(before)
+
+
 def trained(
     scans: Sequence[Scan],
     structures: int,
@@ -119,26 +133,6 @@ def trained(
 
     ``mixed``: convolutions in bfloat16, the loss in float32. ``losses``: takes that of each step.
     """
-    from monai.data import get_track_meta, set_track_meta
-
-    before = get_track_meta()
-    set_track_meta(False)  # a history of every transform, which nobody reads
-    try:
-        return _trained(scans, structures, steps, batch, width, seed, mixed, losses)
-    finally:
-        set_track_meta(before)
-
-
-def _trained(
-    scans: Sequence[Scan],
-    structures: int,
-    steps: int,
-    batch: int,
-    width: int,
-    seed: int,
-    mixed: bool,
-    losses: list[float] | None,
-) -> nn.Module:
     torch.manual_seed(seed)
     net = network(scans[0].shape, structures, width).train()
     augment = augmentation(len(scans[0].shape), seed)
@@ -153,7 +147,8 @@ def _trained(
         for group in optimiser.param_groups:
             group["lr"] = RATE * (1 - step / steps) ** POWER
         drawn = torch.randint(len(samples), (batch,), generator=generator).tolist()
-        seen = [augment(dict(samples[number])) for number in drawn]
+        with without_history():
+            seen = [augment(dict(samples[number])) for number in drawn]
         images = torch.stack([sample["image"] for sample in seen])
         labels = torch.stack([sample["label"] for sample in seen])
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):

@@ -239,9 +239,9 @@ def register(
     ``refine``: steps of optimisation of this one pair that begin there, and minimise the loss that
     the network was trained by: the similarity of the run's own kind + ``lambda_r`` times the
     bending energy, and if the model has a segmentation network ``lambda_a`` times 1 - Dice of its
-    guesses of both images. With ``inverse`` also the way
-    back: by exp(-v) where the network predicts a velocity and nothing was refined, else by a fixed
-    point. ``model`` is one that was loaded, or what ``load`` takes.
+    guesses of both images. With ``inverse`` also the way back: by exp(-v) where the network
+    predicts a velocity and nothing was refined, else by a fixed point. ``model`` is one that was
+    loaded, or what ``load`` takes.
     """
     if refine < 0:
         raise UserError(f"refine must be a number of steps, 0 for none, got {refine}")
