@@ -21,6 +21,7 @@ never makes. The kit's own networks have instance normalisation, which looks at 
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import signal
@@ -209,6 +210,10 @@ def joined() -> Iterator[Ranks]:
     if count == 1 or not (dist.is_available() and dist.is_torchelastic_launched()):
         yield ALONE
         return
+    # Its functions take, as defaults, the processes joined when it is first imported, which a
+    # training does: they would be kept, and PyTorch's threads with them, until Python has ended
+    # under these threads (SIGABRT).
+    importlib.import_module("torch.distributed.nn")
     here = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         gpus = torch.cuda.device_count()

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -190,6 +191,9 @@ def train_together(folder):
         torch.save(result, Path(folder) / f"{ranks.number}.pt")
         with pytest.raises(FloatingPointError, match=r"is nan for .* look at these scans"):
             exact_training(Path(folder) / "broken", ranks, broken=1)
+    threads = {thread.id for thread in psutil.Process().threads()}
+    of_python = {thread.native_id for thread in threading.enumerate()}
+    assert threads == of_python, "PyTorch's threads are left when Python ends"
 
 
 def test_two_processes_train_as_one_does(tmp_path):
