@@ -9,9 +9,11 @@ from .entries import PROFILES, Entry, Grid, describe, manifest, read_entries
 from .fetch import download, find, local
 from .grid import centred_affine, check_sides, resample
 from .nifti import load_scan, read_nifti
+from .real_case import REAL_CASE_STRUCTURES, real_case
 
 __all__ = [
     "PROFILES",
+    "REAL_CASE_STRUCTURES",
     "Entry",
     "Grid",
     "centred_affine",
@@ -25,6 +27,7 @@ __all__ = [
     "manifest",
     "read_entries",
     "read_nifti",
+    "real_case",
     "resample",
     "structures_of",
 ]
