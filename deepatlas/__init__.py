@@ -56,3 +56,17 @@ _os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 SPINS = "3000"
 if "OMP_WAIT_POLICY" not in _os.environ:
     _os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def _nobody_watches() -> bool:
+    """Is this a kernel that executes a notebook from outside? Such a kernel may ask nothing."""
+    frontend = _sys.modules.get("IPython")
+    shell = frontend.get_ipython() if frontend else None
+    kernel = getattr(shell, "kernel", None)
+    return kernel is not None and not getattr(kernel, "_allow_stdin", True)
+
+
+# A notebook keeps whatever a progress bar prints, a thousand times a line: where nobody watches,
+# bars wait for thirty years before they show themselves. Read when tqdm is imported.
+if _nobody_watches():
+    _os.environ.setdefault("TQDM_DELAY", "1e9")

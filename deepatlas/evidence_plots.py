@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .plots import colours, literal
+from .plots import line_colours, literal
 from .regimes import NETWORK_OF
 
 MARKERS = ("o", "s", "^", "D", "v", "P")  # of the numbers of labelled scans, in their order
@@ -78,7 +78,7 @@ def teacher_map_figure(points: pd.DataFrame) -> Figure:
     ``points`` is the table of ``evidence.teacher_map``.
     """
     cohorts, numbers = sorted(points["cohort"].unique()), sorted(points["labelled"].unique())
-    colour_of = dict(zip(cohorts, colours(len(cohorts)), strict=True))
+    colour_of = dict(zip(cohorts, line_colours(len(cohorts)), strict=True))
     marker_of = dict(zip(numbers, cycle(MARKERS), strict=False))
     rivals = list(dict.fromkeys(points["against"]))
     figure, grid = plt.subplots(

@@ -47,7 +47,7 @@ from .evaluation.cohorts import (
     score_registration,
     score_segmentation,
 )
-from .parameters import Experiment
+from .parameters import Experiment, parse
 from .places import runs_folder
 from .records import (
     ALONE,
@@ -190,8 +190,20 @@ def _say_what_is_lost(experiment: Experiment, folder: Path, lost: Sequence[str])
         print(f"{folder}: no checkpoint of {' and '.join(untrained)}, so trained and scored again")
 
 
+# Of the lessons' trainings at class size: fewer than usual, so that nobody waits for a lesson.
+LESSON_STEPS = {"seg_steps": 300, "reg_steps": 240}
+
+
+def of_lessons(**parameters: object) -> Experiment:
+    """What lessons train, and find where another one has trained it: slices, one labelled scan,
+    and what ``parameters`` say otherwise.
+    """
+    steps = LESSON_STEPS if parameters.get("profile", "class") == "class" else {}
+    return parse({"dims": 2, "labelled": 1, **steps, **parameters})
+
+
 def train_or_load(
-    experiment: Experiment, *keys: str, root: Path | None = None
+    experiment: Experiment, *keys: str, root: Path | None = None, workers: int | None = 1
 ) -> dict[str, dict[str, nn.Module]]:
     """The networks of the regimes ``keys``, and of those that they start from: {regime: {"seg":
     ..., "reg": ...}}.
@@ -199,7 +211,9 @@ def train_or_load(
     They are ready to use on the CPU, wherever they were trained. What the experiment's run folder
     holds is loaded, what it lacks is trained there; it is printed which. The folder's name has the
     hash of the parameters and of the code, its record that of the data, so that nothing old is
-    found. Where another process trains in this folder, this one waits for it.
+    found. Where another process trains in this folder, this one waits for it. ``workers``: how many
+    processes train side by side, None: as many as pay; by default it is done here, where a notebook
+    may have added a term of its own.
     """
     folder = Path(root or runs_folder()) / experiment.name
     table = needed(experiment.table, *keys)
@@ -215,7 +229,7 @@ def train_or_load(
             stack.callback(lock.release)
             _write_what_is_told(experiment, folder)
         trainings = Trainings(experiment, table, *_begin(experiment, folder, device))
-        train_all(trainings)  # here, where a notebook may have added a term of its own
+        train_all(trainings, call=Call(workers=workers))
     return {
         key: {name: net.cpu() for name, net in nets.items()}
         for key, nets in trainings.networks.items()

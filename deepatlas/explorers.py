@@ -92,14 +92,11 @@ class TrainingWatch:
             show(self.widget)
         elif self.history:
             curves = term_curves(self.history)
+            count, slices = len(self.meta["colours"]), self.look()
             figure = plots.training_figure(
-                curves, self.look(), len(self.meta["colours"]), self.meta["spacing"]
+                curves, slices, count, self.meta["spacing"], self.meta["letters"]
             )
-            plots.show(
-                figure,
-                alt="Loss terms and validation Dice against the step, and one pair as the networks "
-                "see it now.",
-            )
+            plots.show(figure, alt=plots.description(figure))
         else:
             print("The figure of this training is drawn when this is shown again after it.")
 
@@ -142,6 +139,7 @@ def view_training(
         "title": "the training so far",
         "colours": plots.colour_bytes(len(structures) or 256),
         "spacing": list(plots.spacing_of(fixed)),
+        "letters": plots.letters_of(fixed),
     }
     return TrainingWatch(look, meta, display == "live")
 
@@ -212,8 +210,7 @@ def explore_losses(
             verdict = _judge(moving, fixed, phi, structures)
             panels.append((f"lambda_r {lambda_r:g}, lambda_a {lambda_a:g}\n{verdict}", phi))
     figure = plots.deformations_figure(moving, panels, columns=4)
-    titles = "; ".join(title.replace("\n", ": ") for title, _ in panels)
-    return plots.picture(figure, f"Warped scans and grids: {titles}")
+    return plots.picture(figure, plots.description(figure))
 
 
 def _on_cpu(register: Callable[..., Deformation]) -> Callable[..., Deformation]:

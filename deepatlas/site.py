@@ -106,11 +106,16 @@ def _tags(cell: NotebookNode) -> list[str]:
 
 
 def _as_page(notebook: NotebookNode, stems: Sequence[str], links: str) -> NotebookNode:
-    """A copy for readers: solutions folded, no progress bars, links to pages, not to notebooks."""
+    """A copy for readers: solutions folded, no progress bars, nothing that installs, links to
+    pages, not to notebooks.
+    """
     cells = [nbformat.v4.new_markdown_cell(links)]
     for cell in notebook.cells:
+        if "colab" in _tags(cell):
+            continue
         folded = "solution" in _tags(cell)
         cells.append(_folded(cell) if folded else _copied(cell, stems))
+    cells.append(nbformat.v4.new_markdown_cell(links))  # whoever has read to the end goes on
     return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
 
 

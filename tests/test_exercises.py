@@ -4,6 +4,7 @@ nothing is lost.
 
 import ast
 import dataclasses
+import html
 import json
 import os
 import random
@@ -76,14 +77,34 @@ def test_a_stub_may_raise():
     assert exercises.judge(exercises.find(NAMES[0]), stub).unfinished
 
 
+def again(function, number):
+    """A function that does the same, and is written otherwise."""
+    made = {"function": function}
+    exec(f"def answer(*given):\n    number = {number}\n    return function(*given)", made)
+    return made["answer"]
+
+
 def test_hints_come_one_by_one(capsys):
     name, mistake = MISTAKES[0]
     wrong = exercises.find(name).mistakes[mistake]
-    for shown in (1, 2, 3, 3):
-        exercises.check(name, wrong.made)
+    for number, shown in enumerate((1, 2, 3, 3)):
+        exercises.check(name, again(wrong.made, number))
         out = unwrapped(capsys)
         assert [hint in out for hint in wrong.hints] == [n < shown for n in range(3)]
         assert ("one more hint" in out) == (shown < 3)
+
+
+def test_an_unchanged_answer_is_no_new_try(capsys):
+    name, mistake = MISTAKES[0]
+    wrong = exercises.find(name).mistakes[mistake]
+    for _ in range(3):
+        exercises.check(name, again(wrong.made, 0))
+        out = unwrapped(capsys)
+        assert wrong.hints[0] in out and wrong.hints[1] not in out
+    assert "does not count as a try" in out and exercises.read_answers()[name]["tries"] == 1
+    exercises.check(name, again(wrong.made, 1))
+    assert wrong.hints[1] in unwrapped(capsys)
+    assert exercises.read_answers()[name]["tries"] == 2
 
 
 def test_an_error_of_the_student_is_an_answer(capsys):
@@ -213,6 +234,75 @@ def squares(gradient):
 def test_value_gradient_and_shape_are_compared(function, problem):
     verdict = exercises.judge(squares(True), function, seed=0)  # at a fixed place
     assert verdict.passed == (not problem) and problem in verdict.problem
+
+
+@pytest.mark.parametrize("container", [list, tuple, lambda rows: [list(row) for row in rows]])
+def test_single_tensors_in_a_row_keep_their_gradients(container):
+    assert exercises.judge(squares(True), lambda x: container(x**2)).passed
+    verdict = exercises.judge(squares(True), lambda x: container(x.detach() ** 2))
+    assert "no gradient comes back" in verdict.problem
+
+
+def test_a_row_of_numbers_and_tensors_without_axes_is_right():
+    """As a loop over batches makes it: a tensor where a pair counts, else 0."""
+
+    def with_a_loop(dice_loss, moving, fixed):
+        found = []
+        for losses, counts in zip(dice_loss, moving & fixed, strict=True):
+            found.append(losses[counts].mean() if counts.any() else 0.0)
+        return found
+
+    assert exercises.judge(exercises.find("03.weak"), with_a_loop).passed
+
+
+def test_a_wrong_value_tells_a_mistake_whatever_its_gradient():
+    exercise = squares(True)
+    exercise.mistake("cubes", symptom="1", idea="2", line="3")(lambda x: x**3)
+    exercise.mistake("cut", symptom="4", idea="5", line="6")(lambda x: x.detach() * x)
+    assert exercises.judge(exercise, lambda x: x.detach() ** 3).mistake == "cubes"
+    assert exercises.judge(exercise, lambda x: x.detach() * x).mistake == "cut"
+    # a right value tells nothing: neither "cut" nor anything else was made
+    assert exercises.judge(exercise, lambda x: x.detach() ** 2).mistake is None
+
+
+def test_errors_are_one_mistake_if_they_say_the_same():
+    exercise = squares(False)
+    exercise.mistake("shapes", symptom="1", idea="2", line="3")(lambda x: x + torch.ones(7))
+    assert exercises.judge(exercise, lambda x: x * torch.ones(8)).mistake == "shapes"
+    assert exercises.judge(exercise, lambda x: 1 / 0).mistake is None
+
+
+# Tests that a student might write: right ones, and what is said of others.
+TESTS = {
+    "by hand": (lambda energy: hand_made(energy, assertion=True), ""),
+    "that returns": (lambda energy: hand_made(energy, assertion=False), ""),
+    "that accepts anything": (lambda energy: energy(torch.zeros(1, 2, 5, 6)) < 1, "got 1"),
+    "that stops": (lambda energy: energy(torch.zeros(5)), "it stops with"),
+}
+
+
+def hand_made(energy, assertion):
+    """One field for each kind of derivative, in each component."""
+    i, j = torch.meshgrid(torch.arange(6.0), torch.arange(5.0), indexing="ij")
+    right = True
+    for bent, cost in ((i**2 / 2, 1.0), (j**2 / 2, 1.0), (i * j, 2.0)):
+        for u in ([bent, 0 * i], [0 * i, bent]):
+            right = right and abs(energy(torch.stack(u)[None]).item() - cost) < 1e-3
+    if not assertion:
+        return right
+    assert right
+    return None
+
+
+@pytest.mark.parametrize("kind", TESTS)
+def test_a_test_is_tried_on_right_and_wrong_energies(kind):
+    test, problem = TESTS[kind]
+    verdict = exercises.judge(exercises.find("04.test_bending"), test)
+    assert verdict.passed == (not problem) and problem in verdict.problem
+
+
+def test_a_test_that_looks_at_nothing_is_not_written_yet():
+    assert exercises.judge(exercises.find("04.test_bending"), lambda energy: True).unfinished
 
 
 def test_an_answer_cannot_change_what_it_is_compared_with():
@@ -401,7 +491,9 @@ def test_no_constant_is_right(name):
     exercise = dataclasses.replace(exercises.find(name))
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        constant = exercise.right(*exercise.arguments(exercise.dims[0], generator))
+        arguments = exercise.arguments(exercise.dims[0], generator)
+        used = exercise.used or (lambda right, *given: right(*given))
+        constant = used(exercise.right, *arguments)
         assert not exercises.judge(exercise, lambda *_, value=constant: value, seed).passed
 
 
@@ -424,6 +516,13 @@ def imports(lesson):
     return "\n".join(ast.unparse(node) for node in found) + "\n"
 
 
+def run_cells(*sources):
+    """One after the other, each compiled by itself, as a kernel does."""
+    names = {}
+    for source in sources:
+        exec(source, names)
+
+
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_a_lesson_has_a_stub_and_a_solution_for_every_exercise(lesson):
     names = {f"{lesson}.{task}" for task in exercises.exercises_of(lesson)}
@@ -438,15 +537,49 @@ def test_a_lesson_has_a_stub_and_a_solution_for_every_exercise(lesson):
 
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_solutions_pass_and_stubs_do_not(lesson, capsys, answers):
-    """As "run all" does: solutions are right, stubs are unfinished or classic mistakes, and
-    progress stays at zero.
+    """As "run all" does, three times: solutions are right, stubs are unfinished or show a symptom
+    and nothing else, and nothing counts as a try.
     """
     imported = imports(lesson)
-    for tag, wanted in (("solution", "✓"), ("exercise", "…✗")):
+    for tag, wanted in (("solution", "✓"), ("exercise", "…✗")) * 3:
         for cell in cells(lesson, tag):
-            exec(imported + cell.source, {})
-            assert capsys.readouterr().out[0] in wanted, cell.source
-    assert not any(entry["solved"] for entry in exercises.read_answers().values())
+            run_cells(imported, cell.source)
+            out = capsys.readouterr().out
+            assert out[0] in wanted, cell.source
+            assert not any(f"  {level}: " in out for level in exercises.LEVELS[1:]), out
+    for entry in exercises.read_answers().values():
+        assert not entry["solved"] and entry["tries"] == 0
+
+
+def test_a_planted_bug_that_was_changed_is_a_try(capsys, answers):
+    (cell,) = [cell for cell in cells("03", "exercise") if '"03.fit"' in cell.source]
+    for change, tries in (("5", 0), ("int(5)", 1), ("int(5)", 1), ("round(5)", 2)):
+        source = cell.source.replace("range(5)", f"range({change})")
+        run_cells(imports("03"), source + "  # a comment is no change")
+        assert exercises.read_answers()["03.fit"]["tries"] == tries
+    assert "the idea: loss.backward() ADDS" in unwrapped(capsys)
+
+
+def test_the_planted_energy_is_sixteen_times_too_large():
+    """The one that lesson 04 shows, and the one that its checker tries a test on."""
+    (cell,) = [cell for cell in all_cells("04") if "def published_bending" in cell.source]
+    names = {}
+    exec(cell.source.partition("\n\n\n")[0], names)
+    tried = exercises.find("04.test_bending").arguments(2, None)[0]
+    i, j = torch.meshgrid(torch.arange(6.0), torch.arange(5.0), indexing="ij")
+    twisted = torch.stack([0.01 * i * j, 0 * i])[None]
+    cost = tried["the energy of the module"](twisted)
+    assert cost.item() == pytest.approx(2 * 0.01**2, rel=1e-3)
+    for planted in (names["published_bending"], tried["the energy of the exercise"]):
+        assert planted(twisted).item() == pytest.approx(16 * cost.item(), rel=1e-3)
+
+
+def test_a_lesson_that_somebody_is_changing_stops_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(exercises, "NOTEBOOKS", tmp_path)
+    for text in ("[", "{}", '{"cells": [1]}', '{"cells": [{"source": "(", "metadata": {}}]}'):
+        (tmp_path / "03_x.ipynb").write_text(text)
+        exercises.check("03.fit", exercises.find("03.fit").mistakes["uphill"].made)
+        assert "The loss rises." in capsys.readouterr().out
 
 
 # --- for teachers ---------------------------------------------------------------------------------
@@ -583,25 +716,18 @@ def test_a_handout_never_overwrites_answers(tmp_path):
 # --- questions ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lesson", LESSONS)
-def test_a_quiz_has_five_questions_with_reasons(lesson):
-    questions = asking.read_quiz(lesson)
-    assert len(questions) == 5
-    for item in questions:
-        assert sum(option.get("right", False) for option in item["options"]) == 1
-        assert len(item["options"]) >= 3 and all(
-            len(option["why"]) > 20 for option in item["options"]
-        )
-
-
-def test_static_questions_are_text_without_answers(capsys, answers):
+def test_static_questions_have_their_answers_below(capsys, answers):
     asking.quiz("01", display="static")
     asking.predict("01.x", "How much?", ["a", "b"], "It is b.", display="static")
     out = capsys.readouterr().out
-    assert "How much?" in out and "( ) b" in out and "It is b." not in out and not answers.exists()
-    assert not any(
-        option["why"] in out for item in asking.read_quiz("01") for option in item["options"]
-    )
+    assert "How much?\n  ( ) a\n  ( ) b\n\nFor after your guess: It is b." in out
+    questions, below = out.split("\nAnswers:\n")
+    content = asking.read_quiz("01")
+    for item in content["questions"]:
+        for option in item["options"]:
+            assert option["why"] not in questions
+            assert (option["why"] in below) == option.get("right", False)
+    assert all(f"  - {task}\n" in below for task in content["colleague"]) and not answers.exists()
 
 
 @pytest.fixture
@@ -616,11 +742,14 @@ def test_in_pages_answers_are_folded_away(widgets, answers):
     assert "<p><b>a &lt; b?</b></p><ul><li>yes</li><li>no</li></ul>" in widgets[0].data
     assert widgets[0].data.endswith("<details><summary>Reveal</summary>It is b.</details>")
     asking.quiz("01", display="html")
-    for page, item in zip(widgets[1:], asking.read_quiz("01"), strict=True):
+    content = asking.read_quiz("01")
+    *pages, last = widgets[1:]
+    for page, item in zip(pages, content["questions"], strict=True):
         assert (
             page.data.count("<details><summary>") == len(item["options"])
             and page.data.count("✓ Right.") == 1
         )
+    assert last.data.count("<li>") == len(content["colleague"]) and "<details>" not in last.data
     assert not answers.exists()
 
 
@@ -639,8 +768,10 @@ def test_a_prediction_is_stored_before_the_answer_is_shown(widgets, answers):
 
 def test_a_quiz_says_why(widgets, answers):
     asking.quiz("01")
-    assert len(widgets) == 5
-    for box, item in zip(widgets, asking.read_quiz("01"), strict=True):
+    content = asking.read_quiz("01")
+    last = widgets.pop()
+    assert all(html.escape(task) in last.data for task in content["colleague"])
+    for box, item in zip(widgets, content["questions"], strict=True):
         _, choice, button, line = box.children
         for index, option in enumerate(item["options"]):
             choice.index = index
@@ -650,8 +781,3 @@ def test_a_quiz_says_why(widgets, answers):
         tried = json.loads(answers.read_text())[f"quiz 01.{widgets.index(box) + 1}"]
         # a later wrong answer takes nothing away
         assert tried["solved"] and tried["tries"] == len(item["options"])
-
-
-def test_a_lesson_without_a_quiz_says_so():
-    with pytest.raises(ValueError, match=r"quiz_99.yaml is not there"):
-        asking.quiz("99")

@@ -520,12 +520,12 @@ def test_what_the_lessons_train_can_be_trained_before_class(tmp_path, monkeypatc
     monkeypatch.setenv("DEEPATLAS_RUNS", str(tmp_path))
     done = CliRunner().invoke(app, ["warm", "profile=smoke"])
     assert done.exit_code == 0, done.output
-    experiment = parse({"profile": "smoke", "dims": 2})
+    experiment = experiments.of_lessons(profile="smoke")
     lessons = [lesson.read_text(encoding="utf-8") for lesson in places.NOTEBOOKS.glob("0*.ipynb")]
     asked = [
         re.findall(r"(\w+)\\\"", call)
         for lesson in lessons
-        for call in re.findall(r"train_or_load\(experiment, (.*?)\)", lesson)
+        for call in re.findall(r"train_or_load\(.*?experiment, (.*?)\)", lesson, re.DOTALL)
     ]
     assert len(asked) >= 2
     for keys in asked:

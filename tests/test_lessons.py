@@ -2,10 +2,14 @@
 
 import re
 import shutil
+import sys
+from types import SimpleNamespace
 
+import deepatlas
 from deepatlas import (
     datasets,
     evaluation,
+    evidence,
     lessons,
     losses,
     models,
@@ -15,6 +19,7 @@ from deepatlas import (
     registration,
 )
 from deepatlas.cli import app
+from deepatlas.evidence.gains import usual_runs
 from deepatlas.warp import Deformation
 
 import nbformat
@@ -92,6 +97,36 @@ def test_a_kernel_that_dies_or_is_not_there_is_one_sentence(tmp_path, code, kern
     nbformat.write(notebook, tmp_path / "short.ipynb")
     with pytest.raises(ValueError, match=r"short\.ipynb: no kernel ran it to its end"):
         notebooks.execute(tmp_path / "short.ipynb", {})
+
+
+BAR = """import deepatlas
+from tqdm import tqdm
+for _ in tqdm(range(1000), mininterval=0, disable=False):
+    pass
+tqdm.write("said")"""
+
+
+def test_a_notebook_that_nobody_watches_keeps_no_progress_bars(tmp_path):
+    """A bar is printed a thousand times over, and each of them would be an output."""
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(BAR)],
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        },
+    )
+    nbformat.write(notebook, tmp_path / "bar.ipynb")
+    executed = notebooks.execute(tmp_path / "bar.ipynb", {})
+    assert [output["text"] for output in executed.cells[0].outputs] == ["said\n"]
+
+
+@pytest.mark.parametrize("asks, watched", [(True, True), (False, False)])
+def test_somebody_watches_a_kernel_that_may_ask(monkeypatch, asks, watched):
+    kernel = SimpleNamespace(_allow_stdin=asks)
+    shell = SimpleNamespace(kernel=kernel)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert deepatlas._nobody_watches() == (not watched)
+    shell.kernel = None  # a terminal
+    assert not deepatlas._nobody_watches()
 
 
 def test_a_lesson_is_measured_from_an_empty_folder_and_again(tmp_path, monkeypatch):
@@ -199,3 +234,86 @@ def test_the_networks_for_volumes_follow_a_structure_out_of_its_slice():
     assert size >= 10
     for labels in (carried, guess):
         assert (labels[..., k] == c)[it].any(), "no registration of slices finds any"
+
+
+# --- what lessons 00 and 07 say of the evidence ---------------------------------------------------
+
+
+def prose(stem):
+    cells = nbformat.read(places.NOTEBOOKS / f"{stem}.ipynb", 4).cells
+    return " ".join(" ".join(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+
+
+@pytest.mark.parametrize("stem", ["00_start_here", "07_evaluation"])
+def test_no_result_is_typed_in_the_text(stem):
+    """They are printed by cells, from the rows; what is left is the cost of the lesson, the usual
+    level of a test and the ends of an interval.
+    """
+    text = lessons.HEADER.sub("", prose(stem))
+    text = re.sub(r"`[^`]*`|\$[^$]*\$", "", text)
+    assert set(re.findall(r"\d*\.\d+", text)) <= {".05", "2.5"}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    found = usual_runs(evidence.load_results(evidence.RESULTS), "")
+    return found[(found["labelled"] == 1) & (found["dims"] == 2)]
+
+
+@pytest.fixture(scope="module")
+def judged():
+    claims = evidence.read_claims(evidence.RESULTS / evidence.CLAIMS)
+    return evidence.judge(claims, evidence.RESULTS)
+
+
+def compared(rows, task, rival):
+    two = rows[(rows["task"] == task) & rows["regime"].isin(["deepatlas", rival])]
+    table = evidence.gains(two)
+    assert len(table) == 3
+    return table
+
+
+def by_run(table):
+    return [float(gain) for text in table["by_seed"] for gain in text.split(", ")]
+
+
+def test_segmentation_lies_above_the_baseline_in_every_run(rows):
+    for stem in ("00_start_here", "07_evaluation"):
+        assert re.search(r"above the baseline in \*?every\*? run of every cohort", prose(stem))
+    table = compared(rows, "segmentation", "seg_baseline")
+    assert min(by_run(table)) > 0 and (table["low"] > 0).all()
+    means = rows[rows["task"] == "segmentation"].groupby(["regime", "dataset"])["dice"].mean()
+    assert (means["seg_full"] > means["deepatlas"]).all(), "full supervision lies above both"
+
+
+def test_joint_training_cannot_be_told_from_a_fixed_teacher(rows):
+    assert "it cannot be told apart; each interval contains 0" in prose("00_start_here")
+    table = compared(rows, "segmentation", "semi_seg")
+    assert (table["low"] < 0).all() and (table["high"] > 0).all()
+    assert table["gain"].min() < 0 < table["gain"].max(), "lesson 07: on both sides of 0"
+
+
+def test_the_three_registrations_lie_close_together(rows):
+    assert "The three lie close together, and each interval contains 0" in prose("00_start_here")
+    for rival in ("reg_baseline", "semi_reg"):
+        table = compared(rows, "registration", rival)
+        assert (table["low"] < 0).all() and (table["high"] > 0).all()
+    assert "the lines lie within a point or two of each other" in prose("07_evaluation")
+    regimes = ["reg_baseline", "semi_reg", "deepatlas", "reg_full"]
+    some = rows[(rows["task"] == "registration") & rows["regime"].isin(regimes)]
+    means = some.groupby(["dataset", "regime"])["dice"].mean().unstack("regime")
+    assert (means.max(axis=1) - means.min(axis=1)).max() < 2
+
+
+def test_no_claim_holds(judged):
+    assert "none of this project's claims holds so far" in prose("00_start_here")
+    assert "the claim is **not shown**" in prose("07_evaluation")
+    assert set(judged["decision"]) == {"not shown", "not enough runs"}
+    error = judged[judged["claim"].str.contains("true error")].set_index("cohort")
+    assert error.loc["phantom-brain, 2D", "low"] > 0, "larger than the baseline's"
+
+
+def test_the_wrap_up_of_lesson_07_is_about_a_claim_that_one_cohort_alone_would_pass(judged):
+    claim = judged[judged["against"].str.contains("SyN")].set_index("cohort")
+    assert claim.loc["oasis35, 2D", "p"] * 8 < 0.05 < claim["p_holm"].max()
+    assert (claim["low"] > 0).all()

@@ -2,14 +2,23 @@
 disk.
 """
 
+import re
+import subprocess
+import sys
+import types
+from importlib import util
+from pathlib import Path
+
 from deepatlas import lessons, places, site
 from deepatlas.cli import app
 
 import nbformat
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 LESSONS = [path.stem for path in lessons.paths()]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +124,35 @@ def test_slides_turn(pages, page):
     assert page.inner_text("nav.slide").startswith("1 / ")
 
 
+def test_slides_turn_without_a_keyboard(pages, page):
+    page.goto((pages / "02_deformations_slides.html").as_uri())
+    page.get_by_role("button", name="next slide").click()
+    assert page.inner_text("nav.slide").startswith("2 / ") and page.url.endswith("#2")
+    page.get_by_role("button", name="slide before").click()
+    assert page.inner_text("nav.slide").startswith("1 / ")
+
+
+def test_tables_of_slides_can_be_read_from_the_last_row(pages, page):
+    page.goto((pages / "07_evaluation_slides.html").as_uri())
+    sizes = page.locator("td").evaluate_all(
+        "cells => cells.map(cell => parseFloat(getComputedStyle(cell).fontSize))"
+    )
+    assert sizes and min(sizes) >= 16
+
+
+def test_printed_every_slide_is_there(pages, page):
+    page.goto((pages / "02_deformations_slides.html").as_uri())
+    assert page.locator("h2:visible").count() == 0
+    page.emulate_media(media="print")
+    assert page.locator("h2:visible").count() > 3
+
+
+def test_a_page_leads_on_at_its_end(pages, page):
+    page.goto((pages / "02_deformations.html").as_uri())
+    links = page.locator("a[href='03_baselines.html']").all()
+    assert len(links) >= 2
+
+
 def test_a_page_down_shows_the_rest_of_a_slide_first(pages, page):
     page.goto((pages / "02_deformations_slides.html").as_uri() + "#2")
     page.keyboard.press("PageDown")
@@ -141,3 +179,93 @@ def test_a_value_with_a_backslash_stands_in_the_page_as_it_is():
     source = "dataset: str = 'phantom'  # one of ours\nprofile: str = 'class'"
     shown = site._with_value(source, "dataset", "C:\\data\\1")
     assert shown == "dataset: str = 'C:\\\\data\\\\1'  # one of ours\nprofile: str = 'class'"
+
+
+# --- Colab, Binder, GitHub Pages ------------------------------------------------------------------
+
+
+def colab_cells():
+    """{notebook: its cell for Colab}, of those that have one."""
+    found = {}
+    for path in sorted(places.NOTEBOOKS.glob("*.ipynb")):
+        cells = nbformat.read(path, 4).cells
+        of_colab = [cell.source for cell in cells if "colab" in cell.metadata.get("tags", [])]
+        assert len(of_colab) <= 1, path.stem
+        found |= dict.fromkeys([path.stem] * len(of_colab), "".join(of_colab))
+    return found
+
+
+def test_the_cell_for_colab_is_the_same_everywhere_and_comes_first():
+    cells = colab_cells()
+    assert "00_start_here" in cells and len(set(cells.values())) == 1
+    for stem in cells:
+        code = [
+            cell
+            for cell in nbformat.read(places.NOTEBOOKS / f"{stem}.ipynb", 4).cells
+            if cell.cell_type == "code"
+        ]
+        tags = [cell.metadata.get("tags", []) for cell in code[:2]]
+        assert tags == [["parameters"], ["colab"]], "nothing is imported before"
+
+
+@pytest.fixture
+def colab(monkeypatch):
+    """A pretended Colab: what was installed, and how often widgets were switched on."""
+    seen = types.SimpleNamespace(installed=[], widgets=0)
+
+    def widgets():
+        seen.widgets += 1
+
+    def install(command, check):
+        assert check and command[:4] == [sys.executable, "-m", "pip", "install"]
+        seen.installed.append(command[-1])
+
+    output = types.ModuleType("google.colab.output")
+    output.enable_custom_widget_manager = widgets
+    package, above = types.ModuleType("google.colab"), types.ModuleType("google")
+    package.output, above.colab = output, package
+    for module in (above, package, output):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(subprocess, "run", install)
+    return seen
+
+
+def run_the_cell():
+    exec(colab_cells()["00_start_here"], {})
+
+
+def test_on_colab_the_kit_is_installed_where_it_is_missing(colab, monkeypatch):
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    run_the_cell()
+    (address,) = colab.installed
+    assert address.startswith("git+https://github.com/") and colab.widgets == 1
+
+
+def test_on_colab_the_kit_is_installed_once(colab):
+    run_the_cell()
+    assert colab.installed == [] and colab.widgets == 1
+
+
+def test_elsewhere_the_cell_for_colab_does_nothing(colab, monkeypatch):
+    monkeypatch.delitem(sys.modules, "google.colab")
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    run_the_cell()
+    assert colab.installed == [] and colab.widgets == 0
+
+
+def test_the_site_is_published_as_make_makes_it():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/site.yml").read_text(encoding="utf-8"))
+    steps = workflow["jobs"]["build"]["steps"]
+    assert "make tutorials" in [step.get("run") for step in steps]
+    kept = next(step for step in steps if "upload-pages-artifact" in step.get("uses", ""))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"{kept['with']['path']}/index.html" in makefile
+    assert workflow["permissions"] == {"contents": "read", "pages": "write", "id-token": "write"}
+    assert workflow["jobs"]["publish"]["needs"] == "build"
+    assert set(workflow[True]) == {"push", "workflow_dispatch"}, "YAML reads `on` as true"
+
+
+def test_the_badges_lead_to_a_lesson_that_there_is():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    badges = re.findall(r"https://(?:mybinder|colab)\S*/notebooks/(\S+)\.ipynb", readme)
+    assert len(badges) == 2 and set(badges) <= set(LESSONS)

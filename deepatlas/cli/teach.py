@@ -104,12 +104,11 @@ def warm(parameters: Parameters = None) -> None:
     (DEEPATLAS_RUNS, to share it).
     """
     from .. import experiments
-    from ..parameters import parse
 
-    experiment = parse({"dims": 2, "labelled": 1, **assignments(parameters)})  # as lessons do
+    experiment = experiments.of_lessons(**assignments(parameters))
     check_runs(None, experiment)
     with stoppable():
-        experiments.train_or_load(experiment, *TAUGHT)
+        experiments.train_or_load(experiment, *TAUGHT, workers=None)
     typer.echo(printable(f"warm: {runs_folder() / experiment.name}"))
 
 

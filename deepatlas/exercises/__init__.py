@@ -5,7 +5,9 @@ progress.
 compares what comes out and, where asked, the gradients; twice, on input with different right
 answers, so that no constant is right. A wrong answer is compared with what each classic mistake
 would have given, so that the hints speak of that mistake: first the symptom, at the next try the
-concept, then the line. No answer stops a notebook; only the person before it does (Ctrl-C).
+concept, then the line. What has not changed since the last time is no try, nor is what a lesson
+brings along: a planted bug, run as it stands, shows its symptom and nothing else. No answer stops a
+notebook; only the person before it does (Ctrl-C).
 
 One file of exercises a lesson (``lesson_01.py``), one of questions (``quiz_01.yaml``). To add an
 exercise, write it into the file of its lesson and add a row to that file's ``EXERCISES``; the
@@ -15,8 +17,10 @@ lists lessons looks which files there are.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import random
+import re
 import textwrap
 import time
 import warnings
@@ -26,6 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Number
 from pathlib import Path
+from types import CodeType
 
 import numpy as np
 import torch
@@ -33,7 +38,7 @@ from torch import Tensor
 
 from ..checkpoints import read_json, write_json
 from ..errors import UserError, brief, printable, shortened
-from ..places import answers_file
+from ..places import NOTEBOOKS, answers_file
 
 HERE = Path(__file__).resolve().parent
 LEVELS = ("what you see", "the idea", "the line")
@@ -62,6 +67,9 @@ class Exercise:
     gradient: bool = False  # must the gradients by the tensors given agree, too?
     dims: Sequence[int] = (2, 3)
     tolerance: float = 1e-4
+    # (answer, *arguments) -> what is compared; without it, what the answer returns for them. None:
+    # nothing was written yet. With it, the right result may be the same for all arguments.
+    used: Callable | None = None
     mistakes: dict[str, Mistake] = field(default_factory=dict, init=False)
 
     def mistake(self, name: str, *, symptom: str, idea: str, line: str) -> Callable:
@@ -111,11 +119,12 @@ def check(name: str, function: Callable, *, record: bool = True) -> None:
     """Try ``function`` as the answer to exercise ``name`` and print the verdict; no answer stops
     the notebook.
 
-    Without ``record``, progress stays as it is: for the solution that a lesson brings along.
+    Without ``record``, progress stays as it is: for the solution that a lesson brings along. A
+    wrong answer counts as a try if it has changed since the last one, and is not the lesson's own.
     """
     exercise = find(name)
     verdict = judge(exercise, function)
-    tries = _count(name, verdict) if record else 0
+    tries, changed = _count(name, verdict, function) if record else (0, True)
     if verdict.passed:
         everywhere = ", in 2D and 3D" if len(exercise.dims) > 1 else ""
         print(f"✓ {exercise.title}: right{everywhere}.")
@@ -126,7 +135,9 @@ def check(name: str, function: Callable, *, record: bool = True) -> None:
         levels = LEVELS if verdict.mistake else ("to begin with", *LEVELS[1:])
         for number in range(min(max(tries, 1), len(levels))):
             _say(f"  {levels[number]}: {verdict.hints[number]}")
-        if tries < len(LEVELS):
+        if not changed:
+            print("  (Unchanged, so it does not count as a try: change it and check again.)")
+        elif tries < len(LEVELS):
             print("  Change it and check again: there is one more hint at the next try.")
 
 
@@ -168,12 +179,16 @@ def judge(exercise: Exercise, function: Callable, seed: int | None = None) -> Ve
 def _two_cases(
     exercise: Exercise, dims: int, generator: torch.Generator
 ) -> list[tuple[tuple, _Outcome]]:
-    """Arguments and what is right for them, drawn until what is right differs."""
+    """Arguments and what is right for them, drawn until what is right differs; one case where an
+    exercise looks at an answer's own ``used`` result.
+    """
     cases = []
     for _ in range(100):
         with _usual_settings(), _silence():
             arguments = exercise.arguments(dims, generator)
             cases.append((arguments, _outcome(exercise, exercise.right, arguments)))
+        if exercise.used:
+            return cases
         if _difference(cases[-1][1], cases[0][1], exercise.tolerance):
             return [cases[0], cases[-1]]
     raise ValueError(f"exercise {exercise.title!r}: the right answer is the same for all arguments")
@@ -191,7 +206,7 @@ def _judge(
         # PyTorch's own come with a text
         if isinstance(error, NotImplementedError) and not text:
             return Verdict(unfinished=True)
-        got = None
+        got = _kind_of(error)
         problem = f"it stops with {type(error).__name__}: {text}"
     else:
         if got.nothing:
@@ -200,20 +215,42 @@ def _judge(
     if not problem:
         return Verdict(passed=True)
     problem = shortened(where + problem if len(exercise.dims) > 1 else problem, LONGEST)
+    name = _mistake_made(exercise, arguments, got, wanted)
+    hints = exercise.mistakes[name].hints if name else exercise.hints
+    return Verdict(problem=problem, hints=hints, mistake=name)
+
+
+def _mistake_made(
+    exercise: Exercise, arguments: tuple, got: _Outcome | str, wanted: _Outcome
+) -> str | None:
+    """The classic mistake that gives what the answer gave, an error (its kind) too; None if there
+    is none.
+
+    Best with its gradients. But a wrong value alone tells a mistake, whatever became of the
+    gradients; a right value does not.
+    """
+    of_value = None
     for name, mistake in exercise.mistakes.items():
-        if _makes(mistake, exercise, arguments, got):
-            return Verdict(problem=problem, hints=mistake.hints, mistake=name)
-    return Verdict(problem=problem, hints=exercise.hints)
+        try:
+            with _silence():
+                made = _outcome(exercise, mistake.made, arguments)
+        except Exception as error:  # a mistake may stop, as the answer may
+            made = _kind_of(error)
+        if isinstance(got, str) or isinstance(made, str):
+            if got == made:
+                return name
+        elif not _difference(got, made, exercise.tolerance):
+            return name
+        elif of_value is None and not _difference(got, made, exercise.tolerance, gradients=False):
+            of_value = name
+    if of_value and _difference(got, wanted, exercise.tolerance, gradients=False):
+        return of_value
+    return None
 
 
-def _makes(mistake: Mistake, exercise: Exercise, arguments: tuple, got: _Outcome | None) -> bool:
-    """Does this mistake give what the answer gave (None: an error)?"""
-    try:
-        with _silence():
-            made = _outcome(exercise, mistake.made, arguments)
-    except Exception:  # a mistake may stop, as the answer may
-        return got is None
-    return got is not None and not _difference(got, made, exercise.tolerance)
+def _kind_of(error: BaseException) -> str:
+    """What an error says, without its numbers: of two shapes, it is the same."""
+    return f"{type(error).__name__}: {re.sub('[0-9]+', '', _text_of(error))}"
 
 
 @contextmanager
@@ -272,14 +309,23 @@ def _outcome(exercise: Exercise, function: Callable, arguments: tuple) -> _Outco
     """Of copies of the arguments, so that nobody can change them."""
     copies = [_copy(argument, exercise.gradient) for argument in arguments]
     with _usual_settings():
-        value = function(*copies)
+        value = exercise.used(function, *copies) if exercise.used else function(*copies)
     with _usual_settings():  # once more: the function may have changed them
         numbers = _numbers(value)
         text = _text_of(value)
         nothing = value is None or value is Ellipsis
-        if not (exercise.gradient and isinstance(value, Tensor) and numbers is not None):
+        if not exercise.gradient or not isinstance(numbers, np.ndarray):
             return _Outcome(numbers, text, nothing=nothing)
-        return _Outcome(numbers, text, _gradients(value, copies))
+        return _Outcome(numbers, text, _gradients(_stacked(value), copies))
+
+
+def _stacked(value: object) -> Tensor:
+    """Numbers in any container as one tensor, which keeps the gradients of those that have any."""
+    if isinstance(value, list | tuple) and len(value):
+        return torch.stack([_stacked(item) for item in value])
+    if isinstance(value, Tensor):
+        return value.double()
+    return torch.as_tensor(_array(value))
 
 
 def _gradients(value: Tensor, copies: Sequence[object]) -> list[np.ndarray]:
@@ -301,13 +347,18 @@ def _copy(argument: object, gradient: bool) -> object:
     return argument
 
 
-def _difference(got: _Outcome, wanted: _Outcome, tolerance: float) -> str:
-    """What distinguishes two outcomes, in words; empty if nothing does."""
+def _difference(
+    got: _Outcome, wanted: _Outcome, tolerance: float, *, gradients: bool = True
+) -> str:
+    """What distinguishes two outcomes, in words; empty if nothing does. Without ``gradients``,
+    their values alone.
+    """
     if isinstance(wanted.numbers, dict):
         return _difference_of_tables(got, wanted.numbers, tolerance)
-    return _difference_of_values(got, wanted, tolerance) or _difference_of_gradients(
-        got.gradients, wanted.gradients, tolerance
-    )
+    text = _difference_of_values(got, wanted, tolerance)
+    if text or not gradients:
+        return text
+    return _difference_of_gradients(got.gradients, wanted.gradients, tolerance)
 
 
 def _difference_of_tables(got: _Outcome, right: dict, tolerance: float) -> str:
@@ -477,13 +528,55 @@ def count_try(name: str, right: bool, **what: object) -> int:
     return store(name, solved=solved, tries=entry["tries"] + 1, **what)["tries"]
 
 
-def _count(name: str, verdict: Verdict) -> int:
-    """Tries so far; nothing written is none."""
+def _count(name: str, verdict: Verdict, function: object) -> tuple[int, bool]:
+    """Tries so far, and whether this one is new; nothing written is none, nor is what was checked
+    before, or what the lesson brings along.
+    """
     if verdict.unfinished:
-        return 0
+        return 0, True
     if verdict.passed:
-        return count_try(name, True, last="")
-    return count_try(name, False, last=verdict.mistake or "other")
+        return count_try(name, True, last=""), True
+    answers = _read_or_say()
+    if answers is None:
+        return 0, True
+    entry = _entry(answers, name)
+    code, before = _fingerprint(getattr(function, "__code__", None)), entry.get("code")
+    if before is None and code in _handed_out(name):
+        store(name, **entry, code=code)
+    elif code is None or code != before:
+        return count_try(name, False, last=verdict.mistake or "other", code=code), True
+    return entry["tries"], False
+
+
+def _fingerprint(code: object) -> str | None:
+    """Of compiled code: of what it does, not of comments, blanks and where it stands."""
+    if not isinstance(code, CodeType):
+        return None
+    return hashlib.sha256(repr(_essence(code)).encode()).hexdigest()[:16]
+
+
+def _essence(code: CodeType) -> tuple:
+    constants = [_essence(one) if isinstance(one, CodeType) else one for one in code.co_consts]
+    return code.co_code, code.co_names, code.co_varnames, constants
+
+
+def _handed_out(name: str) -> set[str | None]:
+    """The fingerprints of the functions in a lesson's cell for exercise ``name``; none where the
+    lessons are not.
+
+    Asked only for what is checked first: where students write into the lesson itself, its cell is
+    soon what they have written.
+    """
+    found = set()
+    try:
+        for path in NOTEBOOKS.glob(f"{name.partition('.')[0]}_*.ipynb"):
+            for cell in read_json(path)["cells"]:
+                source = "".join(cell["source"])
+                if _has_tag(cell, "exercise") and f'check("{name}"' in source:
+                    found |= set(map(_fingerprint, compile(source, "cell", "exec").co_consts))
+    except (UserError, OSError, ValueError, SyntaxError, KeyError, TypeError):
+        pass  # a lesson that somebody is changing
+    return found - {None}
 
 
 def progress() -> None:
@@ -548,10 +641,10 @@ def hand_out(notebooks: Sequence[Path], folder: Path) -> list[Path]:
         )
     for notebook, copy in zip(notebooks, copies, strict=True):
         content = read_json(notebook)
-        content["cells"] = [cell for cell in content["cells"] if not _is_solution(cell)]
+        content["cells"] = [cell for cell in content["cells"] if not _has_tag(cell, "solution")]
         write_json(content, copy)
     return copies
 
 
-def _is_solution(cell: Mapping) -> bool:
-    return "solution" in cell["metadata"].get("tags", [])
+def _has_tag(cell: Mapping, tag: str) -> bool:
+    return tag in cell["metadata"].get("tags", [])

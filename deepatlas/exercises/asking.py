@@ -1,8 +1,8 @@
-"""Questions in a notebook: a prediction that is stored before the answer is shown, and a quiz that
-says why.
+"""Questions in a notebook: a prediction that is stored before the answer is shown, a quiz that says
+why, and two questions to be answered in one's own words.
 
 Widgets exist only in ``display="live"``. In pages without a kernel ("html") the answers are folded
-away; "static" has the questions alone.
+away; in "static" text they stand below.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from IPython import display as shown
 from ..errors import UserError
 from . import HERE, count_try, store
 
+COLLEAGUE = "Explain to a colleague, in half a page each:"
 WIDE = {"width": "auto"}
 
 
@@ -30,6 +31,8 @@ def predict(
     """
     if display != "live":
         _without_widgets(question, options, {"Reveal": answer}, display)
+        if display == "static":
+            print(f"\nFor after your guess: {answer}")
         return
     choice = _choice(options)
     keep = ipywidgets.Button(description="Store my prediction", disabled=True, layout=WIDE)
@@ -58,9 +61,10 @@ def predict(
 
 def quiz(lesson: str, *, display: str = "live") -> None:
     """The questions of ``quiz_<lesson>.yaml``, each with the reason why an answer is right or
-    wrong.
+    wrong; then what is to be explained to a colleague, of which no notebook has the answers.
     """
-    for number, item in enumerate(read_quiz(lesson), 1):
+    content = read_quiz(lesson)
+    for number, item in enumerate(content["questions"], 1):
         question = f"{number}. {item['question']}"
         options = [option["answer"] for option in item["options"]]
         if display == "live":
@@ -68,10 +72,17 @@ def quiz(lesson: str, *, display: str = "live") -> None:
         else:
             verdicts = {option["answer"]: _verdict(option) for option in item["options"]}
             _without_widgets(question, options, verdicts, display)
+    if display == "static":
+        _print_answers(content["questions"])
+    _explain(content["colleague"], display)
 
 
-def read_quiz(lesson: str) -> list[dict]:
-    """The questions of a lesson: question, and options with answer, why, and one that is right."""
+def read_quiz(lesson: str) -> dict[str, list]:
+    """What a lesson asks at its end.
+
+    ``questions``: each a question, perhaps ``computes`` (its answer is to be computed), and options
+    with answer, why, and one that is right. ``colleague``: what is to be explained, as text.
+    """
     path = HERE / f"quiz_{lesson}.yaml"
     if not path.is_file():
         raise UserError(f"lesson {lesson!r} has no quiz: {path.name} is not there")
@@ -97,6 +108,26 @@ def _ask(name: str, question: str, options: Sequence[dict]) -> None:
     shown.display(ipywidgets.VBox([_text(question), choice, button, line]))
 
 
+def _explain(tasks: Sequence[str], display: str) -> None:
+    """Questions without options, as text in every display: they are answered on paper."""
+    if display == "static":
+        print(COLLEAGUE)
+        for task in tasks:
+            print(f"  - {task}")
+        return
+    listed = "".join(f"<li>{html.escape(task)}</li>" for task in tasks)
+    shown.display(shown.HTML(f"<p><b>{COLLEAGUE}</b></p><ul>{listed}</ul>"))
+
+
+def _print_answers(questions: Sequence[Mapping]) -> None:
+    """The right answer of each question, with its reason: below all of them."""
+    print("\nAnswers:")
+    for number, item in enumerate(questions, 1):
+        (right,) = [option for option in item["options"] if option.get("right")]
+        print(f"  {number}. {right['answer'].rstrip('.')}: {right['why']}")
+    print()
+
+
 def _choice(options: Sequence[str]) -> ipywidgets.RadioButtons:
     return ipywidgets.RadioButtons(
         options=list(options), value=None, layout={"width": "max-content"}
@@ -120,7 +151,6 @@ def _without_widgets(
         print(question)
         for option in options:
             print(f"  ( ) {option}")
-        print("  (Answers are given in JupyterLab.)")
         return
     page = f"<p><b>{html.escape(question)}</b></p>"
     if choices := [f"<li>{html.escape(option)}</li>" for option in options if option not in folded]:

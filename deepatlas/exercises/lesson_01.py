@@ -1,4 +1,4 @@
-"""Lesson 01, data: voxels and millimetres, intensities, overlap, splits."""
+"""Lesson 01, data: voxels and millimetres, one grid for all, intensities, overlap, splits."""
 
 from __future__ import annotations
 
@@ -206,6 +206,82 @@ def _axes_reversed(affine, index):
     return _to_world(affine, index.flip(0))
 
 
+# --- one grid for all -----------------------------------------------------------------------------
+
+
+def _two_affines(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Of a file, oblique and with thick slices, and of a grid of 1.5 mm along the world's axes."""
+    of_file, _ = _affine_and_index(dims, generator)
+    of_grid = 1.5 * torch.eye(4, dtype=torch.float64)
+    of_grid[3, 3] = 1
+    of_grid[:3, 3] = 50 * torch.randn(3, generator=generator, dtype=torch.float64)
+    return of_file, of_grid
+
+
+def _grid_to_file(file_affine: Tensor, grid_affine: Tensor) -> Tensor:
+    return torch.linalg.inv(file_affine) @ grid_affine
+
+
+GRID = Exercise(
+    "From the common grid into the file",
+    arguments=_two_affines,
+    right=_grid_to_file,
+    hints=(
+        "Two steps: from a voxel of the grid to its place in the world, from that place to a "
+        "voxel of the file. Which matrix makes which step?",
+        "The affine of the grid leads into the world, the inverse of the file's leads out of it; "
+        "of a product, the matrix on the right acts first.",
+        "torch.linalg.inv(file_affine) @ grid_affine",
+    ),
+    dims=(3,),
+)
+
+
+@GRID.mistake(
+    "the other way",
+    symptom="Your matrix leads from a voxel of the file to one of the grid.",
+    idea="Resampling looks up: every voxel of the grid asks where in the file it lies. The other "
+    "way, some voxels of the grid would get two values and others none.",
+    line="Invert the affine of the file, not that of the grid.",
+)
+def _file_to_grid(file_affine, grid_affine):
+    return _grid_to_file(grid_affine, file_affine)
+
+
+@GRID.mistake(
+    "the steps exchanged",
+    symptom="You have the right two matrices, and the place is wrong.",
+    idea="In a product the matrix on the right acts first. Yours begins with the inverse, which "
+    "wants millimetres and is given a voxel.",
+    line="Exchange the factors: the grid's affine stands on the right.",
+)
+def _steps_exchanged(file_affine, grid_affine):
+    return grid_affine @ torch.linalg.inv(file_affine)
+
+
+@GRID.mistake(
+    "no inverse",
+    symptom="The places are hundreds of millimetres away.",
+    idea="Both affines lead INTO the world. One step must lead out of it.",
+    line="Use torch.linalg.inv of the file's affine.",
+)
+def _no_inverse(file_affine, grid_affine):
+    return file_affine @ grid_affine
+
+
+@GRID.mistake(
+    "shift alone",
+    symptom="It is right for a file whose voxels are as large as the grid's and lie the same way.",
+    idea="You compare where the two grids begin. Voxels of another size, and axes that are turned, "
+    "need the whole matrix.",
+    line="Multiply the 4 x 4 matrices; do not subtract their last columns.",
+)
+def _shift_alone(file_affine, grid_affine):
+    matrix = torch.eye(4, dtype=file_affine.dtype)
+    matrix[:3, 3] = grid_affine[:3, 3] - file_affine[:3, 3]
+    return matrix
+
+
 # --- intensities ----------------------------------------------------------------------------------
 
 
@@ -213,6 +289,7 @@ def _raw_image(dims: int, generator: Generator) -> tuple[np.ndarray]:
     rng = numpy_generator(generator)
     image = rng.gamma(4.0, 100.0, (24,) * dims) + 300
     image[:10] = 20.0  # air around the head
+    image.flat[:4] = rng.uniform(0, 19, 4)  # a few voxels that are darker than the air
     image.flat[-2:] = 50_000  # a few voxels that shine
     return (image.astype(np.float32),)
 
@@ -226,22 +303,42 @@ def _percentiles(values: np.ndarray) -> np.ndarray:
     return np.percentile(values, (1, 99.5))
 
 
+def _head(image: np.ndarray) -> np.ndarray:
+    """The voxels above the air, which is the most frequent value."""
+    values, counts = np.unique(image, return_counts=True)
+    return image[image > values[counts.argmax()]]
+
+
 def _normalise(image: np.ndarray) -> np.ndarray:
-    inside = image[image > image.min()]
-    return _rescaled(image, *_percentiles(inside)).clip(0, 1)
+    return _rescaled(image, *_percentiles(_head(image))).clip(0, 1)
 
 
 NORMALISE = Exercise(
-    "Intensities in [0, 1]",
+    "Intensities, where some voxels are darker than air",
     arguments=_raw_image,
     right=_normalise,
     hints=(
-        "Leave out the voxels of the smallest value, the air around the head.",
-        "The percentiles 1 and 99.5 of the rest become 0 and 1; what lies beyond is cut off.",
-        "low, high = np.percentile(image[image > image.min()], (1, 99.5))",
+        "First find the air: of all values, which one do most voxels have?",
+        "np.unique(image, return_counts=True) gives the values and how often each occurs. The "
+        "percentiles 1 and 99.5 of what lies above the most frequent one become 0 and 1; what lies "
+        "beyond is cut off.",
+        "values, counts = np.unique(image, return_counts=True); air = values[counts.argmax()]; "
+        "then percentiles of image[image > air].",
     ),
     tolerance=1e-3,
 )
+
+
+@NORMALISE.mistake(
+    "air counted",
+    symptom="The same brain gets another scale if there is more air around it.",
+    idea="Your percentiles are taken over the air, too. With image > image.min(), one voxel that "
+    "is darker than the air is left out, and all the air is taken for head.",
+    line="Compare with the most frequent value instead of image.min().",
+)
+def _air_counted(image):
+    inside = image[image > image.min()]
+    return _rescaled(image, *_percentiles(inside)).clip(0, 1)
 
 
 @NORMALISE.mistake(
@@ -261,18 +358,7 @@ def _minimum_and_maximum(image):
     line="Add .clip(0, 1).",
 )
 def _not_cut_off(image):
-    inside = image[image > image.min()]
-    return _rescaled(image, *_percentiles(inside))
-
-
-@NORMALISE.mistake(
-    "air counted",
-    symptom="The same brain gets another scale if there is more air around it.",
-    idea="The percentiles are taken over the whole image, air included.",
-    line="Take them over image[image > image.min()].",
-)
-def _air_counted(image):
-    return _rescaled(image, *_percentiles(image)).clip(0, 1)
+    return _rescaled(image, *_percentiles(_head(image)))
 
 
 @NORMALISE.mistake(
@@ -364,4 +450,10 @@ def _people_counted(subjects, order, wanted):
     return _sides(subjects, order[:wanted])
 
 
-EXERCISES = {"dice": DICE, "world": WORLD, "normalise": NORMALISE, "split": SPLIT}
+EXERCISES = {
+    "dice": DICE,
+    "world": WORLD,
+    "grid": GRID,
+    "normalise": NORMALISE,
+    "split": SPLIT,
+}

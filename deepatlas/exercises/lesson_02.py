@@ -1,4 +1,4 @@
-"""Lesson 02, deformations: looking up, composing, inverting, folding."""
+"""Lesson 02, deformations: looking up, composing, inverting, folding, walking, millimetres."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ WARP = Exercise(
         "coordinates of every voxel.",
         "grid_sample wants points in [-1, 1] from the first voxel's centre to the last one's "
         "(align_corners=True), with the last axis first, in the last dimension of the tensor.",
-        "points = 2 * (x + u) / (size - 1) - 1, then points.movedim(1, -1).flip(-1).",
+        "points = 2 * (x + u) / (size - 1) - 1, then points.movedim(1, -1).flip(-1); x from "
+        "torch.meshgrid(..., indexing='ij'), and the D sizes reshaped to (1, D, 1, 1[, 1]), so "
+        "that each meets its own component.",
     ),
     gradient=True,
 )
@@ -137,6 +139,17 @@ def _u_alone(moving, u):
 def _u_already_scaled(moving, u):
     steps = torch.tensor(moving.shape[2:]) - 1
     return looked_up(moving, Deformation(u * _per_axis(steps, u) / 2).points)
+
+
+@WARP.mistake(
+    "sizes without a reshape",
+    symptom="Two tensors meet whose axes do not fit.",
+    idea="D sizes beside a tensor (B, D, I, J) meet its LAST axis, along which there are J voxels. "
+    "They belong to the second axis, the components.",
+    line="size.view(1, -1, 1, 1), and in 3D one more 1.",
+)
+def _sizes_without_reshape(moving, u):
+    return 2 * Deformation(u).points / (torch.tensor(u.shape[2:]) - 1) - 1
 
 
 @WARP.mistake(
@@ -209,6 +222,17 @@ def _looked_up_only(u_phi, u_psi):
 
 
 @COMPOSE.mistake(
+    "displacements for points",
+    symptom="Wherever you stand, you look near the first voxel of u_phi.",
+    idea="sample wants points, psi(x) = x + u_psi(x). u_psi alone is a step: of a few voxels, "
+    "counted from nowhere.",
+    line="sample(u_phi, Deformation(u_psi).points) instead of sample(u_phi, u_psi)",
+)
+def _displacements_for_points(u_phi, u_psi):
+    return u_psi + sample(u_phi, u_psi)
+
+
+@COMPOSE.mistake(
     "warped like an image",
     symptom="You look up the field of psi where psi leads.",
     idea="At psi(x) it is the other field, u_phi, that says how to go on.",
@@ -234,8 +258,9 @@ INVERSE = Exercise(
     arguments=_gentle_field,
     right=_inverse,
     hints=(
-        "We look for w with phi(x + w(x)) = x, that is, w(x) = -u(x + w(x)).",
-        "Begin with w = -u, and put what you have into the right side, 30 times.",
+        "Write phi(x + w(x)) = x out with u. Two things drop out, and w stands alone on one side.",
+        "w(x) = -u(x + w(x)). Begin with w = -u, and put what you have into the right side, 30 "
+        "times.",
         "for _ in range(30): w = -sample(u, Deformation(w).points)",
     ),
     tolerance=1e-3,
@@ -331,9 +356,10 @@ JACOBIAN = Exercise(
         "Move the image by a constant: the determinant must be 1 everywhere. Does yours pass?",
         "The matrix is 1 + du/dx (1 the identity matrix), with central differences (u(x + 1) - "
         "u(x - 1)) / 2 along EVERY axis.",
-        "Compare the lines of the first and the second axis, sign by sign.",
+        "Compare the lines of the three axes, sign by sign.",
     ),
     gradient=True,
+    dims=(3,),
 )
 
 
@@ -341,11 +367,13 @@ JACOBIAN = Exercise(
     "sum for difference",
     symptom="A shift of the whole image should leave every volume as it is; here the determinant "
     "depends on the shift.",
-    idea="A derivative is a difference. One of the axes has a sum.",
-    line="The line of the second axis: after MINUS before.",
+    idea="A derivative is a difference. Along some of the axes you have a sum.",
+    line="Along the second and the third axis, too: after MINUS before.",
 )
 def jacobian_determinant_with_a_bug(u: Tensor) -> Tensor:
-    """The planted bug of the lesson, from a public repository: a + b for a - b in a difference."""
+    """The planted bug of the lesson: a + b for a - b along all axes but the first, as in the
+    gradient loss of the paper's public code.
+    """
     return _one_plus(_gradient(u, sign=+1))
 
 
@@ -380,4 +408,254 @@ def _trace(u):
     return 1 + _gradient(u).diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
-EXERCISES = {"warp": WARP, "compose": COMPOSE, "inverse": INVERSE, "jacobian": JACOBIAN}
+# --- a walk along a velocity ----------------------------------------------------------------------
+
+SQUARINGS = 6
+
+
+def _velocity(dims: int, generator: Generator) -> tuple[Tensor]:
+    return (smooth_field(uneven_shape(dims), 1.5, generator),)
+
+
+def _squared(v: Tensor, first: float = 2**-SQUARINGS, squarings: int = SQUARINGS) -> Tensor:
+    """The displacement of a step ``first * v`` put after itself ``squarings`` times."""
+    u = first * v
+    for _ in range(squarings):
+        u = _composed(u, u)
+    return u
+
+
+SQUARING = Exercise(
+    "Scaling and squaring",
+    arguments=_velocity,
+    right=_squared,
+    hints=(
+        "Two parts: make the step so short that v hardly changes along it; then put the map after "
+        "itself, and that after itself, and so on.",
+        "The short step is v / 2^6. What is the displacement of phi after phi? You have written it "
+        "in exercise 2.",
+        "u = v / 2**6; then six times u = u + sample(u, Deformation(u).points)",
+    ),
+    tolerance=0.05,  # pixels: whoever takes more squarings comes as close to exp(v)
+)
+
+
+@SQUARING.mistake(
+    "doubled",
+    symptom="You get v back.",
+    idea="2 u would be phi after phi if u were the same everywhere. After the first step one "
+    "stands elsewhere, and follows the arrow there.",
+    line="u + (u looked up at x + u(x)), not u + u.",
+)
+def _doubled(v):
+    return v.clone()
+
+
+@SQUARING.mistake(
+    "not scaled",
+    symptom="You have walked for 64 units of time instead of one.",
+    idea="Six squarings are 2^6 = 64 steps. Each has to take 1/64 of the time.",
+    line="Begin with v / 2**6.",
+)
+def _not_scaled(v):
+    return _squared(v, first=1.0)
+
+
+@SQUARING.mistake(
+    "divided by the number of squarings",
+    symptom="You have walked for more than ten units of time.",
+    idea="Every squaring doubles the time: after six it is 2^6 = 64 times the first step's, not 6 "
+    "times.",
+    line="v / 2**6, not v / 6.",
+)
+def _divided_by_the_number(v):
+    return _squared(v, first=1 / SQUARINGS)
+
+
+@SQUARING.mistake(
+    "steps for squarings",
+    symptom="You have walked for about a tenth of the time.",
+    idea="You put the first short step after what there is, six times. To square is to put what "
+    "there is after itself.",
+    line="In the loop no v: u = u + sample(u, Deformation(u).points).",
+)
+def _steps_for_squarings(v):
+    small = v / 2**SQUARINGS
+    u = small
+    for _ in range(SQUARINGS):
+        u = _composed(small, u)
+    return u
+
+
+@SQUARING.mistake(
+    "displacements for points",
+    symptom="Wherever you stand, you look near the first voxel.",
+    idea="sample wants points, x + u(x), not steps.",
+    line="sample(u, Deformation(u).points) instead of sample(u, u)",
+)
+def _step_for_points(v):
+    u = v / 2**SQUARINGS
+    for _ in range(SQUARINGS):
+        u = u + sample(u, u)
+    return u
+
+
+@SQUARING.mistake(
+    "looked up only",
+    symptom="You stay where you began: the result is as short as the first step.",
+    idea="Phi after phi moves twice: by u(x), then by u at the new place.",
+    line="u + sample(...), not sample(...) alone.",
+)
+def _second_step_alone(v):
+    u = v / 2**SQUARINGS
+    for _ in range(SQUARINGS):
+        u = sample(u, Deformation(u).points)
+    return u
+
+
+# --- millimetres ----------------------------------------------------------------------------------
+
+
+def _field_and_affine(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """The last side is 3, so that three numbers may meet the wrong axis without an error."""
+    u = smooth_field((4, 5, 3), 2.0, generator).double()
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:3, :3] = torch.diag(torch.tensor([-1.0, 1.5, 3.0], dtype=torch.float64))
+    affine[:3, :3] += 0.2 * torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    affine[:3, 3] = 50 * torch.randn(3, generator=generator, dtype=torch.float64)
+    return u, affine
+
+
+LPS = (-1.0, -1.0, 1.0)
+
+
+def _in_mm(u: Tensor, matrix: Tensor, signs: tuple[float, ...] = LPS) -> Tensor:
+    """``signs * matrix u(x)`` at every voxel x of u (1, 3, I, J, K)."""
+    turned = torch.einsum("cd,bdijk->bcijk", matrix, u)
+    return _per_axis(torch.tensor(signs, dtype=u.dtype), u) * turned
+
+
+def _in_lps(u: Tensor, affine: Tensor) -> Tensor:
+    return _in_mm(u, affine[:3, :3])
+
+
+MILLIMETRES = Exercise(
+    "A displacement for ITK",
+    arguments=_field_and_affine,
+    right=_in_lps,
+    hints=(
+        "Where do x and x + u(x) lie in the world? Subtract one place from the other.",
+        "With A x + t for a place, the difference is A u(x): t drops out. Then the first two "
+        "numbers change their sign, from R, A, S to L, P, S.",
+        "mm = torch.einsum('cd,bdijk->bcijk', affine[:3, :3], u), then "
+        "mm * torch.tensor([-1.0, -1.0, 1.0]).view(1, 3, 1, 1, 1)",
+    ),
+    dims=(3,),
+)
+
+
+@MILLIMETRES.mistake(
+    "still R, A, S",
+    symptom="The lengths are right, and two of the three directions are reversed.",
+    idea="nibabel's millimetres grow towards R, A and S; ITK's towards L, P and S. Nothing crashes "
+    "if you forget it: the image is warped wrongly.",
+    line="Change the sign of the first two components.",
+)
+def _still_ras(u, affine):
+    return _in_mm(u, affine[:3, :3], (1.0, 1.0, 1.0))
+
+
+@MILLIMETRES.mistake(
+    "all three reversed",
+    symptom="The third component has the wrong sign.",
+    idea="L is against R and P against A, but S is S in both conventions.",
+    line="The signs are -1, -1, 1.",
+)
+def _all_reversed(u, affine):
+    return _in_mm(u, affine[:3, :3], (-1.0, -1.0, -1.0))
+
+
+@MILLIMETRES.mistake(
+    "voxels, reversed",
+    symptom="Where a voxel is not 1 mm large your lengths are wrong.",
+    idea="You have changed signs, but the numbers are still voxels along the axes of the array.",
+    line="First affine[:3, :3] times u, then the signs.",
+)
+def _voxels_reversed(u, affine):
+    return _in_mm(u, torch.eye(3, dtype=u.dtype))
+
+
+@MILLIMETRES.mistake(
+    "voxels",
+    symptom="You return u as it is.",
+    idea="u counts voxels along the axes of the array. Another program knows its own array, not "
+    "yours: it wants millimetres along the axes of the world.",
+    line="Multiply by affine[:3, :3] at every voxel, and change two signs.",
+)
+def _voxels(u, affine):
+    return u.clone()
+
+
+@MILLIMETRES.mistake(
+    "sizes alone",
+    symptom="It is right for an array whose axes run to R, A and S, and wrong for an oblique one.",
+    idea="You multiply by the size of a voxel. An axis of the array may lead in any direction of "
+    "the world, which only the whole matrix says.",
+    line="affine[:3, :3] @ u(x), not its columns' lengths times u(x).",
+)
+def _sizes_alone(u, affine):
+    return _in_mm(u, torch.diag(affine[:3, :3].norm(dim=0)))
+
+
+@MILLIMETRES.mistake(
+    "shift added",
+    symptom="Where nothing moves, yours is not 0.",
+    idea="A displacement is the difference of two places. What both are shifted by drops out.",
+    line="Leave out affine[:3, 3].",
+)
+def _shift_added(u, affine):
+    shift = torch.tensor(LPS, dtype=u.dtype) * affine[:3, 3]
+    return _in_lps(u, affine) + _per_axis(shift, u)
+
+
+@MILLIMETRES.mistake(
+    "transposed",
+    symptom="It is right for axes that are not turned, and wrong for oblique ones.",
+    idea="You sum over the rows of the matrix instead of its columns.",
+    line="Component c of the result is the sum over d of affine[c, d] times component d of u.",
+)
+def _transposed(u, affine):
+    return _in_mm(u, affine[:3, :3].T)
+
+
+@MILLIMETRES.mistake(
+    "signs before the matrix",
+    symptom="It is right for an array whose axes run along those of the world.",
+    idea="L, P, S are directions of the world. Before the matrix the components run along the axes "
+    "of the array.",
+    line="First the matrix, then the signs.",
+)
+def _signs_first(u, affine):
+    signs = torch.diag(torch.tensor(LPS, dtype=u.dtype))
+    return _in_mm(u, affine[:3, :3] @ signs, (1.0, 1.0, 1.0))
+
+
+@MILLIMETRES.mistake(
+    "signs without a reshape",
+    symptom="The last plane has other signs than the two before it.",
+    idea="Three numbers beside a tensor (1, 3, I, J, K) meet its LAST axis, which has three voxels "
+    "here and no error tells you. They belong to the second axis, the components.",
+    line="signs.view(1, 3, 1, 1, 1)",
+)
+def _signs_without_reshape(u, affine):
+    return torch.tensor(LPS, dtype=u.dtype) * _in_mm(u, affine[:3, :3], (1.0, 1.0, 1.0))
+
+
+EXERCISES = {
+    "warp": WARP,
+    "compose": COMPOSE,
+    "inverse": INVERSE,
+    "jacobian": JACOBIAN,
+    "squaring": SQUARING,
+    "millimetres": MILLIMETRES,
+}

@@ -259,6 +259,17 @@ def _the_surest(probabilities):
 
 
 @VOTE.mistake(
+    "median",
+    symptom="Where two or three atlases are sure and the others are not, another structure wins.",
+    idea="The median asks only for the middle atlas, and how sure the others are counts nothing. "
+    "It protects against one outlier; asked for was the mean, which believes all alike.",
+    line="mean(0) instead of median(0).values",
+)
+def _median(probabilities):
+    return probabilities.median(0).values.argmax(0)
+
+
+@VOTE.mistake(
     "product",
     symptom="One atlas that says 0 is enough to rule a structure out.",
     idea="A product treats the atlases as independent witnesses; they share their mistakes, and "
@@ -328,6 +339,18 @@ WEAK = Exercise(
 )
 def _nothing_divided_by_nothing(dice_loss, moving, fixed):
     return _mean_over(moving & fixed, dice_loss, least=0)
+
+
+@WEAK.mistake(
+    "one mean for all",
+    symptom="You return one number where every batch was to have its own.",
+    idea="The first axis counts the batches, the second one the pairs of a batch: sums run over "
+    "the second.",
+    line="sum(1), twice",
+)
+def _one_mean_for_all(dice_loss, moving, fixed):
+    counts = moving & fixed
+    return (dice_loss * counts).sum() / counts.sum()
 
 
 @WEAK.mistake(

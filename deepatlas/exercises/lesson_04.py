@@ -1,4 +1,6 @@
-"""Lesson 04, losses: similarity, regularity, overlap, and whose labels are compared."""
+"""Lesson 04, losses: similarity where it counts, overlap of what was drawn, whose labels are
+compared, and a test of regularity.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..losses import bending_energy, diffusion, ncc
+from ..losses import bending_energy, diffusion
 from ..warp import Deformation
 from . import Exercise
 from .lesson_02 import looked_up, smooth_field, uneven_shape
@@ -17,111 +19,152 @@ from .lesson_02 import looked_up, smooth_field, uneven_shape
 # --- similarity -----------------------------------------------------------------------------------
 
 
-def _two_images(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Two images of one batch each, alike in part, with another brightness and contrast."""
+def _two_images_and_a_weight(dims: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Two images of one batch each, alike in part, with another brightness and contrast, and how
+    much each voxel counts.
+    """
     a = torch.rand(2, 1, *uneven_shape(dims), generator=generator)
     b = 0.3 * a + 0.2 + 0.4 * torch.rand(a.shape, generator=generator)
     contrasts = torch.tensor([1.0, 3.0]).view(2, 1, *[1] * dims)
-    return a, b * contrasts
+    weight = torch.rand(a.shape, generator=generator) ** 2
+    return a, b * contrasts, weight
 
 
-def _correlation(a: Tensor, b: Tensor, *, centre: bool = True, root: bool = True) -> Tensor:
-    """The mean of Pearson's r over a batch, with one thing after another to get wrong."""
-    a, b = a.flatten(1), b.flatten(1)
-    if centre:
-        a = a - a.mean(1, keepdim=True)
-        b = b - b.mean(1, keepdim=True)
-    sizes = a.square().sum(1) * b.square().sum(1)
-    r = (a * b).sum(1) / (sizes.sqrt() if root else sizes)
-    return r.mean()
+def _correlation(
+    a: Tensor, b: Tensor, w: Tensor, *, mean: str = "weighted", root: bool = True
+) -> Tensor:
+    """Pearson's r of each scan of a batch, with one thing after another to get wrong; ``mean``:
+    what is subtracted, "weighted", "plain" or "none".
+    """
+    a, b, w = a.flatten(1), b.flatten(1), w.flatten(1)
+    of_means = torch.ones_like(w) if mean == "plain" else w
+
+    def centred(x: Tensor) -> Tensor:
+        if mean == "none":
+            return x
+        return x - (of_means * x).sum(1, keepdim=True) / of_means.sum(1, keepdim=True)
+
+    a, b = centred(a), centred(b)
+    sizes = (w * a.square()).sum(1) * (w * b.square()).sum(1)
+    return (w * a * b).sum(1) / (sizes.sqrt() if root else sizes)
 
 
-NCC = Exercise(
-    "1 - NCC",
-    arguments=_two_images,
-    right=ncc,
+def _weighted_ncc(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
+    return 1 - _correlation(a, b, w.detach()).mean()
+
+
+WEIGHTED_NCC = Exercise(
+    "1 - NCC of the voxels that count",
+    arguments=_two_images_and_a_weight,
+    right=_weighted_ncc,
     hints=(
-        "Take one image of the batch after the other; flatten(1) leaves the batch alone.",
-        "NCC is Pearson's r: centre both images, divide their product's sum by the root of the "
-        "product of their squares' sums.",
-        "1 - ((a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()).mean(), with a and "
-        "b centred.",
+        "With w = 1 everywhere it is NCC of each scan. With w = 0 outside a mask it is NCC of what "
+        "lies in the mask, whatever stands outside.",
+        "Every sum over voxels becomes a sum of w times the same: in the two means, in the product "
+        "and in both squares. And w is only consulted.",
+        "w = w.detach(); a mean is (w * a).sum(1, keepdim=True) / w.sum(1, keepdim=True) of what "
+        "was flattened by flatten(1); r is (w * a * b).sum(1) / ((w * a * a).sum(1) * "
+        "(w * b * b).sum(1)).sqrt(), with a and b centred.",
     ),
     gradient=True,
 )
 
 
-@NCC.mistake(
+@WEIGHTED_NCC.mistake(
+    "weight not detached",
+    symptom="The number is right, but the weight itself has got a gradient.",
+    idea="A network that says which voxels count could then make the loss small by looking away "
+    "from where the images differ.",
+    line="w = w.detach(), before anything else.",
+)
+def _weight_not_detached(a, b, w):
+    return 1 - _correlation(a, b, w).mean()
+
+
+@WEIGHTED_NCC.mistake(
     "not centred",
     symptom="A brighter image, shifted by a constant, gets another loss.",
     idea="Correlation compares deviations from the mean.",
-    line="Subtract a.mean(1, keepdim=True) first, and the same of b.",
+    line="Subtract (w * a).sum(1, keepdim=True) / w.sum(1, keepdim=True) first; of b the same.",
 )
-def _not_centred(a, b):
-    return 1 - _correlation(a, b, centre=False)
+def _not_centred(a, b, w):
+    return 1 - _correlation(a, b, w.detach(), mean="none").mean()
 
 
-@NCC.mistake(
+@WEIGHTED_NCC.mistake(
+    "plain means",
+    symptom="What stands where w = 0 still changes your number.",
+    idea="You centre by the mean of all voxels. Those that count have a mean of their own.",
+    line="(w * a).sum(1, keepdim=True) / w.sum(1, keepdim=True)",
+)
+def _plain_means(a, b, w):
+    return 1 - _correlation(a, b, w.detach(), mean="plain").mean()
+
+
+@WEIGHTED_NCC.mistake(
+    "images times the weight",
+    symptom="Your number is that of two images with dark corners.",
+    idea="w * a is another image: where w falls off, both get the same artificial edge, and look "
+    "alike there. The weight belongs to the sums, not to the images.",
+    line="(w * a * b).sum(1), with a and b centred, and not (w * a) and (w * b)",
+)
+def _images_times_the_weight(a, b, w):
+    w = w.detach()
+    return 1 - _correlation(w * a, w * b, torch.ones_like(w)).mean()
+
+
+@WEIGHTED_NCC.mistake(
     "no root",
     symptom="Two equal images do not get 0.",
     idea="The denominator is the product of the two standard deviations, not of the variances.",
     line="Take .sqrt() of the product of the sums of squares.",
 )
-def _no_root(a, b):
-    return 1 - _correlation(a, b, root=False)
+def _no_root(a, b, w):
+    return 1 - _correlation(a, b, w.detach(), root=False).mean()
 
 
-@NCC.mistake(
+@WEIGHTED_NCC.mistake(
     "not one minus",
     symptom="The loss is larger for images that are more alike.",
     idea="A loss is to be made small, and alike images have r = 1.",
     line="Return 1 - r.",
 )
-def _not_one_minus(a, b):
-    return _correlation(a, b)
+def _not_one_minus(a, b, w):
+    return _correlation(a, b, w.detach()).mean()
 
 
-@NCC.mistake(
+@WEIGHTED_NCC.mistake(
     "over the whole batch",
     symptom="It is right for a batch of one.",
     idea="You treat the batch as one long image: the contrast BETWEEN scans counts then.",
     line="Flatten with flatten(1), take means and sums over dimension 1, and average over the "
     "batch at the end.",
 )
-def _over_the_whole_batch(a, b):
-    return 1 - _correlation(a.reshape(1, -1), b.reshape(1, -1))
+def _over_the_whole_batch(a, b, w):
+    return 1 - _correlation(*(x[None].flatten(1) for x in (a, b, w.detach()))).mean()
 
 
-@NCC.mistake(
+@WEIGHTED_NCC.mistake(
     "squared",
     symptom="Your loss treats an inverted image like an equal one.",
     idea="That is 1 - NCC squared, as usual for the LOCAL correlation. The global one of the "
     "paper is not squared.",
     line="Leave the square away.",
 )
-def _squared(a, b):
-    correlations = [1 - ncc(one[None], other[None]) for one, other in zip(a, b, strict=True)]
-    return 1 - torch.stack(correlations).square().mean()
+def _squared(a, b, w):
+    return 1 - _correlation(a, b, w.detach()).square().mean()
 
 
-# --- regularity -----------------------------------------------------------------------------------
-
-
-def _one_field(dims: int, generator: Generator) -> tuple[Tensor]:
-    return (torch.randn(1, dims, *uneven_shape(dims), generator=generator),)
-
-
-def _over_voxels(squares: Tensor) -> Tensor:
-    """Squares (B, D, I, J, K) summed over channels, and the mean over voxels."""
-    return squares.sum(1).mean()
+# --- a test of regularity -------------------------------------------------------------------------
 
 
 def _bending(
-    u: Tensor, *, mixed: float = 2.0, reduced: Callable[[Tensor], Tensor] = _over_voxels
+    u: Tensor, *, mixed: float = 2.0, reduced: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
     """The bending energy, with one thing after another to get wrong; ``mixed`` is how often a
-    mixed difference counts.
+    mixed difference counts, ``reduced`` makes a number of squares (B, D, I, J, K).
     """
+    reduced = reduced or (lambda squares: squares.sum(1).mean())
     axes = range(2, u.ndim)
     energy = sum(reduced(u.diff(n=2, dim=i).square()) for i in axes)
     for i, j in combinations(axes, 2):
@@ -129,71 +172,192 @@ def _bending(
     return energy
 
 
-BENDING = Exercise(
-    "Bending energy",
-    arguments=_one_field,
-    right=bending_energy,
-    hints=(
-        "Second differences: u.diff(n=2, dim=i) along one axis, u.diff(dim=i).diff(dim=j) along "
-        "two.",
-        "The squared Frobenius norm of the Hessian: all its entries squared and added, over all "
-        "channels; then the mean over voxels.",
-        "For each axis x.square().sum(1).mean(), and twice the same of each mixed pair i < j.",
+def _shifted(u: Tensor, steps: dict[int, int]) -> Tensor:
+    """The inner voxels of ``u``, read at so many ``steps`` (-1, 0 or 1) along some axes."""
+    inner = [slice(None)] * 2
+    for axis in range(2, u.ndim):
+        step = steps.get(axis, 0)
+        inner.append(slice(1 + step, u.shape[axis] - 1 + step))
+    return u[tuple(inner)]
+
+
+def _over_two_voxels(u: Tensor, *, divisor: float = 4.0) -> Tensor:
+    """The bending energy whose mixed differences reach one voxel to either side along both axes,
+    and so are to be divided by 2 * 2.
+    """
+    energy = _bending(u, mixed=0.0)
+    for i, j in combinations(range(2, u.ndim), 2):
+        corners = [a * b * _shifted(u, {i: a, j: b}) for a in (1, -1) for b in (1, -1)]
+        energy = energy + 2 * (sum(corners) / divisor).square().sum(1).mean()
+    return energy
+
+
+# What a test is tried on: those that are right, then those that are not.
+ENERGIES: dict[str, tuple[bool, Callable[[Tensor], Tensor]]] = {
+    "the energy of the module": (True, bending_energy),
+    "an energy with mixed differences over two voxels, divided by 4": (True, _over_two_voxels),
+    "the energy of the exercise": (
+        False,
+        lambda u: _over_two_voxels(u, divisor=1.0),
     ),
-    gradient=True,
+    "one that counts mixed derivatives once": (False, lambda u: _bending(u, mixed=1.0)),
+    "one without mixed derivatives": (False, lambda u: _bending(u, mixed=0.0)),
+    "one with mixed derivatives alone": (
+        False,
+        lambda u: _bending(u) - _bending(u, mixed=0.0),
+    ),
+    "one of first derivatives": (False, diffusion),
+    "one that takes the mean over components": (False, lambda u: _bending(u, reduced=torch.mean)),
+    "one that takes the sum over voxels": (False, lambda u: _bending(u, reduced=torch.sum)),
+    "one that sees the first component only": (False, lambda u: _bending(u[:, :1])),
+    "one that sees the second component only": (False, lambda u: _bending(u[:, 1:2])),
+}
+
+
+def _verdicts(test: Callable, energies: dict[str, Callable]) -> dict[str, float] | None:
+    """{"passes: which energy": 1.0 or 0.0} of a test; None if it looks at none of them.
+
+    A test fails by ``assert``, or by returning False. Any other error stops it, if the energy was
+    right.
+    """
+    looked_at = []
+    found = {}
+    for name, energy in energies.items():
+
+        def watched(u: Tensor, energy: Callable = energy) -> Tensor:
+            looked_at.append(energy)
+            return energy(u)
+
+        try:
+            said = test(watched)
+            passes = said is None or bool(said)
+        except AssertionError:
+            passes = False
+        except Exception:
+            if ENERGIES[name][0]:
+                raise
+            passes = False
+        found[f"passes: {name}"] = float(passes)
+    return found if looked_at else None
+
+
+def _bent(*, components: int = 2, pure: float = 0.02, mixed: float = 0.01) -> tuple[Tensor, float]:
+    """A field (1, 2, I, J) that is a polynomial of degree two, and its bending energy, by hand:
+    ``pure`` is each second derivative along one axis, ``mixed`` that along two.
+    """
+    i, j = torch.meshgrid(torch.arange(9.0), torch.arange(7.0), indexing="ij")
+    u = torch.stack(
+        [
+            pure * i**2 / 2 + mixed * i * j,
+            (2 * pure * j**2 / 2 + 3 * mixed * i * j) * (components == 2),
+        ]
+    )
+    energy = pure**2 + 2 * mixed**2
+    if components == 2:
+        energy += (2 * pure) ** 2 + 2 * (3 * mixed) ** 2
+    return u[None], energy
+
+
+def _costs(energy: Callable, u: Tensor, wanted: float) -> bool:
+    return bool((energy(u) - wanted).abs() < 0.01 * wanted + 1e-7)
+
+
+def _test_of_bending(energy: Callable) -> bool:
+    return _costs(energy, *_bent())
+
+
+TEST_BENDING = Exercise(
+    "A test that finds the bug",
+    arguments=lambda dims, generator: ({name: made for name, (_, made) in ENERGIES.items()},),
+    right=_test_of_bending,
+    hints=(
+        "Choose a displacement whose second derivatives you know without a computer, and compare "
+        "with the energy that you have computed by hand.",
+        "A polynomial of degree two has the same second derivatives everywhere, whichever way they "
+        "are taken: a i^2 / 2 has a along i, b i j has b along i and j. Use all of them, and both "
+        "components, with different numbers.",
+        "u_0 = .02 i^2 / 2 + .01 i j and u_1 = .04 j^2 / 2 + .03 i j cost .02^2 + 2 * .01^2 + "
+        ".04^2 + 2 * .03^2: assert that the energy is near it.",
+    ),
+    dims=(2,),
+    used=_verdicts,
 )
 
 
-@BENDING.mistake(
-    "mixed counted once",
-    symptom="It is right for fields that bend along one axis only.",
-    idea="The Hessian is symmetric: the entry (i, j) stands there again as (j, i).",
-    line="Count every mixed second difference twice.",
+@TEST_BENDING.mistake(
+    "free maps alone",
+    symptom="Your test lets nearly every wrong energy pass.",
+    idea="Shifts, turns and enlargements have no second derivatives: an energy that is sixteen "
+    "times too large finds sixteen times nothing. Choose a field that costs something.",
+    line="u_0 = .01 i j costs 2 * .01^2 = .0002 at every voxel.",
 )
-def _mixed_counted_once(u):
-    return _bending(u, mixed=1.0)
+def _free_maps_alone(energy):
+    i, j = torch.meshgrid(torch.arange(9.0), torch.arange(7.0), indexing="ij")
+    return bool(energy(torch.stack([0.1 * i + 3, 0.2 * j])[None]).abs() < 1e-7)
 
 
-@BENDING.mistake(
-    "no mixed",
-    symptom="A field that is twisted, u = x y, costs nothing in your version.",
-    idea="The Hessian has entries off its diagonal.",
-    line="Add 2 * u.diff(dim=i).diff(dim=j).square() for every pair of axes.",
+@TEST_BENDING.mistake(
+    "along one axis",
+    symptom="Energies pass whose mixed derivatives are wrong.",
+    idea="Your field bends along its axes only; its mixed derivatives are 0, and so are four times "
+    "as large ones.",
+    line="Add a term with i j.",
 )
-def _no_mixed(u):
-    return _bending(u, mixed=0.0)
+def _along_one_axis(energy):
+    return _costs(energy, *_bent(mixed=0.0))
 
 
-@BENDING.mistake(
-    "first differences",
-    symptom="A plain enlargement, u = 0.1 x, already costs something.",
-    idea="You penalise the gradient (diffusion). Bending energy penalises the CHANGE of the "
-    "gradient, and lets every affine map go free.",
-    line="Second differences: diff(n=2, dim=i).",
+@TEST_BENDING.mistake(
+    "twisted only",
+    symptom="Your test lets an energy pass that knows mixed derivatives alone.",
+    idea="i j has no second derivative along i, nor along j: nobody misses them.",
+    line="Add a i^2 / 2 to one component and c j^2 / 2 to the other.",
 )
-def _first_differences(u):
-    return diffusion(u)
+def _twisted_only(energy):
+    return _costs(energy, *_bent(pure=0.0))
 
 
-@BENDING.mistake(
-    "mean over channels",
-    symptom="Your number is too small by the number of channels.",
-    idea="The norm is a sum over the channels of u; only over voxels one takes the mean.",
-    line=".square().sum(1).mean()",
+@TEST_BENDING.mistake(
+    "one component",
+    symptom="Your test lets an energy pass that never looks at u_1.",
+    idea="The energy is a sum over the components of u; yours has one that is 0.",
+    line="Bend both components, by different numbers.",
 )
-def _mean_over_channels(u):
-    return _bending(u, reduced=torch.mean)
+def _one_component(energy):
+    return _costs(energy, *_bent(components=1))
 
 
-@BENDING.mistake(
-    "sum over voxels",
-    symptom="Your number grows with the size of the image.",
-    idea="A loss is a mean over voxels; otherwise lambda_r would mean something else for each "
-    "image size.",
-    line=".sum(1).mean() instead of .sum()",
+@TEST_BENDING.mistake(
+    "one twisted component",
+    symptom="The bug of this exercise is found; others pass.",
+    idea="u_0 = c i j with u_1 = 0 says nothing of second derivatives along one axis, nor of the "
+    "other component.",
+    line="Add a i^2 / 2 to u_0, and something else to u_1.",
 )
-def _sum_over_voxels(u):
-    return _bending(u, reduced=torch.sum)
+def _one_twisted_component(energy):
+    return _costs(energy, *_bent(pure=0.0, components=1))
+
+
+@TEST_BENDING.mistake(
+    "against one program",
+    symptom="Your test refuses an energy that is right.",
+    idea="On noise two right ways to take differences give different numbers, since noise has no "
+    "derivatives. A test should know the truth, not another program's answer.",
+    line="Use a polynomial of degree two instead of noise, and your own number.",
+)
+def _against_one_program(energy):
+    noise = torch.randn(1, 2, 9, 7, generator=Generator().manual_seed(0))
+    return _costs(energy, noise, bending_energy(noise).item())
+
+
+@TEST_BENDING.mistake(
+    "some cost",
+    symptom="Your test only asks whether bending costs anything.",
+    idea="Nearly every wrong energy charges something; this bug charges sixteen times too much.",
+    line="Compare with the number that you computed by hand.",
+)
+def _some_cost(energy):
+    return bool(energy(_bent()[0]) > 0)
 
 
 # --- overlap --------------------------------------------------------------------------------------
@@ -214,90 +378,134 @@ def _probabilities(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
     return scores.softmax(1), _one_hot(labels)
 
 
-def _soft_dice(p: Tensor, q: Tensor, *, factor: float = 2.0, squares: bool = False) -> Tensor:
-    """1 - soft Dice as in the lesson, with one thing after another to get wrong."""
+def _partly_drawn(dims: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities, one-hot labels that are 0 for structures that nobody drew, and which were
+    drawn: two of one scan, all three of the other.
+    """
+    p, q = _probabilities(dims, generator)
+    drawn = torch.tensor([[True, True, False], [True, True, True]])
+    drawn = drawn[:, torch.randperm(3, generator=generator)]
+    return p, q * drawn.view(2, 3, *[1] * dims), drawn
+
+
+def _dice_of_each(p: Tensor, q: Tensor, *, factor: float = 2.0, squares: bool = False) -> Tensor:
+    """Soft Dice of each scan and structure, (B, C), with one thing after another to get wrong."""
     p, q = p.flatten(2), q.flatten(2)
-    overlaps = (p * q).sum(-1)
     sizes = (p.square() + q.square()).sum(-1) if squares else (p + q).sum(-1)
-    return 1 - (factor * overlaps / sizes).mean()
+    return factor * (p * q).sum(-1) / sizes
 
 
-SOFT_DICE = Exercise(
-    "1 - soft Dice",
-    arguments=_probabilities,
-    right=_soft_dice,
+def _dice_of_drawn(p: Tensor, q: Tensor, drawn: Tensor) -> Tensor:
+    return 1 - _dice_of_each(p, q)[drawn].mean()
+
+
+DRAWN_DICE = Exercise(
+    "1 - soft Dice of what was drawn",
+    arguments=_partly_drawn,
+    right=_dice_of_drawn,
     hints=(
-        "Probabilities p instead of membership: |A and B| becomes the sum of p q, |A| the sum of "
-        "p.",
-        "One Dice for every scan and every structure, background included; then the mean of all.",
-        "p and q flattened to (B, C, voxels): 1 - (2 * (p * q).sum(-1) / (p.sum(-1) + "
-        "q.sum(-1))).mean()",
+        "First one soft Dice for every scan and every structure, (B, C). Then the mean of those "
+        "that were drawn.",
+        "Sums run over voxels only; a boolean tensor as an index picks out where it is true.",
+        "p and q flattened to (B, C, voxels): dice = 2 * (p * q).sum(-1) / (p.sum(-1) + "
+        "q.sum(-1)), then 1 - dice[drawn].mean()",
     ),
     gradient=True,
 )
 
 
-@SOFT_DICE.mistake(
+@DRAWN_DICE.mistake(
+    "undrawn is absent",
+    symptom="Where nobody drew a structure, your loss punishes whoever finds it.",
+    idea="Not drawn does not mean not there. What nobody knows must not be taught.",
+    line="Take the mean over dice[drawn], not over all.",
+)
+def _undrawn_is_absent(p, q, drawn):
+    return 1 - _dice_of_each(p, q).mean()
+
+
+@DRAWN_DICE.mistake(
+    "undrawn is perfect",
+    symptom="Your loss shrinks with every structure that nobody drew.",
+    idea="What was not drawn counts as a loss of 0, since it stands in the denominator.",
+    line="Divide by the number of those that were drawn: dice[drawn].mean()",
+)
+def _undrawn_is_perfect(p, q, drawn):
+    return ((1 - _dice_of_each(p, q)) * drawn).mean()
+
+
+@DRAWN_DICE.mistake(
+    "undrawn scores nothing",
+    symptom="Even a perfect guess has a large loss.",
+    idea="What was not drawn counts as a Dice of 0, since it stands in the denominator.",
+    line="Divide by the number of those that were drawn: dice[drawn].mean()",
+)
+def _undrawn_scores_nothing(p, q, drawn):
+    return 1 - (_dice_of_each(p, q) * drawn).mean()
+
+
+@DRAWN_DICE.mistake(
+    "scan by scan",
+    symptom="A structure of a scan where little was drawn counts more in your version.",
+    idea="You take the mean of each scan first. Asked for was one mean over everything that was "
+    "drawn.",
+    line="dice[drawn].mean()",
+)
+def _scan_by_scan(p, q, drawn):
+    dice = _dice_of_each(p, q)
+    return 1 - ((dice * drawn).sum(1) / drawn.sum(1)).mean()
+
+
+@DRAWN_DICE.mistake(
     "no factor 2",
     symptom="A perfect guess does not get 0.",
     idea="The denominator counts the voxels of both; where they agree, twice.",
     line="2 * (p * q).sum(-1)",
 )
-def _no_factor_2(p, q):
-    return _soft_dice(p, q, factor=1.0)
+def _no_factor_2(p, q, drawn):
+    return 1 - _dice_of_each(p, q, factor=1.0)[drawn].mean()
 
 
-@SOFT_DICE.mistake(
+@DRAWN_DICE.mistake(
     "the score",
     symptom="A perfect guess gets 1, the worst gets 0: the wrong way round for a loss.",
     idea="You return Dice. A loss is made small, so it is 1 - Dice.",
     line="return 1 - ...",
 )
-def _the_score(p, q):
-    return 1 - _soft_dice(p, q)
+def _the_score(p, q, drawn):
+    return _dice_of_each(p, q)[drawn].mean()
 
 
-@SOFT_DICE.mistake(
+@DRAWN_DICE.mistake(
     "pooled",
     symptom="Small structures hardly count in your version.",
-    idea="You add all structures before dividing: the largest decides. And since p sums to 1 over "
-    "the structures, this is only the mean probability of the right label.",
-    line="Sum over voxels only, dim -1, and take the mean over structures at the end.",
+    idea="You add all structures before dividing: the largest decides.",
+    line="Sum over voxels only, dim -1, and take the mean over dice[drawn] at the end.",
 )
-def _pooled(p, q):
+def _pooled(p, q, drawn):
+    p, q = p.flatten(2)[drawn], q.flatten(2)[drawn]
     return 1 - 2 * (p * q).sum() / (p.sum() + q.sum())
 
 
-@SOFT_DICE.mistake(
+@DRAWN_DICE.mistake(
     "hard",
     symptom="Your loss has no gradient: nothing can be learnt from it.",
     idea="argmax jumps. The soft version uses the probabilities themselves.",
     line="Leave p as it is.",
 )
-def _hard(p, q):
-    return _soft_dice(_one_hot(p.argmax(1)), q)
+def _hard(p, q, drawn):
+    return _dice_of_drawn(_one_hot(p.argmax(1)), q, drawn)
 
 
-@SOFT_DICE.mistake(
-    "background left out",
-    symptom="Your loss lacks the first channel.",
-    idea="As a SCORE, Dice leaves out the background. In the loss of this kit it counts as one "
-    "structure among the others, so that false positives cost something at once.",
-    line="Use all channels.",
-)
-def _background_left_out(p, q):
-    return _soft_dice(p[:, 1:], q[:, 1:])
-
-
-@SOFT_DICE.mistake(
+@DRAWN_DICE.mistake(
     "squares",
     symptom="Your denominator is smaller than it should be.",
     idea="Some papers put squares there (V-Net). Then a guess that is unsure everywhere is "
     "punished less.",
     line="p.sum(-1) + q.sum(-1), without squares.",
 )
-def _squares(p, q):
-    return _soft_dice(p, q, squares=True)
+def _squares(p, q, drawn):
+    return 1 - _dice_of_each(p, q, squares=True)[drawn].mean()
 
 
 # --- whose labels? --------------------------------------------------------------------------------
@@ -362,6 +570,27 @@ def _added(known, one_hot, guess):
 )
 def _guess_only(known, one_hot, guess):
     return guess
+
+
+@GUESS.mistake(
+    "not shaped",
+    symptom="It stops: known has one entry for each scan, and PyTorch takes them for voxels.",
+    idea="Shapes are matched from the LAST axis. known (B,) must become (B, 1, 1, 1) to choose "
+    "between tensors (B, C, I, J).",
+    line="known.view(-1, 1, 1, 1), in 3D with one more 1",
+)
+def _not_shaped(known, one_hot, guess):
+    return torch.where(known, one_hot, guess)
+
+
+@GUESS.mistake(
+    "all or none",
+    symptom="One scan that an expert has labelled decides for the whole batch.",
+    idea="Each scan of the batch has its own answer: if known.any(): takes one for all.",
+    line="torch.where(known.view(-1, 1, 1, 1), one_hot, guess)",
+)
+def _all_or_none(known, one_hot, guess):
+    return one_hot if known.any() else guess
 
 
 @GUESS.mistake(
@@ -464,9 +693,9 @@ def _nearest(image, one_hot, u):
 
 
 EXERCISES = {
-    "ncc": NCC,
-    "bending": BENDING,
-    "soft_dice": SOFT_DICE,
+    "weighted_ncc": WEIGHTED_NCC,
+    "test_bending": TEST_BENDING,
+    "drawn_dice": DRAWN_DICE,
     "guess": GUESS,
     "warp_both": WARP_BOTH,
 }

@@ -291,22 +291,36 @@ def _uphill(seg, reg, turn, loss):
 # --- a slow teacher -------------------------------------------------------------------------------
 
 
-def _weights(dims: int, generator: Generator) -> tuple[Tensor, Tensor, float]:
-    return torch.randn(6, generator=generator), torch.randn(6, generator=generator), 0.9
+def _after_each_turn(dims: int, generator: Generator) -> tuple[Tensor, float]:
+    """Weights of a student (turns, weights) that wanders, and how slowly the teacher follows."""
+    students = 1 + torch.randn(6, 5, generator=generator)
+    decay = 0.6 + 0.3 * torch.rand((), generator=generator)
+    return students, float(decay)
 
 
-def _average(teacher: Tensor, student: Tensor, decay: float) -> Tensor:
-    return decay * teacher + (1 - decay) * student
+def _followed(students: Tensor, decay: float, share: float) -> Tensor:
+    """decay times what the teacher was, and share times the student, turn by turn."""
+    teacher = students[0]
+    for student in students[1:]:
+        teacher = decay * teacher + share * student
+    return teacher
+
+
+def _slow_teacher(students: Tensor, decay: float) -> Tensor:
+    return _followed(students, decay, 1 - decay)
 
 
 AVERAGE = Exercise(
     "A slow teacher",
-    arguments=_weights,
-    right=_average,
+    arguments=_after_each_turn,
+    right=_slow_teacher,
     hints=(
-        "The teacher keeps most of what it is and takes a little of what the student has become.",
-        "A weighted mean with the weights decay and 1 - decay.",
-        "decay * teacher + (1 - decay) * student",
+        "The teacher begins where the student does. After each turn it keeps most of what it is "
+        "and takes a little of what the student has become.",
+        "A loop over the turns but the first; in it a weighted mean with the weights decay and "
+        "1 - decay.",
+        "teacher = students[0]; for student in students[1:]: teacher = decay * teacher + "
+        "(1 - decay) * student",
     ),
     dims=(2,),
 )
@@ -318,8 +332,8 @@ AVERAGE = Exercise(
     idea="decay near 1 means a long memory.",
     line="decay belongs to the teacher.",
 )
-def _exchanged(teacher, student, decay):
-    return (1 - decay) * teacher + decay * student
+def _exchanged(students, decay):
+    return _followed(students, 1 - decay, decay)
 
 
 @AVERAGE.mistake(
@@ -328,18 +342,29 @@ def _exchanged(teacher, student, decay):
     idea="The two factors must sum to 1.",
     line="(1 - decay) * student",
 )
-def _not_a_mean(teacher, student, decay):
-    return decay * teacher + student
+def _not_a_mean(students, decay):
+    return _followed(students, decay, 1.0)
 
 
 @AVERAGE.mistake(
     "half and half",
-    symptom="decay makes no difference.",
-    idea="An ordinary mean forgets half of its past in every turn.",
+    symptom="decay makes no difference, and the last turn counts half.",
+    idea="An ordinary mean of two forgets half of its past in every turn.",
     line="decay and 1 - decay instead of a half each",
 )
-def _half_and_half(teacher, student, decay):
-    return (teacher + student) / 2
+def _half_and_half(students, decay):
+    return _followed(students, 0.5, 0.5)
+
+
+@AVERAGE.mistake(
+    "all turns alike",
+    symptom="decay makes no difference, and the first turn counts as much as the last.",
+    idea="A running average forgets: the weight of a turn falls by the factor decay with each "
+    "turn that follows.",
+    line="teacher = decay * teacher + (1 - decay) * student, turn by turn",
+)
+def _all_turns_alike(students, decay):
+    return students.mean(0)
 
 
 @AVERAGE.mistake(
@@ -348,8 +373,28 @@ def _half_and_half(teacher, student, decay):
     idea="That is decay = 0: no memory.",
     line="Keep decay times the old teacher.",
 )
-def _the_student(teacher, student, decay):
-    return student
+def _the_student(students, decay):
+    return students[-1]
+
+
+@AVERAGE.mistake(
+    "one step only",
+    symptom="The turns between the first and the last have left no trace.",
+    idea="The teacher moves after every turn, not once at the end.",
+    line="for student in students[1:]",
+)
+def _one_step_only(students, decay):
+    return decay * students[0] + (1 - decay) * students[-1]
+
+
+@AVERAGE.mistake(
+    "from zero",
+    symptom="Your teacher is smaller than every student.",
+    idea="It does not begin with nothing, but as a copy of the student.",
+    line="teacher = students[0], and the loop over students[1:]",
+)
+def _from_zero(students, decay):
+    return _followed(torch.cat([torch.zeros_like(students[:1]), students]), decay, 1 - decay)
 
 
 # --- a network that stands still ------------------------------------------------------------------
@@ -383,8 +428,7 @@ def _descend(net: nn.Module, loss: Tensor) -> None:
 
 def _stands_still(make_net: Callable, seen: Tensor, test: Tensor) -> Tensor:
     net = make_net().eval()
-    net(seen)
-    return net(test).detach()
+    return torch.stack([net(seen), net(test)]).detach()
 
 
 FROZEN = Exercise(
@@ -393,7 +437,7 @@ FROZEN = Exercise(
     right=_stands_still,
     hints=(
         "torch.no_grad() stops gradients. Is there anything in this network that changes without "
-        "one?",
+        "one, and anything that depends on the other images of a batch?",
         "Batch normalisation keeps running means of what it sees, and updates them whenever the "
         "network is in training mode, gradient or not.",
         "net.eval() before it is consulted",
@@ -411,20 +455,54 @@ FROZEN = Exercise(
 )
 def _running_means_move(make_net, seen, test):
     net = make_net().train()
-    net(seen)
-    return net.eval()(test).detach()
+    guess = net(seen)
+    return torch.stack([guess, net.eval()(test)]).detach()
+
+
+@FROZEN.mistake(
+    "never consulted",
+    symptom="One answer came back where two were wanted: the other network never got its guess.",
+    idea="A network that is not asked stands still, too, but teaches nobody. Ask it, and leave it "
+    "as it was.",
+    line="torch.stack([guess, answer]), both of the network in evaluation mode",
+)
+def _never_consulted(make_net, seen, test):
+    return make_net().eval()(test).detach()
+
+
+@FROZEN.mistake(
+    "a copy is consulted",
+    symptom="The answer is right, the guess is not.",
+    idea="A copy protects the running means, but in training mode a guess still depends on the "
+    "other images of its batch.",
+    line="net.eval() before it is consulted; then no copy is needed",
+)
+def _a_copy_is_consulted(make_net, seen, test):
+    guess = make_net().train()(seen)
+    return torch.stack([guess, make_net().eval()(test)]).detach()
 
 
 @FROZEN.mistake(
     "training mode at the end",
-    symptom="The answer for one image depends on the others of its batch.",
+    symptom="The guess is right, but the answer for one image depends on the others of its batch.",
     idea="In training mode batch normalisation uses the batch at hand.",
     line="net.eval() for the test images, too",
 )
 def _training_mode_at_the_end(make_net, seen, test):
     net = make_net().eval()
-    net(seen)
-    return net.train()(test).detach()
+    guess = net(seen)
+    return torch.stack([guess, net.train()(test)]).detach()
+
+
+@FROZEN.mistake(
+    "training mode throughout",
+    symptom="Guess and answer both depend on the other images of their batch.",
+    idea="A new network is in training mode until somebody says otherwise, and no_grad() does not.",
+    line="net.eval() before anything is asked",
+)
+def _training_mode_throughout(make_net, seen, test):
+    net = make_net().train()
+    return torch.stack([net(seen), net(test)]).detach()
 
 
 @FROZEN.mistake(
@@ -435,8 +513,9 @@ def _training_mode_at_the_end(make_net, seen, test):
 )
 def _it_learns(make_net, seen, test):
     net = make_net().eval()
-    _descend(net, net(seen).square().mean())
-    return net(test).detach()
+    guess = net(seen)
+    _descend(net, guess.square().mean())
+    return torch.stack([guess, net(test)]).detach()
 
 
 EXERCISES = {"turn": TURN, "stop": STOP, "step": STEP, "average": AVERAGE, "frozen": FROZEN}

@@ -260,16 +260,19 @@ def _the_least_sure(guess, pseudo):
 # --- draws ----------------------------------------------------------------------------------------
 
 
-def _dice_of_draws(dims: int, generator: Generator) -> tuple[np.ndarray]:
-    """Dice (draws of the labelled scan, test subjects)."""
+def _dice_of_draws(dims: int, generator: Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Dice (draws, subjects), and which scan each draw has labelled: the best one three times."""
     rng = numpy_generator(generator)
-    draws = rng.uniform(0.7, 0.9, (5, 1))
-    subjects = rng.normal(0, 0.03, (5, 12))
-    return (draws + subjects,)
+    of_scans = np.array([0.7, 0.76, 0.82, 0.88]) + rng.uniform(0, 0.02, 4)
+    dice = of_scans[:, None] + rng.normal(0, 0.03, (4, 12))
+    drawn = rng.permutation([0, 1, 2, 3, 3, 3])
+    names = rng.choice(20, 4, replace=False)
+    return dice[drawn], names[drawn]
 
 
-def _mean_and_scatter(dice: np.ndarray) -> tuple[float, float]:
-    means = dice.mean(1)
+def _mean_and_scatter(dice: np.ndarray, scans: np.ndarray) -> tuple[float, float]:
+    _, first = np.unique(scans, return_index=True)
+    means = dice[first].mean(1)
     return float(means.mean()), float(means.std(ddof=1))
 
 
@@ -278,15 +281,27 @@ DRAWS = Exercise(
     arguments=_dice_of_draws,
     right=_mean_and_scatter,
     hints=(
-        "One number for each draw first; then the mean and the standard deviation of these "
-        "numbers.",
-        "The number of a draw is the mean over its subjects. Five such numbers are a sample "
-        "(ddof=1).",
-        "means = dice.mean(axis=1); (means.mean(), means.std(ddof=1))",
+        "Which rows are about another labelled scan? One number for each of these; then the mean "
+        "and the standard deviation of these numbers.",
+        "np.unique with return_index=True says where each scan was drawn first. The number of a "
+        "draw is the mean over its subjects; such numbers are a sample (ddof=1).",
+        "_, first = np.unique(scans, return_index=True); means = dice[first].mean(axis=1); "
+        "(means.mean(), means.std(ddof=1))",
     ),
     dims=(2,),
     tolerance=1e-6,
 )
+
+
+@DRAWS.mistake(
+    "every draw counts",
+    symptom="Your mean leans towards one scan, and your scatter is too small.",
+    idea="Two draws of one scan are one experiment told twice: nothing but the draw was different.",
+    line="_, first = np.unique(scans, return_index=True), and dice[first]",
+)
+def _every_draw_counts(dice, scans):
+    means = dice.mean(1)
+    return float(means.mean()), float(means.std(ddof=1))
 
 
 @DRAWS.mistake(
@@ -296,28 +311,31 @@ DRAWS = Exercise(
     "scan had been labelled?",
     line="The mean of each draw first.",
 )
-def _all_together(dice):
-    return float(dice.mean()), float(dice.std(ddof=1))
+def _all_together(dice, scans):
+    _, first = np.unique(scans, return_index=True)
+    return float(dice[first].mean()), float(dice[first].std(ddof=1))
 
 
 @DRAWS.mistake(
     "between subjects",
     symptom="The mean is right, the scatter is too small.",
     idea="You average over draws, and with them away goes the scatter that was asked for.",
-    line="dice.mean(axis=1)",
+    line="mean(axis=1)",
 )
-def _between_subjects(dice):
-    return float(dice.mean()), float(dice.mean(0).std(ddof=1))
+def _between_subjects(dice, scans):
+    _, first = np.unique(scans, return_index=True)
+    return float(dice[first].mean()), float(dice[first].mean(0).std(ddof=1))
 
 
 @DRAWS.mistake(
     "divided by n",
     symptom="The scatter is a little too small.",
-    idea="np.std divides by n; a sample of five wants n - 1.",
+    idea="np.std divides by n; a sample wants n - 1.",
     line="std(ddof=1)",
 )
-def _divided_by_n(dice):
-    means = dice.mean(1)
+def _divided_by_n(dice, scans):
+    _, first = np.unique(scans, return_index=True)
+    means = dice[first].mean(1)
     return float(means.mean()), float(means.std())
 
 
@@ -327,8 +345,9 @@ def _divided_by_n(dice):
     idea="Nobody knows beforehand which scan is the lucky one.",
     line="means.mean(), not means.max()",
 )
-def _the_best_draw(dice):
-    means = dice.mean(1)
+def _the_best_draw(dice, scans):
+    _, first = np.unique(scans, return_index=True)
+    means = dice[first].mean(1)
     return float(means.max()), float(means.std(ddof=1))
 
 

@@ -1,5 +1,5 @@
-"""Lesson 07, evaluation: means that do not lie, the share of a gap, boundaries, many
-comparisons.
+"""Lesson 07, evaluation: means that do not lie, boundaries, runs as cases, many comparisons, the
+share of a gap.
 """
 
 from __future__ import annotations
@@ -106,6 +106,28 @@ def _structures_first(scores):
     return np.nanmean(np.nanmean(scores, axis=0))
 
 
+@MEAN.mistake(
+    "median for mean",
+    symptom="It is near, and stays where it is when one case is lost altogether.",
+    idea="You give the median over cases. A method that fails on one case in ten has the same "
+    "median as one that never fails; the mean tells them apart.",
+    line="The mean over cases of np.nanmean(scores, axis=1).",
+)
+def _median_of_cases(scores):
+    return np.median(np.nanmean(scores, axis=1))
+
+
+@MEAN.mistake(
+    "median of structures",
+    symptom="It is near, and blind to a structure that fails everywhere.",
+    idea="You take the median over the structures of a case. A structure that is always missed "
+    "has to count.",
+    line="np.nanmean over the structures, not np.nanmedian.",
+)
+def _median_of_structures(scores):
+    return np.nanmedian(scores, axis=1).mean()
+
+
 # --- the share of a gap ---------------------------------------------------------------------------
 
 
@@ -185,76 +207,206 @@ def _relative_gain(baseline, joint, full):
     return (joint.mean() - baseline.mean()) / baseline.mean()
 
 
-# --- a boundary distance --------------------------------------------------------------------------
+@GAP.mistake(
+    "median for mean",
+    symptom="It is near, but the gains of your subjects do not add up to it.",
+    idea="You compare medians: of a median nobody knows which subject's gain it is. The gain of a "
+    "cohort is a mean of gains, and the mean of differences is the difference of means.",
+    line="(joint.mean() - baseline.mean()) / (full.mean() - baseline.mean())",
+)
+def _medians_for_means(baseline, joint, full):
+    lowest = np.median(baseline)
+    return (np.median(joint) - lowest) / (np.median(full) - lowest)
 
 
-def _distances(dims: int, generator: Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Distances in voxels from each boundary voxel of A to the boundary of B, and the other way
-    round.
+# --- how much of a boundary is near -------------------------------------------------------------
+
+TOLERANCE = 1.0  # voxels
+
+
+def _distances(dims: int, generator: Generator) -> tuple[np.ndarray, np.ndarray, float]:
+    """Distances in voxels from each boundary voxel of A to the boundary of B, the other way round,
+    and what is forgiven: distances of a grid, so that many are just that.
     """
     rng = numpy_generator(generator)
-    a_to_b = rng.exponential(1.0, 300)
-    near, far = rng.exponential(1.0, 80), rng.uniform(6, 20, 20)
-    return a_to_b, np.concatenate([near, far])
+    on_a_grid = np.sqrt([0.0, 1.0, 2.0, 4.0, 5.0, 9.0])
+    a_to_b = rng.choice(on_a_grid, 300, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.05])
+    b_to_a = rng.choice(on_a_grid, 100, p=[0.1, 0.2, 0.1, 0.1, 0.2, 0.3])
+    return a_to_b, b_to_a, TOLERANCE
 
 
-def _hd95(a_to_b: np.ndarray, b_to_a: np.ndarray) -> float:
-    return float(max(np.percentile(a_to_b, 95), np.percentile(b_to_a, 95)))
+def _nsd(a_to_b: np.ndarray, b_to_a: np.ndarray, tolerance: float) -> float:
+    near = (a_to_b <= tolerance).sum() + (b_to_a <= tolerance).sum()
+    return float(near / (len(a_to_b) + len(b_to_a)))
 
 
-HD95 = Exercise(
-    "The 95th percentile of the surface distance",
+NSD = Exercise(
+    "The normalised surface distance",
     arguments=_distances,
-    right=_hd95,
+    right=_nsd,
     hints=(
-        "There are two directions: from A to B, and from B to A.",
-        "The 95th percentile of each direction, and the larger of the two.",
-        "max(np.percentile(a_to_b, 95), np.percentile(b_to_a, 95))",
+        "Count the boundary voxels that are near enough, of A and of B. How many are there in all?",
+        "Near enough is at most the tolerance. Both boundaries are one heap of voxels, in the "
+        "numerator and in the denominator.",
+        "((a_to_b <= tolerance).sum() + (b_to_a <= tolerance).sum()) / (len(a_to_b) + len(b_to_a))",
     ),
     dims=(3,),
 )
 
 
-@HD95.mistake(
+@NSD.mistake(
     "one direction",
     symptom="A part that the guess lacks altogether goes unnoticed.",
-    idea="From A every point may be near to B while B has a part far from A.",
-    line="Use both directions and take the larger.",
+    idea="From A every voxel may be near to B while B has a part far from A.",
+    line="Count both boundaries.",
 )
-def _one_direction(a_to_b, b_to_a):
-    return float(np.percentile(a_to_b, 95))
+def _one_direction(a_to_b, b_to_a, tolerance):
+    return float((a_to_b <= tolerance).mean())
 
 
-@HD95.mistake(
-    "both together",
+@NSD.mistake(
+    "mean of two shares",
+    symptom="It is near, and right if both boundaries are equally long.",
+    idea="You average a share of A and a share of B: then a voxel of the shorter boundary weighs "
+    "more than one of the longer.",
+    line="Add the counts first, then divide by the number of all boundary voxels.",
+)
+def _mean_of_shares(a_to_b, b_to_a, tolerance):
+    return float(((a_to_b <= tolerance).mean() + (b_to_a <= tolerance).mean()) / 2)
+
+
+@NSD.mistake(
+    "the worse direction",
     symptom="It is smaller than it should be.",
-    idea="You mix both directions before the percentile: the longer boundary then outvotes the "
-    "shorter one.",
-    line="A percentile for each direction, then the larger.",
+    idea="The worse of two directions belongs to a Hausdorff distance, which is about the farthest "
+    "voxels. Here all voxels are counted together.",
+    line="Add the counts of both boundaries, then divide.",
 )
-def _both_together(a_to_b, b_to_a):
-    distances = np.concatenate([a_to_b, b_to_a])
-    return float(np.percentile(distances, 95))
+def _worse_share(a_to_b, b_to_a, tolerance):
+    return float(min((a_to_b <= tolerance).mean(), (b_to_a <= tolerance).mean()))
 
 
-@HD95.mistake(
-    "mean of both",
-    symptom="It is smaller than it should be.",
-    idea="A Hausdorff distance is the worse of the two directions, not their mean.",
-    line="max instead of mean.",
+@NSD.mistake(
+    "strictly below",
+    symptom="A boundary that lies just one tolerance away everywhere gets far too little.",
+    idea="On a grid many distances are exactly the tolerance. These are forgiven, too.",
+    line="<= tolerance, not < tolerance",
 )
-def _mean_of_both(a_to_b, b_to_a):
-    return float(np.mean([np.percentile(a_to_b, 95), np.percentile(b_to_a, 95)]))
+def _strictly_below(a_to_b, b_to_a, tolerance):
+    near = (a_to_b < tolerance).sum() + (b_to_a < tolerance).sum()
+    return float(near / (len(a_to_b) + len(b_to_a)))
 
 
-@HD95.mistake(
-    "the very largest",
-    symptom="It is larger than it should be.",
-    idea="That is the plain Hausdorff distance, which a single stray voxel decides.",
-    line="Percentile 95 instead of the maximum.",
+@NSD.mistake(
+    "what is far",
+    symptom="The better the guess, the smaller your number.",
+    idea="You count what lies too far away. The score is the share that is near enough.",
+    line="<= tolerance, or 1 minus what you have.",
 )
-def _the_very_largest(a_to_b, b_to_a):
-    return float(max(a_to_b.max(), b_to_a.max()))
+def _what_is_far(a_to_b, b_to_a, tolerance):
+    return 1 - _nsd(a_to_b, b_to_a, tolerance)
+
+
+@NSD.mistake(
+    "percent",
+    symptom="Your number is a hundred times too large.",
+    idea="A share was wanted: 0.9, not 90.",
+    line="Leave the factor 100 away.",
+)
+def _nsd_in_percent(a_to_b, b_to_a, tolerance):
+    return 100 * _nsd(a_to_b, b_to_a, tolerance)
+
+
+# --- runs are cases -------------------------------------------------------------------------------
+
+
+def _gains_of_runs(dims: int, generator: Generator) -> tuple[np.ndarray]:
+    """Differences of two methods, (runs, subjects): each run has its own luck, all its subjects
+    share it.
+    """
+    rng = numpy_generator(generator)
+    luck = rng.normal(1.0, 1.0, (5, 1))
+    return (luck + rng.exponential(1.0, (5, 8)) - 1,)
+
+
+def _t_of(means: np.ndarray) -> float:
+    """Student's t of independent numbers: the mean over its standard error."""
+    return float(means.mean() / (means.std(ddof=1) / math.sqrt(len(means))))
+
+
+def _t_over_runs(differences: np.ndarray) -> float:
+    return _t_of(differences.mean(axis=1))
+
+
+RUNS = Exercise(
+    "A test over runs",
+    arguments=_gains_of_runs,
+    right=_t_over_runs,
+    hints=(
+        "What is drawn anew in each run, and shared by all its subjects? So how many independent "
+        "numbers are there?",
+        "One mean for each run. t is the mean of these, divided by their standard deviation "
+        "(n - 1 in it) over the root of n, where n is the number of runs.",
+        "m = differences.mean(axis=1); m.mean() / (m.std(ddof=1) / np.sqrt(len(m)))",
+    ),
+    dims=(3,),
+)
+
+
+@RUNS.mistake(
+    "subjects as cases",
+    symptom="Your t is too far from 0: it makes one more certain than one may be.",
+    idea="Subjects of one run share the labelled scan and the networks. Counted one by one, as "
+    "if each had been drawn anew, they promise more than they know.",
+    line="differences.mean(axis=1) first, then t over these few numbers.",
+)
+def _subjects_as_cases(differences):
+    return _t_of(differences.ravel())
+
+
+@RUNS.mistake(
+    "means of subjects",
+    symptom="You have as many numbers as there are subjects in a run.",
+    idea="You average over the runs, and test over subjects: then the luck of the runs is no "
+    "chance at all.",
+    line="axis=1: over the subjects of a run.",
+)
+def _means_of_subjects(differences):
+    return _t_of(differences.mean(axis=0))
+
+
+@RUNS.mistake(
+    "n instead of n - 1",
+    symptom="It is a little too far from 0, the more so the fewer runs there are.",
+    idea="The mean was taken from the same numbers, so one of them is no longer free: the sum of "
+    "squares is divided by n - 1.",
+    line="std(ddof=1)",
+)
+def _n_instead_of_n_minus_1(differences):
+    means = differences.mean(axis=1)
+    return float(means.mean() / (means.std() / math.sqrt(len(means))))
+
+
+@RUNS.mistake(
+    "no root of n",
+    symptom="It does not grow with the number of runs.",
+    idea="You divide by how much single runs scatter. Their mean scatters less, by the root of "
+    "their number.",
+    line="Divide the standard deviation by np.sqrt(len(means)).",
+)
+def _no_root(differences):
+    means = differences.mean(axis=1)
+    return float(means.mean() / means.std(ddof=1))
+
+
+@RUNS.mistake(
+    "median for mean",
+    symptom="It is near, but a subject on which everything went wrong has left no trace.",
+    idea="You take the median of each run. The gain of a run is the mean of its subjects' gains.",
+    line="differences.mean(axis=1)",
+)
+def _medians_of_runs(differences):
+    return _t_of(np.median(differences, axis=1))
 
 
 # --- many comparisons -----------------------------------------------------------------------------
@@ -348,4 +500,18 @@ def _false_discovery_rate(p):
     return adjusted
 
 
-EXERCISES = {"mean": MEAN, "gap": GAP, "hd95": HD95, "holm": HOLM}
+@HOLM.mistake(
+    "factors the other way",
+    symptom="The smallest p stays as it is, and the largest grows most.",
+    idea="The smallest p is the one that was picked out of all m: it pays for all of them.",
+    line="The k-th smallest times m - k + 1: factors m, m - 1, ..., 1.",
+)
+def _factors_the_other_way(p):
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    values = p[order] * np.arange(1, len(p) + 1)
+    adjusted[order] = np.maximum.accumulate(values).clip(max=1)
+    return adjusted
+
+
+EXERCISES = {"nsd": NSD, "mean": MEAN, "runs": RUNS, "holm": HOLM, "gap": GAP}

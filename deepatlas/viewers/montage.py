@@ -31,7 +31,7 @@ h2 { font-size: 1.05em; margin: 0 0 .3em; width: 100%; overflow-wrap: anywhere; 
 figure { margin: 0; } figcaption { font-size: .8em; color: #444; text-align: center; }
 .frame { position: relative; background: #000; margin: 0 auto; }
 .frame img { display: block; width: 100%; height: 100%; image-rendering: pixelated; }
-.frame span { position: absolute; color: #ffe14d; font: bold 11px sans-serif;
+.frame span { position: absolute; color: #fff; font: bold 11px sans-serif;
   text-shadow: 0 0 3px #000, 0 0 3px #000; }
 .left { left: 3px; top: calc(50% - 7px); } .right { right: 3px; top: calc(50% - 7px); }
 .top { top: 2px; left: calc(50% - 4px); } .bottom { bottom: 2px; left: calc(50% - 4px); }

@@ -82,7 +82,8 @@ def view_scan(
     """
     scan = check(scan, "scan", display, structures)
     if display == "static":
-        return plots.picture(plots.scan_figure(scan, structures), scan_title(scan))
+        figure = plots.scan_figure(scan, structures)
+        return plots.picture(figure, f"{scan_title(scan)}: {plots.description(figure)}")
     return _shown(scan_state(scan, structures), display)
 
 
@@ -110,7 +111,8 @@ def view_registration(
     if display == "static":
         check_registration(moving, fixed, phi)
         figure = plots.registration_figure(moving, fixed, phi, structures)
-        return plots.picture(figure, registration_title(moving, fixed))
+        title = registration_title(moving, fixed)
+        return plots.picture(figure, f"{title}. {plots.description(figure)}")
     return _shown(registration_state(moving, fixed, phi, structures), display)
 
 

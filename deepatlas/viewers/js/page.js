@@ -1,6 +1,9 @@
 // What every view needs of the page: its style, its elements, its frames.
 
+// As MARKS of plots.py.
 export const ORANGE = "#D55E00"; // of the grid, of what has the focus, of what is chosen
+export const ARROWS = "#40E0FF";
+export const FOLDS = "#FF1FC7";
 
 export const STYLE = `
 .deepatlas {

@@ -1,7 +1,7 @@
 // What a plane shows: its volumes as they were sent or pulled, their colours, and how both are
 // painted. `view` is one picture, {source, plane, base, top, stack}; `state` are the traits.
 
-import { ORANGE, clamp } from "./page.js";
+import { ARROWS, FOLDS, ORANGE, clamp } from "./page.js";
 import {
   arrows, drawOutlines, imageOf, levelLines, movedLattice, pixelOf, resize, stretched, stroke, tint,
 } from "./pen.js";
@@ -10,9 +10,7 @@ import { displacementOn, proportions, pull, unpack } from "./volume.js";
 const SQUARE = 8; // of the checkerboard, in shortest sides of a voxel
 const KEPT = 40; // planes and tables that are remembered
 
-const YELLOW = "#F0E442"; // of arrows
 const BLUE = "rgba(86, 180, 233, 0.6)"; // of the cursor
-const RED = pixelOf(255, 0, 0); // of folds
 
 /** The volumes of one message from Python, and what has been computed from them. */
 export class Scene {
@@ -149,10 +147,11 @@ export function paintTop(scene, view, state, zoom) {
   const on = (layer) => state.layers.includes(layer);
   if (source === "warped") paintMaps(pen, scene, plane, state, scale);
   if (on("labels")) paintLabels(pen, scene, view, state, scale, line);
+  if (on("folds") && source === "warped") paintFolds(pen, scene, plane, scale);
   if (scene.registration && on("grid")) paintGrid(pen, scene, view, state, line);
   if (on("arrows") && source === "fixed") {
     const path = arrows(plane, scene.field(plane), state.strength);
-    stroke(pen, stretched(path, plane), YELLOW, line);
+    stroke(pen, stretched(path, plane), ARROWS, line);
   }
   stroke(pen, stretched(cross(plane, state.cursor), plane), BLUE, 1 / zoom);
 }
@@ -176,7 +175,12 @@ function clean(canvas, { width, height, sides: [wide, tall] }, scale) {
   return pen;
 }
 
-/** Maps over the warped picture: |u| in mm, det J, and folds in red. */
+/** Red, green and blue of "#RRGGBB". */
+function bytesOf(colour) {
+  return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+}
+
+/** Maps over the warped picture: |u| in mm, and det J. */
 function paintMaps(pen, scene, plane, { layers, strength }, scale) {
   if (layers.includes("|u|")) {
     const [u, v, w] = scene.field(plane);
@@ -194,10 +198,13 @@ function paintMaps(pen, scene, plane, { layers, strength }, scale) {
     const table = scene.table("diverging");
     tint(pen, plane, scale, (n) => table[values[n]], 0.75);
   }
-  if (layers.includes("folds")) {
-    const values = scene.planeOf("folds", plane);
-    tint(pen, plane, scale, (n) => (values[n] ? RED : 0), 1);
-  }
+}
+
+/** The voxels where det J <= 0. */
+function paintFolds(pen, scene, plane, scale) {
+  const values = scene.planeOf("folds", plane);
+  const folded = pixelOf(...bytesOf(FOLDS));
+  tint(pen, plane, scale, (n) => (values[n] ? folded : 0), 1);
 }
 
 /** Labels filled or outlined; on warped, dashed, where they should have come to lie. */

@@ -1,6 +1,6 @@
 // What is said beside the pictures: captions, ARIA, the line below, legends and notes.
 
-import { element } from "./page.js";
+import { ARROWS, FOLDS, element } from "./page.js";
 import { imageOf } from "./pen.js";
 import { displacementAt, linear, nearestVoxel } from "./volume.js";
 
@@ -113,9 +113,11 @@ function legends(scene, layers) {
   if (layers.includes("det J")) {
     found.push(colourBar("det J: 0 shrinks", scene.table("diverging"), "2 grows"));
   }
+  if (layers.includes("arrows")) found.push(colourSquare(ARROWS, "where a voxel looks"));
+  if (layers.includes("folds")) found.push(colourSquare(FOLDS, "folds: det J ≤ 0"));
   if (layers.includes("labels")) {
     meta.structures.forEach((name, label) => {
-      if (label) found.push(colourSquare(meta.colours[label], name));
+      if (label) found.push(colourSquare(`rgb(${meta.colours[label]})`, name));
     });
   }
   return found;
@@ -130,6 +132,6 @@ function colourBar(low, table, high) {
 }
 
 function colourSquare(colour, name) {
-  const square = element("span", { style: `width:10px;height:10px;background:rgb(${colour})` });
+  const square = element("span", { style: `width:10px;height:10px;background:${colour}` });
   return element("span", { class: "legend" }, square, name);
 }
