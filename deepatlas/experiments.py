@@ -219,6 +219,7 @@ def train_or_load(
     table = needed(experiment.table, *keys)
     device = _device(experiment, folder)
     record = _record_of(experiment, folder)
+    lock = None
     with ExitStack() as stack:
         # if it is only read, the folder may be one that cannot be written
         if not record or not all(is_trained(record, folder, key) for key in table):
@@ -228,7 +229,7 @@ def train_or_load(
                     raise Interrupted(f"{folder}: stopped while another process trains in it")
             stack.callback(lock.release)
             _write_what_is_told(experiment, folder)
-        trainings = Trainings(experiment, table, *_begin(experiment, folder, device))
+        trainings = Trainings(experiment, table, *_begin(experiment, folder, device), lock)
         train_all(trainings, call=Call(workers=workers))
     return {
         key: {name: net.cpu() for name, net in nets.items()}

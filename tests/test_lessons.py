@@ -17,8 +17,10 @@ from deepatlas import (
     phantom,
     places,
     registration,
+    sweeps,
 )
 from deepatlas.cli import app
+from deepatlas.datasets.nifti import read_nifti
 from deepatlas.evidence.gains import usual_runs
 from deepatlas.warp import Deformation
 
@@ -244,14 +246,48 @@ def prose(stem):
     return " ".join(" ".join(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
 
 
-@pytest.mark.parametrize("stem", ["00_start_here", "07_evaluation"])
-def test_no_result_is_typed_in_the_text(stem):
-    """They are printed by cells, from the rows; what is left is the cost of the lesson, the usual
-    level of a test and the ends of an interval.
-    """
-    text = lessons.HEADER.sub("", prose(stem))
-    text = re.sub(r"`[^`]*`|\$[^$]*\$", "", text)
-    assert set(re.findall(r"\d*\.\d+", text)) <= {".05", "2.5"}
+UNITS = r"%|percent|points?|steps|times|seconds|minutes|voxels|mm|of "
+# Decimals, thousands, and whole numbers of something.
+NUMBER = re.compile(rf"(?<![\w.])(?:\d*\.\d+|\d+,\d{{3}}[\d,]*|\d+(?=\s*(?:{UNITS})))(?!\w)")
+USUAL = {".05", "2.5", "5", "95"}  # level of a test, ends of an interval
+QUOTED = {  # what no code of the lesson has, and a test below compares
+    "01_data": {"121", "1,704,295", "200"},
+    "06_one_shot": {"400"},
+    "07_evaluation": {"21"},
+}
+
+
+def plain(stem):
+    """The prose of a lesson without its header, formulas, code, addresses and licences."""
+    text = lessons.HEADER.sub("", prose(stem)).split("**Read on.**")[0]
+    return re.sub(r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|\]\([^)]*\)|CC BY-SA 4\.0", "", text)
+
+
+@pytest.mark.parametrize("path", lessons.paths(), ids=lambda path: path.stem)
+def test_no_result_is_typed_in_the_text(path):
+    """They are printed by cells. A number in the text is one that the lesson's code has, too."""
+    cells = nbformat.read(path, 4).cells
+    code = " ".join(cell.source for cell in cells if cell.cell_type == "code")
+    for number in set(NUMBER.findall(plain(path.stem))) - USUAL - QUOTED.get(path.stem, set()):
+        written = re.escape(number.replace(",", ""))
+        assert re.search(rf"(?<![\d.]){written}(?![\d.])", code.replace("_", "")), number
+
+
+def test_what_lesson_01_says_of_the_hippocampus_is_so(real_data):
+    assert QUOTED["01_data"] <= set(NUMBER.findall(plain("01_data")))
+    files = sorted((real_data / "hippocampus" / "imagesTr").glob("*.nii.gz"))
+    largest = [read_nifti(file)[0].max() for file in files]
+    assert (len(files), int(min(largest)), int(max(largest))) == (200, 121, 1_704_295)
+
+
+def test_what_lessons_quote_of_the_first_protocol_and_of_the_paper_is_so():
+    first = usual_runs(sweeps.read_table(places.FIRST_RESULTS, "regimes"), "")
+    knees = first[(first["dataset"] == "phantom-knee") & (first["labelled"] == 1)]
+    steps = knees[knees["regime"] == "reg_baseline"]["steps"]
+    assert set(steps) == {int(*QUOTED["06_one_shot"])}
+    assert "five labelled scans of 200" in plain("07_evaluation")
+    paper = " ".join(places.README.read_text(encoding="utf-8").split())
+    assert "knees (200 training scans) and brains (65)" in paper
 
 
 @pytest.fixture(scope="module")

@@ -545,7 +545,7 @@ MILLIMETRES = Exercise(
     right=_in_lps,
     hints=(
         "Where do x and x + u(x) lie in the world? Subtract one place from the other.",
-        "With A x + t for a place, the difference is A u(x): t drops out. Then the first two "
+        "With M x + t for a place, the difference is M u(x): t drops out. Then the first two "
         "numbers change their sign, from R, A, S to L, P, S.",
         "mm = torch.einsum('cd,bdijk->bcijk', affine[:3, :3], u), then "
         "mm * torch.tensor([-1.0, -1.0, 1.0]).view(1, 3, 1, 1, 1)",

@@ -353,7 +353,7 @@ def _against_one_program(energy):
 @TEST_BENDING.mistake(
     "some cost",
     symptom="Your test only asks whether bending costs anything.",
-    idea="Nearly every wrong energy charges something; this bug charges sixteen times too much.",
+    idea="Nearly every wrong energy charges something; this bug charges mixed ones sixteenfold.",
     line="Compare with the number that you computed by hand.",
 )
 def _some_cost(energy):
