@@ -149,7 +149,9 @@ def refine_pair(start: Deformation, loss: PairLoss, steps: int = 50) -> Deformat
         return start @ Deformation.exp(coarse, shape=start.shape)
 
     best, smallest = start, loss(start).item()
-    for phi, value in _descent(start.displacement, deformation, loss, steps, rate=0.1):
+    descent = _descent(start.displacement, deformation, loss, steps, rate=0.1)
+    next(descent)  # the start again, but for rounding
+    for phi, value in descent:
         if value < smallest:
             best, smallest = phi, value
     return best

@@ -558,14 +558,10 @@ def test_a_new_scan_is_prepared_as_the_training_scans_were(trained, monkeypatch)
     monkeypatch.setenv("DEEPATLAS_DATA", str(folder.parent.parent))
     cohort = load_cohort("hippocampus", profile="smoke", seed=0)
     model = apply.load(folder)
-    *scans, last = cohort.scans
-    for scan in scans:
+    for scan in cohort.scans:
         own = apply.segment(scan.source.path, model).scan
         assert torch.equal(own.affine, scan.affine)
         assert torch.equal(own.image, scan.image)
-    # the ninth scan of a cohort that is read eight at a time: PyTorch rounds a batch of one its way
-    own = apply.segment(last.source.path, model).scan
-    assert (own.affine - last.affine).abs().max() < 1e-2  # mm
 
 
 def test_an_exported_model_is_one_file_that_answers_alike(trained, tmp_path):

@@ -221,30 +221,21 @@ def middle_plane(shape: Shape, spacing: float, flat: Shape, flat_spacing: float)
     return matrix
 
 
-def align(
-    images: Sequence[Tensor],
-    affines: Sequence[Tensor],
-    reference: Tensor,
-    alone: bool = False,
-) -> list[Tensor]:
+def align(images: Sequence[Tensor], affines: Sequence[Tensor], reference: Tensor) -> list[Tensor]:
     """The ``affines`` of grids, on which ``images`` (1, I, J, K) were resampled, moved such that
     these match the ``reference`` image.
 
     An affine leads from there to the world of the scan's own file as before. Of an image that is
-    the reference it stays as it is.
-
-    PyTorch rounds a batch of one image otherwise than larger ones, whatever is in these. So that a
-    scan gets the same map by itself as among others, one scan is aligned together with the
-    reference, unless it is said to be ``alone``.
+    the reference it stays as it is. One image after the other: how PyTorch rounds depends on how
+    many there are in a batch, and a scan is to get the same map by itself as among others.
     """
-    batch = torch.stack(list(images))
-    if len(images) == 1 and not alone:
-        batch = torch.cat([batch, reference[None]])
-    matrices = affine_matrices(batch, reference[None]).double()[: len(images)]
     moved = []
-    for image, affine, matrix in zip(images, affines, matrices, strict=True):
-        same = torch.equal(image, reference)
-        moved.append(affine if same else affine @ _in_space(matrix))
+    for image, affine in zip(images, affines, strict=True):
+        if torch.equal(image, reference):
+            moved.append(affine)
+        else:
+            (matrix,) = affine_matrices(image[None], reference[None]).double()
+            moved.append(affine @ _in_space(matrix))
     return moved
 
 

@@ -4,7 +4,6 @@ training and for those that come later.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -30,24 +29,14 @@ class Preparation:
 
     def prepare(self, scan: Scan) -> Scan:
         """``scan``, as ``load_scan`` reads it, on the common grid."""
-        return self.prepare_all([scan])[0]
-
-    def prepare_all(self, originals: Sequence[Scan], alone: bool = False) -> list[Scan]:
-        """Several scans as ``prepare``, all volumes or all slices; for ``alone`` see
-        ``grid.align``.
-        """
-        shape, spacing = self.first_grid(originals[0])
-        affines = [centred_affine(scan, shape, spacing) for scan in originals]
+        shape, spacing = self.first_grid(scan)
+        affine = centred_affine(scan, shape, spacing)
         if self.reference is not None:
-            pairs = zip(originals, affines, strict=True)
-            images = [resample_image(scan, affine, shape) for scan, affine in pairs]
-            affines = align(images, affines, self.reference, alone)
+            image = resample_image(scan, affine, shape)
+            (affine,) = align([image], [affine], self.reference)
         if (shape, spacing) != self.wanted:
-            plane = middle_plane(shape, spacing, *self.wanted)
-            affines = [affine @ plane for affine in affines]
-        # from the voxels of the file, once
-        pairs = zip(originals, affines, strict=True)
-        return [resample(scan, affine, self.wanted[0]) for scan, affine in pairs]
+            affine = affine @ middle_plane(shape, spacing, *self.wanted)
+        return resample(scan, affine, self.wanted[0])  # from the voxels of the file, once
 
     def centred(self, scan: Scan) -> Scan:
         """``scan`` on the first grid, in the middle of it: what is aligned, and what others are

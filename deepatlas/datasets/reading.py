@@ -1,4 +1,4 @@
-"""The files of a cohort as scans on its grid: a few at a time, through the cache, and what may be
+"""The files of a cohort as scans on its grid: one at a time, through the cache, and what may be
 wrong with each.
 """
 
@@ -20,7 +20,6 @@ from .layouts import File
 from .nifti import load_scan, number_type
 from .preparation import Preparation
 
-CHUNK = 8  # scans that are aligned at once
 NO_CONTRAST = 0.01  # of the scan's own intensities, 0 to 1
 
 
@@ -44,32 +43,24 @@ class Reader:
         }
 
     def read(self, files: Sequence[File]) -> list[Prepared]:
-        """Every file on the common grid; the originals of ``CHUNK`` scans at most are in memory.
+        """Every file on the common grid; the original of one scan at a time is in memory.
 
         If the entry wants its scans aligned, they are aligned to the first. UserError for the first
         file that is of no use.
         """
-        size, to = 1, None  # the key of the reference
+        to = None  # the key of the reference
         if self.entry.align:
-            size = CHUNK
             to, image = self._reference(files[0])
             self.preparation = replace(self.preparation, reference=image)
-        prepared: list[Prepared] = []
         bar = tqdm(
-            total=len(files),
+            files,
             desc=self.entry.name,
             unit="scan",
             delay=5,  # seconds; from the cache it takes less
             leave=False,
             disable=None,  # but on a terminal
         )
-        with bar:
-            for start in range(0, len(files), size):
-                chunk = files[start : start + size]
-                alone = self.entry.align and len(chunk) == 1
-                prepared += self._chunk(chunk, {"aligned to": to, "alone": alone})
-                bar.update(len(chunk))
-        return prepared
+        return [self._prepared(file, {"aligned to": to}) for file in bar]
 
     def _reference(self, file: File) -> tuple[str, Tensor]:
         """The image that others are aligned to, and the key under which it is kept."""
@@ -81,30 +72,25 @@ class Reader:
             kept = self.cache.keep(key, Prepared(scan, flat=len(original.shape) == 2))
         return key, kept.scan.image
 
-    def _chunk(self, files: Sequence[File], what_else: Mapping[str, object]) -> list[Prepared]:
-        """Those that are not in the cache yet are read and prepared together."""
-        keys = [self._key(file, what_else) for file in files]
-        kept = [self.cache.find(key, _names(file)) for key, file in zip(keys, files, strict=True)]
-        for prepared in filter(None, kept):
-            self._check_kind(prepared.scan.source.path, prepared.flat)
-        missing = [number for number, found in enumerate(kept) if found is None]
-        if missing:
-            read = [self._read(files[number]) for number in missing]
-            originals = [original for original, _ in read]
-            scans = self.preparation.prepare_all(originals, what_else["alone"])
-            for number, scan, (original, told) in zip(missing, scans, read, strict=True):
-                self._check_on_grid(scan, original)
-                file = files[number]
-                prepared = Prepared(
-                    scan,
-                    flat=len(original.shape) == 2,
-                    found=_structures(original.labels),
-                    shown=_structures(scan.labels),
-                    numbers=self._numbers(file),
-                    told=told,
-                )
-                kept[number] = self.cache.keep(keys[number], prepared)
-        return kept
+    def _prepared(self, file: File, what_else: Mapping[str, object]) -> Prepared:
+        """As the cache has it, or read, prepared and kept there."""
+        key = self._key(file, what_else)
+        kept = self.cache.find(key, _names(file))
+        if kept is not None:
+            self._check_kind(kept.scan.source.path, kept.flat)
+            return kept
+        original, told = self._read(file)
+        scan = self.preparation.prepare(original)
+        self._check_on_grid(scan, original)
+        prepared = Prepared(
+            scan,
+            flat=len(original.shape) == 2,
+            found=_structures(original.labels),
+            shown=_structures(scan.labels),
+            numbers=self._numbers(file),
+            told=told,
+        )
+        return self.cache.keep(key, prepared)
 
     def _key(self, file: File, what_else: Mapping[str, object]) -> str:
         return self.cache.key_of({**content_of(file), **self._decides, **what_else})
