@@ -18,6 +18,7 @@ from deepatlas import exercises, lessons, places
 from deepatlas.cli import app
 from deepatlas.errors import UserError
 from deepatlas.exercises import asking
+from deepatlas.warp import Deformation, sample
 
 import nbformat
 import numpy as np
@@ -681,6 +682,18 @@ def test_two_students_of_one_name_are_refused(tmp_path):
         "several files are named ada.json" in str(done.exception)
         and not (tmp_path / "class.csv").exists()
     )
+
+
+@pytest.mark.parametrize(("start", "repetitions"), [(-1, 30), (0, 30), (-1, 31), (-1, 60), (1, 40)])
+def test_an_inverse_is_right_from_any_start(start, repetitions):
+    def invert(u):
+        w = start * u
+        for _ in range(repetitions):
+            w = -sample(u, Deformation(w).points)
+        return w
+
+    inverse = exercises.find("02.inverse")
+    assert all(exercises.judge(inverse, invert, seed).passed for seed in range(20))
 
 
 def test_a_handout_has_the_stubs_but_not_the_solutions(tmp_path):
