@@ -534,17 +534,6 @@ def test_what_the_lessons_train_can_be_trained_before_class(tmp_path, monkeypatc
     assert lines and all("found in" in line for line in lines)
 
 
-def test_lessons_train_side_by_side_what_they_would_train_here(tmp_path, finished):
-    experiment = parse(TWO)
-    trained = experiments.train_or_load(experiment, "semi_seg", root=tmp_path, workers=2)
-    found = experiments.train_or_load(experiment, "semi_seg", root=finished.parent)
-    assert trained.keys() == found.keys()
-    for regime, nets in found.items():
-        for name, net in nets.items():
-            for key, weights in net.state_dict().items():
-                assert torch.equal(weights, trained[regime][name].state_dict()[key])
-
-
 def test_a_run_goes_on_from_regimes_trained_before(tmp_path, finished):
     experiment = parse(TWO)
     experiments.train_or_load(experiment, "semi_reg", root=tmp_path)

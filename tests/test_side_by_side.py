@@ -74,6 +74,17 @@ def test_an_interrupt_saves_what_each_of_them_has(alone, tmp_path):
         assert 0 < sum(state["turns"].values()) < 3000
 
 
+def test_lessons_train_side_by_side_what_they_would_train_here(alone, tmp_path):
+    experiment = parse(SMOKE)
+    beside = experiments.train_or_load(experiment, "semi_seg", root=tmp_path, workers=2)
+    here = experiments.train_or_load(experiment, "semi_seg", root=alone.parent)
+    assert here.keys() == beside.keys()
+    for regime, nets in here.items():
+        for name, net in nets.items():
+            for key, weights in net.state_dict().items():
+                assert torch.equal(weights, beside[regime][name].state_dict()[key])
+
+
 def test_they_stop_in_time(one_thread, tmp_path):
     experiment = parse(LONG)
     with pytest.raises(OutOfTime, match="goes on"):
