@@ -446,7 +446,7 @@ def test_a_picture_is_never_half_written(tmp_path, monkeypatch):
 def test_relative_folders_are_settled_before_a_command_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEEPATLAS_RUNS", "mine")
-    monkeypatch.setattr(experiments, "train_or_load", lambda *_: None)
+    monkeypatch.setattr(experiments, "train_or_load", lambda *_, **__: None)
     done = CliRunner().invoke(app, ["warm"])
     assert done.exit_code == 0 and f"warm: {tmp_path / 'mine'}" in done.output
     assert os.environ["DEEPATLAS_RUNS"] == str(tmp_path / "mine")
