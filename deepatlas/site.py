@@ -7,7 +7,8 @@ from __future__ import annotations
 import html
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import nbconvert
 import nbformat
 from nbformat import NotebookNode
 
-from . import lessons, notebooks
+from . import lessons, notebooks, places
 from .checkpoints import write_text
 from .datasets.entries import settled
 from .errors import UserError
@@ -45,13 +46,14 @@ def build(
     _check_names(only, paths)
     _check_names(parameters, all_known)
 
-    if isinstance(parameters.get("dataset"), str):  # a lesson runs in a folder of its own
-        parameters = {**parameters, "dataset": settled(parameters["dataset"])}
+    dataset = parameters.get("dataset")
+    if isinstance(dataset, str):  # a lesson runs in a folder of its own
+        parameters = {**parameters, "dataset": settled(dataset)}
 
     stems = [stem for stem in paths if stem in only or not only]
     folder.mkdir(parents=True, exist_ok=True)
     mathjax = files("jupyter_server_mathjax") / "static"
-    shutil.copytree(mathjax, folder / "mathjax", dirs_exist_ok=True)
+    shutil.copytree(str(mathjax), folder / "mathjax", dirs_exist_ok=True)
     for stem in stems:
         taken = {name: value for name, value in parameters.items() if name in known[stem]}
         notebook = _executed(paths[stem], taken | {"display": "html"})
@@ -78,14 +80,17 @@ def _check_names(wanted: Iterable[str], there: Iterable[str]) -> None:
 
 def _executed(path: Path, parameters: Mapping[str, object]) -> NotebookNode:
     """The notebook with its outputs, and with the parameters that it was run with in its second
-    cell.
+    cell; without the folders of this machine.
     """
     notebook = lessons.execute(path, parameters)
     notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in _tags(cell)]
     for cell in notebook.cells:
         if "parameters" in _tags(cell):
             for name, value in parameters.items():
-                cell.source = _with_value(cell.source, name, value)
+                shown = _without_folders(value) if isinstance(value, str) else value
+                cell.source = _with_value(cell.source, name, shown)
+        for output in cell.get("outputs", []):
+            _hide_folders(output)
     return notebook
 
 
@@ -96,6 +101,39 @@ def _with_value(source: str, name: str, value: object) -> str:
         return found[1] + repr(value)
 
     return re.sub(rf"^({name}: \w+ = )[^ ]+", line, source, flags=re.MULTILINE)
+
+
+def _hide_folders(output: NotebookNode) -> None:
+    """Take the folders of this machine out of the texts of an output."""
+    if "text" in output:
+        output.text = _without_folders(output.text)
+    for kind, value in output.get("data", {}).items():
+        if kind.startswith("text/") and isinstance(value, str):
+            output.data[kind] = _without_folders(value)
+
+
+def _without_folders(text: str) -> str:
+    """``text`` as readers elsewhere need it: of where runs, data and the kit lie on this machine
+    the last name remains, behind "…", of a temporary folder none, and the user's own is ~.
+    """
+    kept = [places.runs_folder(), places.data_folder(), places.cache_folder(), places.NOTEBOOKS]
+    kept += [places.TUTORIALS_DATA, places.home(), places.PACKAGE]
+    shown = {}
+    for folder in filter(None, kept):
+        for name in (folder, folder.resolve()):  # as it is called, and where links lead
+            shown[str(name)] = f"…/{folder.name}"
+    shown.setdefault(str(Path.home()), "~")
+    shown.pop(Path.home().anchor, None)  # "/" stands in many a text
+    names = sorted(shown, key=len, reverse=True)  # what lies in another one comes first
+    text = _replaced("|".join(map(re.escape, names)), lambda found: shown[found[0]], text)
+    return _replaced(re.escape(tempfile.gettempdir()) + r"[/\\][\w.-]+", lambda found: "…", text)
+
+
+def _replaced(path: str, shown: Callable[[re.Match], str], text: str) -> str:
+    """``text`` with every path of this pattern replaced that is no part of a longer name, nor of a
+    picture's bytes in letters.
+    """
+    return re.sub(rf"(?<![\w+/.~-])(?:{path})(?![\w-])", shown, text)
 
 
 def _tags(cell: NotebookNode) -> list[str]:

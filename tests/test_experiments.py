@@ -310,7 +310,7 @@ def test_a_comment_a_docstring_and_a_blank_line_rename_no_run(copied, file):
     assert Experiment().name == before
 
 
-@pytest.mark.parametrize("file", ["plots.py", "reporting.py", "cli/run.py", "doctor.py"])
+@pytest.mark.parametrize("file", ["plots/curves.py", "reporting.py", "cli/run.py", "doctor.py"])
 def test_what_only_shows_renames_no_run(copied, file):
     before = Experiment().name
     with (copied / file).open("a") as stream:
@@ -321,7 +321,8 @@ def test_what_only_shows_renames_no_run(copied, file):
 def test_the_method_is_what_is_imported():
     names = {str(path.relative_to(places.PACKAGE)) for path in run_names.method_files()}
     assert {"losses.py", "terms.py", "training.py", "warp.py", "regimes.py"} <= names
-    assert not names & {"plots.py", "doctor.py", "evaluation/statistics.py", "reporting.py"}
+    assert not names & {"doctor.py", "evaluation/statistics.py", "reporting.py"}
+    assert not any(name.startswith(("plots/", "viewers/", "cli/")) for name in names)
 
 
 def test_only_the_entry_of_its_own_data_set_renames_a_run(tmp_path, monkeypatch):

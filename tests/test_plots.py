@@ -1,9 +1,10 @@
 """Figures: right way round, readable colours, alternative text, nothing left open."""
 
 import re
+from dataclasses import replace
 
 from deepatlas import phantom, plots, viewers
-from deepatlas.data import Scan
+from deepatlas.data import Scan, Source
 from deepatlas.regimes import BASELINES, JOINT, TITLES
 from deepatlas.terms import TERMS, Term
 from deepatlas.viewers.montage import STYLE
@@ -241,7 +242,7 @@ def test_a_registration_has_one_scale_from_its_data_and_shows_its_folds(knees):
     folded = Deformation(6 * phi.displacement)
     figure = plots.registration_figure(moving, fixed, folded, structures)
     pictures = {axes.get_title(): axes for axes in figure.axes[:6]}
-    assert all(letters_on(axes) == [*"LRPA"] for axes in pictures.values())
+    assert all(letters_on(axes) == [*"PAIS"] for axes in pictures.values()), "a sagittal plane"
     scales = [pictures[f"{name} - fixed"].images[0].get_clim() for name in ("moving", "warped")]
     warped = folded.warp(moving.image[None])[0]
     sizes = torch.stack([moving.image - fixed.image, warped - fixed.image]).abs()
@@ -271,7 +272,7 @@ def test_deformations_show_their_folds_and_say_how_many(knees):
     moving, _, phi = knees
     panels = [(f"{strength} u", Deformation(strength * phi.displacement)) for strength in (1, 6)]
     figure = plots.deformations_figure(moving, panels, columns=3)
-    assert letters_on(figure.axes[0]) == [*"LRPA"] and not figure.axes[2].axison
+    assert letters_on(figure.axes[0]) == [*"PAIS"] and not figure.axes[2].axison
     share = 100 * (panels[1][1].jacobian_determinant() <= 0).float().mean()
     said = plots.description(figure)
     assert "1 u, 0.0 % of the slice folded" in said and f"6 u, {share:.1f} % of" in said
@@ -391,6 +392,48 @@ def test_an_example_shows_the_baselines_and_joint_training():
     names = [text.get_text() for text in figure.axes[4].get_legend().get_texts()]
     assert names == ["one", "two"] and figure.get_suptitle() == "m to f"
     plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    "name, shape, letters",
+    [
+        ("brain-s0-0001", (16, 18), "LRPA"),
+        ("knee-s0-0001", (16, 18), "PAIS"),
+        ("sub-1", (16, 18, 12), "LRPA"),  # a volume of a run lies along R, A and S
+        ("sub-1", (16, 18), ""),  # a slice of somebody else's may lie anyhow
+    ],
+)
+def test_an_example_has_letters_where_they_are_certain(name, shape, letters):
+    image, labels = torch.zeros(1, *shape), torch.zeros(shape, dtype=torch.uint8)
+    example = {"moving": image, "fixed": image, "name": f"other to {name}"}
+    for key in ("fixed_labels", f"labels_{BASELINES['seg']}", f"labels_{JOINT}"):
+        example[key] = labels
+    for key in (BASELINES["reg"], JOINT):
+        example[f"u_{key}"] = torch.zeros(1, len(shape), *shape)
+    figure = plots.example_figure(example, ("background", "one"))
+    pictures = [axes for axes in figure.axes if axes.images]
+    assert len(pictures) == 9 and all(letters_on(axes) == [*letters] for axes in pictures)
+    said = plots.description(figure)
+    assert name in said
+    ends = "From left to right {} to {}, from below upwards {} to {}."
+    assert (ends.format(*letters) in said) if letters else ("upwards" not in said)
+    told = plots.example_figure(example, ("background", "one"), [("A", "P"), ("S", "I")])
+    assert letters_on(told.axes[0]) == [*"APSI"]
+    plt.close("all")
+
+
+def test_a_2d_phantom_has_the_letters_of_the_plane_that_it_shows(knees):
+    """Also turned; a volume and a scan from a file have those of their affine."""
+    brain = phantom.make_scan("brain", 0, (16, 16), spacing=9.0)
+    assert plots.letters_of(brain) == [("L", "R"), ("P", "A"), ("I", "S")]
+    knee = knees[0]
+    assert plots.letters_of(knee) == [("P", "A"), ("I", "S"), ("L", "R")]
+    turned = replace(knee, affine=knee.affine @ torch.diag(torch.tensor([1.0, -1, 1, 1]).double()))
+    assert plots.letters_of(turned)[:2] == [("P", "A"), ("S", "I")]
+    volume = phantom.make_scan("knee", 0, (8, 8, 8), spacing=16.0)
+    assert plots.letters_of(volume) == [("L", "R"), ("P", "A"), ("I", "S")]
+    source = Source("a.nii.gz", (32, 32), knee.affine)
+    assert plots.letters_of(replace(knee, source=source))[:2] == [("L", "R"), ("P", "A")]
 
 
 def test_dice_against_n_has_an_interval_for_every_regime():

@@ -5,6 +5,7 @@ disk.
 import re
 import subprocess
 import sys
+import tempfile
 import types
 from importlib import util
 from pathlib import Path
@@ -179,6 +180,47 @@ def test_a_value_with_a_backslash_stands_in_the_page_as_it_is():
     source = "dataset: str = 'phantom'  # one of ours\nprofile: str = 'class'"
     shown = site._with_value(source, "dataset", "C:\\data\\1")
     assert shown == "dataset: str = 'C:\\\\data\\\\1'  # one of ours\nprofile: str = 'class'"
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+@pytest.mark.parametrize("kind", ["", "_slides"])
+def test_a_page_says_nothing_of_where_things_lie_on_the_machine_that_made_it(pages, lesson, kind):
+    text = (pages / f"{lesson}{kind}.html").read_text()
+    assert_no_folders(text)
+    if lesson == "00_start_here":
+        assert "lessons: …/notebooks; runs: …/" in text
+    else:
+        assert "kept in …/answers.json" in text
+
+
+def assert_no_folders(text):
+    """Not of the user, nor of temporary files, the kit, runs or data."""
+    folders = [Path.home(), tempfile.gettempdir(), places.home(), places.PACKAGE]
+    folders += [places.runs_folder(), places.data_folder(), places.cache_folder()]
+    for folder in filter(None, folders):
+        found = re.search(rf"(?<![\w+/]){re.escape(str(folder))}(?![\w-]).*", text)
+        assert found is None, found[0]
+
+
+def test_of_folders_the_last_names_remain(tmp_path, monkeypatch):
+    data, runs = tmp_path / "scans & more", tmp_path / "ours" / "runs"
+    data.mkdir()
+    (tmp_path / "link").symlink_to(data)
+    monkeypatch.setenv("DEEPATLAS_DATA", str(tmp_path / "link"))
+    monkeypatch.setenv("DEEPATLAS_RUNS", str(runs))
+    monkeypatch.setenv("HOME", "/srv/ada")
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    for text, shown in (
+        (f"runs: {runs}; data: '{tmp_path}/link/oasis35'", "runs: …/runs; data: '…/link/oasis35'"),
+        (f"{data}/oasis35", "…/link/oasis35"),
+        (f"lessons: {places.NOTEBOOKS}\n", "lessons: …/notebooks\n"),
+        ("kept in /tmp/tmpab_1-c/answers.json", "kept in …/answers.json"),
+        ("DEEPATLAS_RUNS=/srv/ada/mice, ~/mice", "DEEPATLAS_RUNS=~/mice, ~/mice"),
+        ("a/b, 3 / 4, /srv/adam, 1/tmp/2, base64,ab+/tmp/abc", None),
+    ):
+        assert site._without_folders(text) == (shown or text)
+    monkeypatch.setenv("HOME", "/")
+    assert site._without_folders("3 / 4, a/b, /c") == "3 / 4, a/b, /c"
 
 
 # --- Colab, Binder, GitHub Pages ------------------------------------------------------------------
