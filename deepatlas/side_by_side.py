@@ -41,6 +41,7 @@ MOST = 4  # workers: the table is hardly wider
 ASIDE = 1.15  # times faster it must be to be worth processes of their own
 WORTH = 1000  # steps of a baseline, below which it is over before other processes have begun
 GIB_EACH = 1.5  # of memory free for a worker, which holds PyTorch, the scans and a step
+CLEARLY = 1.1  # times sooner all must be done for baselines not to be begun first
 ALSO_ASKS = 2  # a step that consults the other network costs about twice one that does not
 
 
@@ -77,7 +78,7 @@ def train_all(trainings: Trainings, ended: Ended | None = None, call: Call | Non
             trainings.table, costs, trainings.experiment.dims, trainings.cohort.device
         )
     workers = min(workers, max(1, len(costs)))
-    order = list(trainings.table) if workers == 1 else soonest(trainings.table, costs)
+    order = list(trainings.table) if workers == 1 else soonest(trainings.table, costs, workers)
     hands = Here(trainings, call) if workers == 1 else Workers(trainings, workers, call)
     if not trainings.record["steps"]:
         trainings.record["threads"] = hands.threads
@@ -123,9 +124,9 @@ class _Course:
             free = self.hands.free and (self.hands.aside or not self.unseen)
             if ready and free and self._begin(key):
                 self.waiting.remove(key)
-        key = self.hands.wait(seconds=0.0 if self.unseen else 0.5) if self.locks else None
-        if key is not None:
-            self._end(key)
+        done = self.hands.wait(seconds=0.0 if self.unseen else 0.5) if self.locks else None
+        if done is not None:
+            self._end(done)
         elif self.unseen:
             key = self.unseen.pop(0)
             if self.ended is not None:
@@ -195,7 +196,7 @@ def cost(regime: Regime, steps: Mapping[str, int]) -> int:
 def chains(table: Mapping[str, Regime], costs: Mapping[str, int]) -> dict[str, int]:
     """Of each regime, what must be trained one after the other from its beginning to the end."""
     found: dict[str, int] = {}
-    for key in reversed(table):  # whoever starts from it stands below
+    for key in reversed(list(table)):  # whoever starts from it stands below
         after = [found[other] for other in found if key in table[other].start.values()]
         found[key] = costs.get(key, 0) + max(after, default=0)
     return found
@@ -219,15 +220,41 @@ def workers_that_pay(
     times = {1: work / threads**gain / ASIDE}
     for workers in range(2, min(MOST, threads, room, len(costs)) + 1):
         times[workers] = max(longest, work / workers) / (threads // workers) ** gain
-    return min(times, key=times.get)
+    return min(times, key=lambda workers: times[workers])
 
 
-def soonest(table: Mapping[str, Regime], costs: Mapping[str, int]) -> list[str]:
+def soonest(table: Mapping[str, Regime], costs: Mapping[str, int], workers: int) -> list[str]:
     """In which order regimes are begun: baselines, which a reader looks for first, and then what
-    most is waiting for.
+    most is waiting for; or that at once, where all are done clearly sooner.
     """
     length = chains(table, costs)
-    return sorted(table, key=lambda key: (key not in BASELINES.values(), -length[key]))
+    longest_first = sorted(table, key=lambda key: -length[key])
+    baselines_first = sorted(longest_first, key=lambda key: key not in BASELINES.values())
+    orders = (longest_first, baselines_first)
+    sooner, later = (duration(order, table, costs, workers) for order in orders)
+    return longest_first if CLEARLY * sooner < later else baselines_first
+
+
+def duration(
+    order: list[str], table: Mapping[str, Regime], costs: Mapping[str, int], workers: int
+) -> int:
+    """What ``workers`` take, in steps of a baseline, if whoever is free begins with the first of
+    ``order`` that waits for nothing.
+    """
+    free_at = [0] * workers
+    ended: dict[str, int] = {}
+    waiting = list(order)
+    while waiting:
+        now = min(free_at)
+        there = {key for key, end in ended.items() if end <= now}
+        ready = [key for key in waiting if there >= {*table[key].start.values()}]
+        if ready:
+            waiting.remove(ready[0])
+            until = ended[ready[0]] = now + costs.get(ready[0], 0)
+        else:
+            until = min(end for end in ended.values() if end > now)
+        free_at[free_at.index(now)] = until
+    return max(ended.values())
 
 
 # --- the process that holds the run ---------------------------------------------------------------
@@ -287,6 +314,7 @@ class Workers:
         self.busy: dict[int, str] = {}
         self.steps: dict[str, int] = {}  # taken by the regimes that are being trained
         self.peak_of_workers = 0.0
+        assert trainings.lock is not None  # it holds the run, and its workers adopt this lock
         self.threads = max(1, torch.get_num_threads() // count)
         paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {
@@ -325,24 +353,22 @@ class Workers:
         """Stop them, each saved; nothing happens to those that have ended."""
         for process in self.processes:
             with suppress(BrokenPipeError):  # it has died, and was told something after that
-                process.stdin.close()
+                if process.stdin is not None:
+                    process.stdin.close()
         for process in self.processes:
             process.wait()
         self.bar.close()
 
     def _listen(self, i: int, process: subprocess.Popen) -> None:
         try:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 self.said.put((i, json.loads(line)))
         finally:  # it may have died in the middle of a line
             self.said.put((i, None))
 
     def _tell(self, i: int, message: Mapping) -> None:
-        try:
-            self.processes[i].stdin.write(json.dumps(message) + "\n")
-            self.processes[i].stdin.flush()
-        except BrokenPipeError:  # it has died, as ``wait`` will hear
-            pass
+        with suppress(BrokenPipeError):  # it has died, as ``wait`` will hear
+            print(json.dumps(message), file=self.processes[i].stdin, flush=True)
 
     @property
     def free(self) -> bool:

@@ -14,7 +14,7 @@ from deepatlas import experiments, locks, reporting, side_by_side, trainings
 from deepatlas.checkpoints import Interrupted, OutOfTime
 from deepatlas.errors import UserError
 from deepatlas.parameters import parse
-from deepatlas.regimes import regimes
+from deepatlas.regimes import JOINT, regimes
 
 import pytest
 import torch
@@ -200,11 +200,22 @@ def test_how_many_pay(monkeypatch):
     assert found(dict.fromkeys(costs, 5), 2) == 1  # over before others have begun
 
 
-def test_what_most_waits_for_is_begun_first():
+def test_baselines_are_begun_first_and_then_what_most_waits_for():
     table = regimes(1)
-    order = side_by_side.soonest(table, dict.fromkeys(table, 1))
+    order = side_by_side.soonest(table, dict.fromkeys(table, 1), 2)
     assert order[:3] == ["reg_baseline", "seg_baseline", "semi_seg"]
     assert set(order) == set(table)
+
+
+def test_what_takes_as_long_as_all_the_rest_is_begun_at_once():
+    table = {key: regimes(1)[key] for key in ("seg_baseline", "reg_baseline", "semi_seg", JOINT)}
+    costs = {"seg_baseline": 3, "reg_baseline": 2, "semi_seg": 6, JOINT: 11}
+    order = side_by_side.soonest(table, costs, 2)
+    assert order[0] == JOINT and set(order) == set(table)
+    baselines_first = ["reg_baseline", "seg_baseline", JOINT, "semi_seg"]
+    assert side_by_side.duration(order, table, costs, 2) == 11  # the others: 2 + 6 + 3
+    assert side_by_side.duration(baselines_first, table, costs, 2) == 2 + 11
+    assert side_by_side.duration(baselines_first, table, costs, 1) == sum(costs.values())
 
 
 # --- regimes that runs have in common -------------------------------------------------------------
