@@ -18,6 +18,7 @@ from deepatlas import exercises, lessons, places
 from deepatlas.cli import app
 from deepatlas.errors import UserError
 from deepatlas.exercises import asking
+from deepatlas.losses import soft_dice
 from deepatlas.warp import Deformation, sample
 
 import nbformat
@@ -283,10 +284,13 @@ TESTS = {
 
 
 def hand_made(energy, assertion):
-    """One field for each kind of derivative, in each component."""
+    """One field for each kind of derivative, in each component, one that bends along both axes, and
+    one that bends forth and back.
+    """
     i, j = torch.meshgrid(torch.arange(6.0), torch.arange(5.0), indexing="ij")
     right = True
-    for bent, cost in ((i**2 / 2, 1.0), (j**2 / 2, 1.0), (i * j, 2.0)):
+    fields = [(i**2 / 2, 1.0), (j**2 / 2, 1.0), (i * j, 2.0), ((i**2 + j**2) / 2, 2.0)]
+    for bent, cost in [*fields, ((j - 2) ** 3 / 6, (1 + 0 + 1) / 3)]:
         for u in ([bent, 0 * i], [0 * i, bent]):
             right = right and abs(energy(torch.stack(u)[None]).item() - cost) < 1e-3
     if not assertion:
@@ -300,6 +304,28 @@ def test_a_test_is_tried_on_right_and_wrong_energies(kind):
     test, problem = TESTS[kind]
     verdict = exercises.judge(exercises.find("04.test_bending"), test)
     assert verdict.passed == (not problem) and problem in verdict.problem
+
+
+def quadratic(energy, across):
+    """A test of one field, whose second derivatives are the same at all voxels."""
+    i, j = torch.meshgrid(torch.arange(9.0), torch.arange(7.0), indexing="ij")
+    u_0 = 0.03 * i**2 / 2 + across * j**2 / 2 + 0.02 * i * j
+    u_1 = 0.05 * j**2 / 2 + across * i**2 / 2 + 0.01 * i * j
+    cost = 0.03**2 + 0.05**2 + 2 * across**2 + 2 * (0.02**2 + 0.01**2)
+    assert abs(energy(torch.stack([u_0, u_1])[None]).item() - cost) < 0.01 * cost
+
+
+@pytest.mark.parametrize(
+    "across, mistake, told",
+    [
+        (0.0, "one axis for each component", "one adds the derivatives along i and j"),
+        (0.07, "one field that bends evenly", "an energy pass that squares the mean"),
+    ],
+)
+def test_a_test_of_one_quadratic_field_is_told_what_it_lets_through(across, mistake, told):
+    exercise = exercises.find("04.test_bending")
+    verdict = exercises.judge(exercise, lambda energy: quadratic(energy, across))
+    assert not verdict.passed and verdict.mistake == mistake and told in verdict.hints[0]
 
 
 def test_a_test_that_looks_at_nothing_is_not_written_yet():
@@ -694,6 +720,46 @@ def test_an_inverse_is_right_from_any_start(start, repetitions):
 
     inverse = exercises.find("02.inverse")
     assert all(exercises.judge(inverse, invert, seed).passed for seed in range(20))
+
+
+def test_a_translation_may_be_found_by_another_optimiser():
+    def by_adam(moving, fixed, rate):
+        dims = moving.ndim - 2
+        t = torch.zeros(dims, requires_grad=True)
+        optimiser = torch.optim.Adam([t], lr=0.1)
+        for _ in range(150):
+            u = t.view(1, dims, *[1] * dims).expand(1, dims, *moving.shape[2:])
+            loss = (Deformation(u).warp(moving) - fixed).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        return t.tolist()
+
+    assert all(exercises.judge(exercises.find("03.translation"), by_adam, s).passed for s in (0, 1))
+
+
+@pytest.mark.parametrize("unit", ["mm", "voxels"])
+def test_folds_may_be_counted_in_either_unit(unit):
+    def folds(u, spacing):
+        sides = spacing.tolist()
+        if unit == "voxels":
+            u, sides = u / spacing.view(1, 3, 1, 1, 1), [1.0, 1.0, 1.0]
+        slopes = torch.gradient(u[0], spacing=sides, dim=(1, 2, 3))
+        matrix = torch.stack(slopes, 1).movedim((0, 1), (-2, -1))[1:-1, 1:-1, 1:-1]
+        count = (torch.linalg.det(matrix + torch.eye(3)) <= 0).sum().item()
+        return 100 * count / matrix[..., 0, 0].numel()
+
+    assert all(exercises.judge(exercises.find("02.folds"), folds, s).passed for s in range(20))
+
+
+def test_labels_that_nobody_learns_may_pass_through_no_grad():
+    def anatomy(u, known, one_hot, guess):
+        with torch.no_grad():
+            known = known.view(2, -1, *[1] * (guess.ndim - 2))
+            moving, fixed = torch.where(known, one_hot, guess)
+        return soft_dice(Deformation(u).warp(moving), fixed)
+
+    assert all(exercises.judge(exercises.find("04.guess"), anatomy, seed).passed for seed in (0, 1))
 
 
 def test_a_handout_has_the_stubs_but_not_the_solutions(tmp_path):

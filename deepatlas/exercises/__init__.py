@@ -197,6 +197,7 @@ def _two_cases(
 def _judge(
     exercise: Exercise, function: Callable, arguments: tuple, wanted: _Outcome, where: str
 ) -> Verdict:
+    got: _Outcome | str
     try:
         got = _outcome(exercise, function, arguments)
     except KeyboardInterrupt:  # not the answer's: somebody has pressed stop
@@ -230,6 +231,7 @@ def _mistake_made(
     gradients; a right value does not.
     """
     of_value = None
+    made: _Outcome | str
     for name, mistake in exercise.mistakes.items():
         try:
             with _silence():
@@ -243,9 +245,10 @@ def _mistake_made(
             return name
         elif of_value is None and not _difference(got, made, exercise.tolerance, gradients=False):
             of_value = name
-    if of_value and _difference(got, wanted, exercise.tolerance, gradients=False):
-        return of_value
-    return None
+    if of_value is None or isinstance(got, str):
+        return None
+    wrong = _difference(got, wanted, exercise.tolerance, gradients=False)
+    return of_value if wrong else None
 
 
 def _kind_of(error: BaseException) -> str:
@@ -336,7 +339,8 @@ def _gradients(value: Tensor, copies: Sequence[object]) -> list[np.ndarray]:
     # a weighted sum, so that every entry of the value has its own say
     weight = torch.linspace(0.5, 1.5, value.numel()).view(value.shape).to(value.device)
     found = torch.autograd.grad((value * weight).sum(), inputs, allow_unused=True)
-    return [_array(gradient) for gradient in found if gradient is not None]
+    there = [gradient for gradient in found if gradient is not None]
+    return [gradient.detach().cpu().double().numpy() for gradient in there]
 
 
 def _copy(argument: object, gradient: bool) -> object:
@@ -374,7 +378,7 @@ def _difference_of_tables(got: _Outcome, right: dict, tolerance: float) -> str:
 
 def _difference_of_values(got: _Outcome, wanted: _Outcome, tolerance: float) -> str:
     a, b = got.numbers, wanted.numbers
-    if not isinstance(a, np.ndarray):  # no numbers
+    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):  # no numbers
         return f"{wanted.text} was wanted, got {got.text}"
     if a.shape != b.shape:
         return f"the shape {b.shape} was wanted, got {a.shape}"
@@ -435,7 +439,7 @@ def _array(value: object, most: int = MOST_NUMBERS) -> np.ndarray | None:
         return None
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind not in "biuf":
         return None  # names, dates, complex numbers
-    if np.size(value) > most:
+    if isinstance(value, np.ndarray) and value.size > most:
         return None
     return np.asarray(value, dtype=float)
 
@@ -505,10 +509,9 @@ def store(name: str, **what: object) -> dict:
     Where that cannot be, it is said and not kept: no answer stops a notebook.
     """
     answers = _read_or_say()
-    kept = answers is not None
     entry = (answers or {}).get(name, {}) | what
     entry["when"] = time.strftime("%Y-%m-%d %H:%M:%S")
-    if kept:
+    if answers is not None:
         answers[name] = entry
         try:
             write_json(answers, answers_file())

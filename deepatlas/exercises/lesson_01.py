@@ -1,4 +1,4 @@
-"""Lesson 01, data: voxels and millimetres, one grid for all, intensities, overlap, splits."""
+"""Lesson 01, data: voxels and millimetres, another program's grid, intensities, overlap, splits."""
 
 from __future__ import annotations
 
@@ -14,51 +14,48 @@ from . import Exercise, numpy_generator
 # --- overlap --------------------------------------------------------------------------------------
 
 
-def _label_maps(dims: int, generator: Generator) -> tuple[Tensor, Tensor, int]:
-    """Two label maps of 4 structures that overlap in part; structure 3 is missing from the
-    reference.
+def _counted(dims: int, generator: Generator) -> tuple[Tensor]:
+    """A table of voxels of 5 labels: the row is what the guess says, the column what the expert
+    does. The expert's map lacks one structure, the guess another.
     """
-    reference = torch.randint(0, 3, (6,) * dims, generator=generator)
-    predicted = torch.where(
-        torch.rand(reference.shape, generator=generator) < 0.4,
-        torch.randint(0, 4, reference.shape, generator=generator),
-        reference,
-    )
-    return predicted, reference, 4
+    table = torch.randint(1, 60, (5, 5), generator=generator)
+    table += torch.diag(torch.randint(40, 400, (5,), generator=generator))
+    table[0, 0] += 2000  # the background is large
+    of_expert, of_guess = (1 + torch.randperm(4, generator=generator)[:2]).tolist()
+    table[:, of_expert] = 0
+    table[of_guess] = 0
+    return (table,)
 
 
-def _each(
-    score: Callable[[Tensor, Tensor], float],
-    predicted: Tensor,
-    reference: Tensor,
-    count: int,
+def _dice_of_table(
+    table: Tensor,
+    *,
     first: int = 1,
+    absent: float = math.nan,
+    score: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda both, a, b: 2 * both / (a + b),
 ) -> Tensor:
-    """``score`` of the two masks of each structure: one number for each but the background."""
-    masks = [(predicted == c, reference == c) for c in range(first, count)]
-    return torch.tensor([score(a, b) for a, b in masks])
-
-
-def _dice(a: Tensor, b: Tensor, *, factor: float = 2.0, absent: float = math.nan) -> float:
-    """Of two masks; ``absent`` where the second, the reference, is empty."""
-    if not b.any():
-        return absent
-    return float(factor * (a & b).sum() / (a.sum() + b.sum()))
-
-
-def _dice_of_structures(predicted: Tensor, reference: Tensor, count: int) -> Tensor:
-    return _each(_dice, predicted, reference, count)
+    """``score`` of (voxels in both, of the guess, of the expert) of every structure from ``first``
+    on; ``absent`` for those that the expert's map lacks.
+    """
+    both, guess, expert = table.diagonal(), table.sum(1), table.sum(0)
+    found = score(both.double(), guess.double(), expert.double())
+    return found.masked_fill(expert == 0, absent)[first:]
 
 
 DICE = Exercise(
     "Dice of every structure",
-    arguments=_label_maps,
-    right=_dice_of_structures,
+    arguments=_counted,
+    right=_dice_of_table,
     hints=(
-        "Take one structure c at a time: two masks, predicted == c and reference == c.",
-        "Dice = 2 |A and B| / (|A| + |B|), and a structure that the reference lacks is NaN.",
-        "One number for each of c = 1, ..., count - 1, in a tensor.",
+        "Take one structure c at a time. How many voxels does the guess call c, how many the "
+        "expert, and how many do both?",
+        "Row c is what the guess calls c, whatever the expert says: its sum is |A|. Column c is "
+        "the expert's, its sum is |B|. Both agree in one entry. A structure that the expert's map "
+        "lacks is NaN.",
+        "2 * table[c, c] / (table[c].sum() + table[:, c].sum()), NaN where table[:, c].sum() is 0, "
+        "for c = 1, 2, ...",
     ),
+    dims=(2,),
 )
 
 
@@ -69,23 +66,18 @@ DICE = Exercise(
     "sizes.",
     line="The denominator is (|A| + |B|) / 2, where voxels in both count twice, not |A or B|.",
 )
-def _intersection_over_union(predicted, reference, count):
-    def jaccard(a, b):
-        if not b.any():
-            return math.nan
-        return float((a & b).sum() / (a | b).sum())
-
-    return _each(jaccard, predicted, reference, count)
+def _intersection_over_union(table):
+    return _dice_of_table(table, score=lambda both, a, b: both / (a + b - both))
 
 
 @DICE.mistake(
     "no factor 2",
-    symptom="All your numbers are half of what they should be: two equal masks must have Dice 1.",
+    symptom="All your numbers are half of what they should be: two equal maps must have Dice 1.",
     idea="|A| + |B| counts the voxels of the intersection twice, so the numerator must, too.",
-    line="2 * (a & b).sum() / (a.sum() + b.sum())",
+    line="2 * table[c, c] / (table[c].sum() + table[:, c].sum())",
 )
-def _no_factor_2(predicted, reference, count):
-    return _each(lambda a, b: _dice(a, b, factor=1.0), predicted, reference, count)
+def _no_factor_2(table):
+    return _dice_of_table(table, score=lambda both, a, b: both / (a + b))
 
 
 @DICE.mistake(
@@ -93,32 +85,54 @@ def _no_factor_2(predicted, reference, count):
     symptom="You return one number too many.",
     idea="Label 0 is the background. It is large and easy, and makes every mean look better than "
     "it is.",
-    line="Begin at 1: range(1, count).",
+    line="Begin at 1.",
 )
-def _background_counted(predicted, reference, count):
-    return _each(_dice, predicted, reference, count, first=0)
+def _background_counted(table):
+    return _dice_of_table(table, first=0)
 
 
 @DICE.mistake(
     "absent is 0",
-    symptom="A structure that the reference does not contain gets 0.",
+    symptom="A structure that the expert's map does not contain gets 0.",
     idea="0 would punish the method for something that is not there to be found; the mean over "
     "cases would then measure how often a structure is absent.",
-    line="Where reference == c is nowhere true, the answer is float('nan'); leave it out of means "
+    line="Where table[:, c] is 0 everywhere, the answer is float('nan'); leave it out of means "
     "later.",
 )
-def _absent_is_0(predicted, reference, count):
-    return _each(lambda a, b: _dice(a, b, absent=0.0), predicted, reference, count)
+def _absent_is_0(table):
+    return _dice_of_table(table, absent=0.0)
 
 
 @DICE.mistake(
     "absent is 1",
-    symptom="A structure that the reference does not contain gets 1.",
-    idea="1 is a reward for nothing, even where the prediction invents the structure.",
-    line="Where reference == c is nowhere true, the answer is float('nan').",
+    symptom="A structure that the expert's map does not contain gets 1.",
+    idea="1 is a reward for nothing, even where the guess invents the structure.",
+    line="Where table[:, c] is 0 everywhere, the answer is float('nan').",
 )
-def _absent_is_1(predicted, reference, count):
-    return _each(lambda a, b: _dice(a, b, absent=1.0), predicted, reference, count)
+def _absent_is_1(table):
+    return _dice_of_table(table, absent=1.0)
+
+
+@DICE.mistake(
+    "rows for columns",
+    symptom="NaN stands where the GUESS lacks a structure, instead of the expert.",
+    idea="Dice is the same if both maps change places, but what is absent is not: a structure that "
+    "is there, and that the guess has missed, has Dice 0.",
+    line="NaN where table[:, c].sum() is 0, the column, not the row table[c].",
+)
+def _rows_for_columns(table):
+    return _dice_of_table(table.T)
+
+
+@DICE.mistake(
+    "found by the guess",
+    symptom="Your numbers do not fall if the guess paints a structure everywhere.",
+    idea="You divide what was found by what the expert drew. That is sensitivity (recall): it "
+    "never asks what the guess has drawn too much.",
+    line="Divide twice the agreement by |A| + |B|.",
+)
+def _found_by_the_guess(table):
+    return _dice_of_table(table, score=lambda both, a, b: both / b)
 
 
 @DICE.mistake(
@@ -126,15 +140,11 @@ def _absent_is_1(predicted, reference, count):
     symptom="Your numbers are near 1 although the structures overlap little.",
     idea="You count the voxels that both maps leave out as agreement. In a large image everything "
     "agrees then.",
-    line="Count only voxels inside the masks: a & b, not a == b.",
+    line="Only row c and column c of the table are asked.",
 )
-def _agreement_of_all_voxels(predicted, reference, count):
-    def agreement(a, b):
-        if not b.any():
-            return math.nan
-        return float((a == b).float().mean())
-
-    return _each(agreement, predicted, reference, count)
+def _agreement_of_all_voxels(table):
+    every = table.sum()
+    return _dice_of_table(table, score=lambda both, a, b: (every - a - b + 2 * both) / every)
 
 
 # --- where a voxel is -----------------------------------------------------------------------------
@@ -209,32 +219,100 @@ def _axes_reversed(affine, index):
 # --- one grid for all -----------------------------------------------------------------------------
 
 
+LPS = (-1.0, -1.0, 1.0)
+
+
 def _two_affines(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Of a file, oblique and with thick slices, and of a grid of 1.5 mm along the world's axes."""
+    """Of a file, oblique and with thick slices, in R, A, S; and of a grid of about 1.5 mm, in L, P,
+    S.
+    """
     of_file, _ = _affine_and_index(dims, generator)
     of_grid = 1.5 * torch.eye(4, dtype=torch.float64)
-    of_grid[3, 3] = 1
+    of_grid[:3, :3] += 0.2 * torch.randn(3, 3, generator=generator, dtype=torch.float64)
     of_grid[:3, 3] = 50 * torch.randn(3, generator=generator, dtype=torch.float64)
+    of_grid[3, 3] = 1
     return of_file, of_grid
 
 
+def _signs(signs: tuple[float, ...] = LPS) -> Tensor:
+    return torch.diag(torch.tensor([*signs, 1.0], dtype=torch.float64))
+
+
 def _grid_to_file(file_affine: Tensor, grid_affine: Tensor) -> Tensor:
-    return torch.linalg.inv(file_affine) @ grid_affine
+    return torch.linalg.inv(file_affine) @ _signs() @ grid_affine
 
 
 GRID = Exercise(
-    "From the common grid into the file",
+    "From another program's grid into the file",
     arguments=_two_affines,
     right=_grid_to_file,
     hints=(
-        "Two steps: from a voxel of the grid to its place in the world, from that place to a "
-        "voxel of the file. Which matrix makes which step?",
-        "The affine of the grid leads into the world, the inverse of the file's leads out of it; "
-        "of a product, the matrix on the right acts first.",
-        "torch.linalg.inv(file_affine) @ grid_affine",
+        "Three steps: from a voxel of the grid to its place in L, P, S; to the same place in R, A, "
+        "S; from there to a voxel of the file. Which matrix makes which step?",
+        "The affine of the grid leads into the world, diag(-1, -1, 1, 1) from L, P, S to R, A, S, "
+        "the inverse of the file's affine out of the world; of a product, the matrix on the right "
+        "acts first.",
+        "torch.linalg.inv(file_affine) @ signs @ grid_affine, with signs = torch.diag("
+        "torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=file_affine.dtype))",
     ),
     dims=(3,),
 )
+
+
+@GRID.mistake(
+    "signs forgotten",
+    symptom="It would be right if both programs meant the same by x, y and z.",
+    idea="x = 40 mm is 40 mm to the right in the one convention and 40 mm to the left in the "
+    "other. The scan would come out turned round, left for right and back for front.",
+    line="Put diag(-1, -1, 1, 1) between the two matrices.",
+)
+def _signs_forgotten(file_affine, grid_affine):
+    return torch.linalg.inv(file_affine) @ grid_affine
+
+
+@GRID.mistake(
+    "signs first",
+    symptom="You have changed the signs of two INDICES of the grid.",
+    idea="L, P, S and R, A, S are directions of the world. A voxel's index knows no world: only "
+    "what the grid's affine has made of it does.",
+    line="inv(file_affine) @ signs @ grid_affine, not inv(file_affine) @ grid_affine @ signs",
+)
+def _signs_first(file_affine, grid_affine):
+    return torch.linalg.inv(file_affine) @ grid_affine @ _signs()
+
+
+@GRID.mistake(
+    "signs last",
+    symptom="You have changed the signs of two INDICES of the file.",
+    idea="L, P, S and R, A, S are directions of the world. Behind the inverse there are voxels "
+    "again.",
+    line="inv(file_affine) @ signs @ grid_affine, not signs @ inv(file_affine) @ grid_affine",
+)
+def _signs_last(file_affine, grid_affine):
+    return _signs() @ torch.linalg.inv(file_affine) @ grid_affine
+
+
+@GRID.mistake(
+    "all three reversed",
+    symptom="Head and neck have changed places.",
+    idea="L is against R and P against A, but S is S in both conventions.",
+    line="diag(-1, -1, 1, 1)",
+)
+def _all_reversed(file_affine, grid_affine):
+    return torch.linalg.inv(file_affine) @ _signs((-1.0, -1.0, -1.0)) @ grid_affine
+
+
+@GRID.mistake(
+    "shift not reversed",
+    symptom="The axes lead the right way now, and begin at the wrong place.",
+    idea="You have changed the signs of M alone. Where voxel (0, 0, 0) lies, t, is a place in L, "
+    "P, S, too.",
+    line="Multiply the whole 4 x 4 matrix by diag(-1, -1, 1, 1).",
+)
+def _shift_not_reversed(file_affine, grid_affine):
+    turned = _signs() @ grid_affine
+    turned[:3, 3] = grid_affine[:3, 3]
+    return torch.linalg.inv(file_affine) @ turned
 
 
 @GRID.mistake(
@@ -245,18 +323,18 @@ GRID = Exercise(
     line="Invert the affine of the file, not that of the grid.",
 )
 def _file_to_grid(file_affine, grid_affine):
-    return _grid_to_file(grid_affine, file_affine)
+    return torch.linalg.inv(_grid_to_file(file_affine, grid_affine))
 
 
 @GRID.mistake(
     "the steps exchanged",
-    symptom="You have the right two matrices, and the place is wrong.",
+    symptom="You have the right matrices, and the place is wrong.",
     idea="In a product the matrix on the right acts first. Yours begins with the inverse, which "
     "wants millimetres and is given a voxel.",
-    line="Exchange the factors: the grid's affine stands on the right.",
+    line="The grid's affine stands on the right, the inverse of the file's on the left.",
 )
 def _steps_exchanged(file_affine, grid_affine):
-    return grid_affine @ torch.linalg.inv(file_affine)
+    return _signs() @ grid_affine @ torch.linalg.inv(file_affine)
 
 
 @GRID.mistake(
@@ -266,7 +344,7 @@ def _steps_exchanged(file_affine, grid_affine):
     line="Use torch.linalg.inv of the file's affine.",
 )
 def _no_inverse(file_affine, grid_affine):
-    return file_affine @ grid_affine
+    return file_affine @ _signs() @ grid_affine
 
 
 @GRID.mistake(
@@ -278,7 +356,7 @@ def _no_inverse(file_affine, grid_affine):
 )
 def _shift_alone(file_affine, grid_affine):
     matrix = torch.eye(4, dtype=file_affine.dtype)
-    matrix[:3, 3] = grid_affine[:3, 3] - file_affine[:3, 3]
+    matrix[:3, 3] = (_signs() @ grid_affine)[:3, 3] - file_affine[:3, 3]
     return matrix
 
 

@@ -1,6 +1,11 @@
-"""Lesson 02, deformations: looking up, composing, inverting, folding, walking, millimetres."""
+"""Lesson 02, deformations: looking up, landmarks through two maps, inverting, folding, counting
+folds, walking, millimetres.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +45,7 @@ def _per_axis(values: Tensor, u: Tensor) -> Tensor:
 
 
 def looked_up(
-    moving: Tensor, points: Tensor, *, last_first: bool = True, missing: int = 1, **options: object
+    moving: Tensor, points: Tensor, *, last_first: bool = True, missing: int = 1, **options: Any
 ) -> Tensor:
     """``moving`` at ``points`` (B, D, I, J, K), in voxels, by grid_sample, with one thing after
     another to get wrong.
@@ -52,8 +57,8 @@ def looked_up(
     grid = (2 * points / _per_axis(steps, points) - 1).movedim(1, -1)
     if last_first:
         grid = grid.flip(-1)
-    options = {"padding_mode": "border", "align_corners": True} | options
-    return F.grid_sample(moving, grid, **options)
+    chosen: dict[str, Any] = {"padding_mode": "border", "align_corners": True} | options
+    return F.grid_sample(moving, grid, **chosen)
 
 
 def _warped(moving: Tensor, u: Tensor) -> Tensor:
@@ -166,24 +171,37 @@ def _zeros_outside(moving, u):
 # --- one after the other --------------------------------------------------------------------------
 
 
-def _two_fields(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    u_phi = smooth_field(uneven_shape(dims), 0.8, generator)
-    u_psi = smooth_field(uneven_shape(dims), 0.8, generator)
-    return u_phi, u_psi
+def _landmarks_and_fields(dims: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Seven points between voxels, away from the border, and two displacements."""
+    shape = uneven_shape(dims)
+    u_phi = smooth_field(shape, 0.8, generator)
+    u_psi = smooth_field(shape, 0.8, generator)
+    sides = torch.tensor(shape)[None, :, None]
+    return 1 + (sides - 3) * torch.rand(1, dims, 7, generator=generator), u_phi, u_psi
 
 
 def _composed(u_phi: Tensor, u_psi: Tensor) -> Tensor:
     return (Deformation(u_phi) @ Deformation(u_psi)).displacement
 
 
+def _moved(points: Tensor, u: Tensor) -> Tensor:
+    """Where phi(x) = x + u(x) takes points (1, D, N)."""
+    return points + sample(u, points)
+
+
+def _carried(points: Tensor, u_phi: Tensor, u_psi: Tensor) -> Tensor:
+    return _moved(_moved(points, u_psi), u_phi)
+
+
 COMPOSE = Exercise(
-    "One deformation after another",
-    arguments=_two_fields,
-    right=_composed,
+    "Landmarks, carried by one map after the other",
+    arguments=_landmarks_and_fields,
+    right=_carried,
     hints=(
-        "(phi @ psi)(x) = phi(psi(x)): put psi(x) = x + u_psi(x) into phi, and subtract x.",
-        "The displacement is u_psi(x) + u_phi(psi(x)): u_phi is looked up where psi leads.",
-        "u_psi + sample(u_phi, Deformation(u_psi).points)",
+        "One map first: where does psi take a point p? It stands between voxels, so its "
+        "displacement there has to be looked up.",
+        "psi(p) = p + u_psi(p), by sample. That is a point again, and phi goes on from there.",
+        "at_b = points + sample(u_psi, points), then at_b + sample(u_phi, at_b)",
     ),
     gradient=True,
 )
@@ -192,54 +210,77 @@ COMPOSE = Exercise(
 @COMPOSE.mistake(
     "sum",
     symptom="It is nearly right where both fields are small, and never quite.",
-    idea="Displacements add only where they are constant: after psi you stand elsewhere, and "
-    "u_phi is another there.",
-    line="u_phi has to be looked up at psi(x), not at x.",
+    idea="Displacements add only where they are constant: after psi the point stands elsewhere, "
+    "and u_phi is another there.",
+    line="u_phi has to be looked up at psi(p), not at p.",
 )
-def _sum(u_phi, u_psi):
-    return u_phi + u_psi
+def _sum(points, u_phi, u_psi):
+    return _moved(points, u_psi) + sample(u_phi, points)
 
 
 @COMPOSE.mistake(
     "the other order",
-    symptom="You have psi(phi(x)).",
-    idea="In phi(psi(x)) the point meets psi first: psi says where to look, phi goes on from "
-    "there.",
-    line="Look up u_phi with the points of psi, and add u_psi.",
+    symptom="You have psi(phi(p)).",
+    idea="In phi(psi(p)) the point meets psi first: psi leads to B, and phi goes on from there.",
+    line="First points + sample(u_psi, points).",
 )
-def _the_other_order(u_phi, u_psi):
-    return _composed(u_psi, u_phi)
+def _the_other_order(points, u_phi, u_psi):
+    return _carried(points, u_psi, u_phi)
+
+
+@COMPOSE.mistake(
+    "the displacement",
+    symptom="You return how far the points have moved, not where they are.",
+    idea="sample(u, p) is a step. The place is p plus the step.",
+    line="Add the points.",
+)
+def _the_displacement(points, u_phi, u_psi):
+    return _carried(points, u_phi, u_psi) - points
 
 
 @COMPOSE.mistake(
     "looked up only",
     symptom="One of the two movements is missing.",
-    idea="From x you first move by u_psi(x), then by u_phi at the new place.",
-    line="Add u_psi.",
+    idea="From p you first move by u_psi(p), then by u_phi at the new place: both steps count.",
+    line="at_b + sample(u_phi, at_b), with at_b = points + sample(u_psi, points)",
 )
-def _looked_up_only(u_phi, u_psi):
-    return sample(u_phi, Deformation(u_psi).points)
+def _looked_up_only(points, u_phi, u_psi):
+    return points + sample(u_phi, _moved(points, u_psi))
 
 
 @COMPOSE.mistake(
     "displacements for points",
     symptom="Wherever you stand, you look near the first voxel of u_phi.",
-    idea="sample wants points, psi(x) = x + u_psi(x). u_psi alone is a step: of a few voxels, "
+    idea="sample wants points, psi(p) = p + u_psi(p). u_psi(p) alone is a step: of a few voxels, "
     "counted from nowhere.",
-    line="sample(u_phi, Deformation(u_psi).points) instead of sample(u_phi, u_psi)",
+    line="Look u_phi up at points + sample(u_psi, points), not at sample(u_psi, points).",
 )
-def _displacements_for_points(u_phi, u_psi):
-    return u_psi + sample(u_phi, u_psi)
+def _displacements_for_points(points, u_phi, u_psi):
+    step = sample(u_psi, points)
+    return points + step + sample(u_phi, step)
 
 
 @COMPOSE.mistake(
-    "warped like an image",
-    symptom="You look up the field of psi where psi leads.",
-    idea="At psi(x) it is the other field, u_phi, that says how to go on.",
-    line="Exchange the two: u_psi + (u_phi looked up at psi(x)).",
+    "backwards",
+    symptom="The points move the other way.",
+    idea="It is the PICTURE that moves against u, since its pixels look things up. A point of the "
+    "fixed image is led by phi itself, to x + u(x) in the moving image.",
+    line="Add, twice.",
 )
-def _warped_like_an_image(u_phi, u_psi):
-    return u_phi + sample(u_psi, Deformation(u_psi).points)
+def _backwards(points, u_phi, u_psi):
+    return _carried(points, -u_phi, -u_psi)
+
+
+@COMPOSE.mistake(
+    "nearest voxel",
+    symptom="Your points are off by a little, as if they had stood on voxels.",
+    idea="You read u at the nearest voxel. A landmark stands between voxels, and so does its "
+    "image: interpolate, both times.",
+    line="sample(u, points) instead of u[..., points.round()]",
+)
+def _nearest_voxel(points, u_phi, u_psi):
+    at_b = points + sample(u_psi, points.round())
+    return at_b + sample(u_phi, at_b.round())
 
 
 # --- backwards ------------------------------------------------------------------------------------
@@ -413,6 +454,145 @@ def _trace(u):
     return 1 + _gradient(u).diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
+# --- folds, counted in millimetres ----------------------------------------------------------------
+
+
+def _field_in_mm(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """A displacement in mm on a grid of uneven voxels, that folds here and there; and their sides.
+    Some planes of voxels all look at one and the same plane: their determinant is 0.
+    """
+    sides = torch.tensor([1.0, 0.5, 4.0])[torch.randperm(3, generator=generator)].double()
+    u = smooth_field((13, 12, 11), 2.2, generator).double()
+    u = u + 0.35 * torch.randn(u.shape, generator=generator, dtype=torch.float64)
+    u[:, 0, 3:7] = 5.0 - torch.arange(3.0, 7.0, dtype=torch.float64).view(1, -1, 1, 1)
+    return _per_axis(sides, u) * u, sides
+
+
+def _folds(
+    u: Tensor,
+    spacing: Tensor,
+    *,
+    folded: Callable[[Tensor], Tensor] = lambda determinant: determinant <= 0,
+) -> Tensor:
+    """Percentage of the voxels inside the border with a determinant that is ``folded``."""
+    determinant = _determinant(u / _per_axis(spacing, u))
+    return 100 * folded(determinant).double().mean()
+
+
+FOLDS = Exercise(
+    "Folds, counted in millimetres",
+    arguments=_field_in_mm,
+    right=_folds,
+    hints=(
+        "det J compares lengths with lengths: u and x must be in ONE unit, either one. Which one "
+        "is u in, and which one do differences of neighbouring voxels count in?",
+        "Central differences inside the border, (u(x + 1) - u(x - 1)) / 2, of a u in mm, are mm "
+        "per voxel: divide the one along axis a by the side of a voxel along a. Then 1 + du/dx, "
+        "its determinant, and the share that is 0 or less, times 100.",
+        "Or make it voxels at once, u / spacing.view(1, 3, 1, 1, 1), and go on as in the exercise "
+        "before; then 100 * (determinant <= 0).double().mean().",
+    ),
+    dims=(3,),
+)
+
+
+@FOLDS.mistake(
+    "mm per voxel",
+    symptom="It is right for voxels of 1 mm. Of others you exaggerate what moves along a long "
+    "side, and play down what moves along a short one.",
+    idea="The difference of two neighbours is in mm, and they are one voxel apart: mm per voxel. 1 "
+    "+ du/dx wants mm per mm.",
+    line="Divide the difference along axis a by spacing[a].",
+)
+def _mm_per_voxel(u, spacing):
+    return _folds(u, torch.ones_like(spacing))
+
+
+@FOLDS.mistake(
+    "multiplied",
+    symptom="Voxels of 4 mm make you find folds where there are none.",
+    idea="You multiply by the side of a voxel. From mm to voxels one divides; so does who divides "
+    "a difference in mm by a distance in mm.",
+    line="u / spacing.view(1, 3, 1, 1, 1)",
+)
+def _multiplied(u, spacing):
+    return _folds(u, 1 / spacing)
+
+
+@FOLDS.mistake(
+    "spacing without a reshape",
+    symptom="Two tensors meet whose axes do not fit.",
+    idea="Three numbers beside a tensor (1, 3, I, J, K) meet its LAST axis. They belong to the "
+    "second one, the components.",
+    line="spacing.view(1, 3, 1, 1, 1)",
+)
+def _spacing_without_reshape(u, spacing):
+    return u / spacing
+
+
+@FOLDS.mistake(
+    "a share",
+    symptom="Your number is a hundredth of what it should be.",
+    idea="You return a share between 0 and 1. Asked for was a percentage.",
+    line="Multiply by 100.",
+)
+def _share(u, spacing):
+    return _folds(u, spacing) / 100
+
+
+@FOLDS.mistake(
+    "collapsed left out",
+    symptom="You count too few voxels.",
+    idea="Where the determinant is exactly 0, a whole piece looks at a plane. There is no way "
+    "back from there either.",
+    line="<= 0 instead of < 0",
+)
+def _collapsed_left_out(u, spacing):
+    return _folds(u, spacing, folded=lambda determinant: determinant < 0)
+
+
+@FOLDS.mistake(
+    "the others",
+    symptom="Yours and the right number add up to 100.",
+    idea="You count the voxels that do NOT fold.",
+    line="determinant <= 0",
+)
+def _the_others(u, spacing):
+    return _folds(u, spacing, folded=lambda determinant: determinant > 0)
+
+
+@FOLDS.mistake(
+    "no identity",
+    symptom="Of a displacement that is 0 everywhere you would say that all of it folds.",
+    idea="phi(x) = x + u(x), so its derivative is 1 + du/dx, 1 the identity matrix.",
+    line="Add torch.eye(3) before you take the determinant.",
+)
+def _identity_forgotten(u, spacing):
+    gradient = _gradient(u / _per_axis(spacing, u))
+    return 100 * (torch.linalg.det(gradient) <= 0).double().mean()
+
+
+@FOLDS.mistake(
+    "not halved",
+    symptom="You find too many folds.",
+    idea="From the voxel before to the voxel after are two voxels.",
+    line="Divide the difference by 2 (and by the side of a voxel).",
+)
+def _difference_not_halved(u, spacing):
+    return _folds(2 * u, spacing)
+
+
+@FOLDS.mistake(
+    "a number of voxels",
+    symptom="You return how many voxels fold, not which percentage of them.",
+    idea="A count depends on how large the grid is. Of 1,000 voxels and of 1,000,000 a percentage "
+    "says the same.",
+    line="100 * (determinant <= 0).double().mean()",
+)
+def _number_of_voxels(u, spacing):
+    return _folds(u, spacing) / 100 * u[0, 0, 1:-1, 1:-1, 1:-1].numel()
+
+
 # --- a walk along a velocity ----------------------------------------------------------------------
 
 SQUARINGS = 6
@@ -437,8 +617,8 @@ SQUARING = Exercise(
     hints=(
         "Two parts: make the step so short that v hardly changes along it; then put the map after "
         "itself, and that after itself, and so on.",
-        "The short step is v / 2^6. What is the displacement of phi after phi? You have written it "
-        "in exercise 2.",
+        "The short step is v / 2^6. What is the displacement of phi after phi? It stands above, "
+        "for phi after psi.",
         "u = v / 2**6; then six times u = u + sample(u, Deformation(u).points)",
     ),
     tolerance=0.05,  # pixels: whoever takes more squarings comes as close to exp(v)
@@ -661,6 +841,7 @@ EXERCISES = {
     "compose": COMPOSE,
     "inverse": INVERSE,
     "jacobian": JACOBIAN,
+    "folds": FOLDS,
     "squaring": SQUARING,
     "millimetres": MILLIMETRES,
 }

@@ -1,5 +1,5 @@
-"""Lesson 03, baselines: levels of a U-Net, labels carried along, votes, whose labels count, a step
-that learns.
+"""Lesson 03, baselines: levels of a U-Net, one translation, labels carried along, votes, whose
+labels count, a step that learns.
 """
 
 from __future__ import annotations
@@ -18,22 +18,29 @@ from .lesson_02 import looked_up, smooth_field, uneven_shape
 
 
 def _two_levels(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Features of a coarse level and of the one that is twice as fine."""
+    """Features of a coarse level and of the one that it was made of, with odd sides among them."""
     half = (4, 3, 5)[:dims]
-    whole = [2 * n for n in half]
+    whole = (7, 6, 9)[:dims]
     coarse = torch.randn(2, 3, *half, generator=generator)
     skip = torch.randn(2, 2, *whole, generator=generator)
     return coarse, skip
 
 
-def _twice(x: Tensor, *, corners: bool = False) -> Tensor:
+def _twice(x: Tensor, *, corners: bool = False, mode: str = "") -> Tensor:
     """Twice as fine, by linear interpolation."""
-    mode = "bilinear" if x.ndim == 4 else "trilinear"
-    return F.interpolate(x, scale_factor=2, mode=mode, align_corners=corners)
+    mode = mode or ("bilinear" if x.ndim == 4 else "trilinear")
+    options = {} if mode == "nearest" else {"align_corners": corners}
+    return F.interpolate(x, scale_factor=2, mode=mode, **options)
+
+
+def _beside(finer: Tensor, skip: Tensor, *, behind: bool = True) -> Tensor:
+    """Both as channels; what ``finer`` has too much is cut off behind, or in front."""
+    keep = [slice(n) if behind else slice(-n, None) for n in skip.shape[2:]]
+    return torch.cat([finer[..., *keep], skip], 1)
 
 
 def _join(coarse: Tensor, skip: Tensor) -> Tensor:
-    return torch.cat([_twice(coarse), skip], 1)
+    return _beside(_twice(coarse), skip)
 
 
 JOIN = Exercise(
@@ -41,14 +48,49 @@ JOIN = Exercise(
     arguments=_two_levels,
     right=_join,
     hints=(
-        "First make the coarse features as large as the fine ones, then put both side by side as "
-        "channels.",
-        "F.interpolate(coarse, scale_factor=2, mode='bilinear') ('trilinear' in 3D), then "
-        "torch.cat along the channels.",
-        "torch.cat([F.interpolate(coarse, scale_factor=2, mode=mode), skip], dim=1)",
+        "First make the coarse features twice as fine; cut off what is then beyond the skip's last "
+        "voxels; then put both side by side as channels.",
+        "F.interpolate(coarse, scale_factor=2, mode='bilinear') ('trilinear' in 3D), a slice for "
+        "each axis of voxels, and torch.cat along the channels.",
+        "finer = F.interpolate(...); cut = [slice(n) for n in skip.shape[2:]]; "
+        "torch.cat([finer[..., *cut], skip], dim=1)",
     ),
     gradient=True,
 )
+
+
+@JOIN.mistake(
+    "not cut",
+    symptom="It stops where a side of the skip is odd.",
+    idea="Of 7 voxels 4 coarse ones are made, and of these 8: the last one covers nothing of the "
+    "image.",
+    line="finer[..., *[slice(n) for n in skip.shape[2:]]]",
+)
+def _not_cut(coarse, skip):
+    return torch.cat([_twice(coarse), skip], 1)
+
+
+@JOIN.mistake(
+    "stretched to size",
+    symptom="The shape is right, but the coarse features are squeezed wherever a side is odd.",
+    idea="With size=skip.shape[2:] all of 4 coarse voxels are spread over 7 fine ones, 1.75 for "
+    "each. They were made of two each, and no longer lie on these.",
+    line="scale_factor=2, and cut off what is too much.",
+)
+def _stretched(coarse, skip):
+    mode = "bilinear" if coarse.ndim == 4 else "trilinear"
+    return torch.cat([F.interpolate(coarse, size=skip.shape[2:], mode=mode), skip], 1)
+
+
+@JOIN.mistake(
+    "cut in front",
+    symptom="The shape is right, but the coarse features are moved by a voxel where a side is odd.",
+    idea="The first coarse voxel was made of the first two fine ones. It is at the end that one "
+    "is too many.",
+    line="slice(n), which ends at n, instead of slice(-n, None)",
+)
+def _cut_in_front(coarse, skip):
+    return _beside(_twice(coarse), skip, behind=False)
 
 
 @JOIN.mistake(
@@ -58,7 +100,8 @@ JOIN = Exercise(
     line="torch.cat([upsampled, skip], dim=1)",
 )
 def _skip_first(coarse, skip):
-    return torch.cat([skip, _twice(coarse)], 1)
+    both = _join(coarse, skip)
+    return torch.cat([skip, both[:, : coarse.shape[1]]], 1)
 
 
 @JOIN.mistake(
@@ -67,9 +110,8 @@ def _skip_first(coarse, skip):
     idea="The default of F.interpolate repeats each value. Linear interpolation was asked for.",
     line="mode='bilinear', or 'trilinear' in 3D",
 )
-def _nearest(coarse, skip):
-    finer = F.interpolate(coarse, scale_factor=2, mode="nearest")
-    return torch.cat([finer, skip], 1)
+def _repeated(coarse, skip):
+    return _beside(_twice(coarse, mode="nearest"), skip)
 
 
 @JOIN.mistake(
@@ -80,7 +122,7 @@ def _nearest(coarse, skip):
     line="Leave align_corners at False.",
 )
 def _corners(coarse, skip):
-    return torch.cat([_twice(coarse, corners=True), skip], 1)
+    return _beside(_twice(coarse, corners=True), skip)
 
 
 @JOIN.mistake(
@@ -91,8 +133,7 @@ def _corners(coarse, skip):
     line="mode = 'bilinear' if coarse.ndim == 4 else 'trilinear'",
 )
 def _bilinear_in_3d(coarse, skip):
-    finer = F.interpolate(coarse, scale_factor=2, mode="bilinear")
-    return torch.cat([finer, skip], 1)
+    return _beside(_twice(coarse, mode="bilinear"), skip)
 
 
 @JOIN.mistake(
@@ -103,6 +144,169 @@ def _bilinear_in_3d(coarse, skip):
 )
 def _skip_alone(coarse, skip):
     return skip
+
+
+# --- one translation ------------------------------------------------------------------------------
+
+STEPS = 20  # of gradient descent
+
+
+def _spot(shape: tuple[int, ...], centre: Tensor) -> Tensor:
+    """A bright spot (1, 1, I, J, K) around ``centre``, in voxels, a voxel and a half wide, of which
+    nothing reaches the border.
+    """
+    distances = voxel_grid(shape, centre) - centre.view(-1, *[1] * len(shape))
+    return torch.exp(-distances.square().sum(0) / (2 * 1.5**2))[None, None]
+
+
+def _two_spots(dims: int, generator: Generator) -> tuple[Tensor, Tensor, float]:
+    """(moving, fixed, rate): the same spot in two places, by up to a voxel and a half apart along
+    each axis and never by the same along two; a rate that halves the way left with every step, or
+    so.
+    """
+    shape = (14, 12, 13)[:dims]
+    middle = torch.tensor([(n - 1) / 2 for n in shape])
+    ways = torch.tensor([0.5, 1.4, 0.9])[torch.randperm(3, generator=generator)][:dims]
+    ways = ways * (1 - 2 * torch.randint(0, 2, (dims,), generator=generator))
+    centre = middle + torch.rand(dims, generator=generator) - 0.5
+    moving = _spot(shape, centre + ways)
+    fixed = _shifted(moving, ways)
+    # the curvature of the loss at its goal, along an axis
+    curvature = 2 * moving.diff(dim=2).square().sum() / moving.numel()
+    return moving, fixed, round(0.5 / curvature.item(), 1)
+
+
+def _shifted(moving: Tensor, t: Tensor) -> Tensor:
+    """``moving`` looked up at x + t for every voxel x."""
+    u = t.view(1, -1, *[1] * (moving.ndim - 2)).expand(1, -1, *moving.shape[2:])
+    return Deformation(u).warp(moving)
+
+
+def _found(
+    moving: Tensor,
+    fixed: Tensor,
+    rate: float,
+    *,
+    steps: int = STEPS,
+    added_up: bool = False,
+) -> Tensor:
+    """``steps`` steps of gradient descent on t (D,), from 0; ``rate`` below 0 leads uphill,
+    ``added_up`` follows the sum of all gradients so far.
+    """
+    t = torch.zeros(moving.ndim - 2)
+    direction = torch.zeros_like(t)
+    for _ in range(steps):
+        t.requires_grad_()
+        loss = (_shifted(moving, t) - fixed).square().mean()
+        (gradient,) = torch.autograd.grad(loss, t)
+        direction = gradient + direction if added_up else gradient
+        t = t.detach() - rate * direction
+    return t
+
+
+TRANSLATION = Exercise(
+    "Gradient descent on one translation",
+    arguments=_two_spots,
+    right=_found,
+    hints=(
+        "Begin with t = torch.zeros(D, requires_grad=True). In every step: shift moving by t, "
+        "compare, and move t a little downhill.",
+        "A shift by t is a displacement that is t at every voxel: u = t.view(1, -1, 1, 1)"
+        ".expand(1, D, I, J) (in 3D one more). The loss is (Deformation(u).warp(moving) - fixed)"
+        ".square().mean(); loss.backward() fills t.grad.",
+        "20 times: loss.backward(); then t -= rate * t.grad under torch.no_grad(); then "
+        "t.grad = None. At the end t.detach().",
+    ),
+    tolerance=0.02,  # voxels: with another optimiser one may stop elsewhere
+)
+
+
+@TRANSLATION.mistake(
+    "gradients add up",
+    symptom="The spot swings past its goal, and back, and past it again.",
+    idea="loss.backward() ADDS to t.grad. Each step then follows all earlier gradients once more: "
+    "a pendulum without friction.",
+    line="t.grad = None in every step, after t was moved (with an optimiser: "
+    "optimiser.zero_grad()).",
+)
+def _never_erased(moving, fixed, rate):
+    return _found(moving, fixed, rate, added_up=True)
+
+
+@TRANSLATION.mistake(
+    "uphill",
+    symptom="The spot moves away from its goal, and is lost.",
+    idea="The gradient points to where the loss grows.",
+    line="t -= rate * t.grad",
+)
+def _away(moving, fixed, rate):
+    return _found(moving, fixed, -rate)
+
+
+@TRANSLATION.mistake(
+    "pushed",
+    symptom="It is the right way, with the wrong sign.",
+    idea="t is asked for such that moving, LOOKED UP at x + t, is fixed. You have the way on which "
+    "the spot is to be pushed, or have exchanged moving and fixed.",
+    line="warp moving by + t, and compare with fixed.",
+)
+def _the_way_of_the_spot(moving, fixed, rate):
+    return -_found(moving, fixed, rate)
+
+
+@TRANSLATION.mistake(
+    "axes reversed",
+    symptom="You have the right numbers in the reversed order.",
+    idea="Component c of a displacement moves along axis c of the image. grid_sample and "
+    "affine_grid begin with the last axis instead.",
+    line="Use Deformation, or t.flip(0) if you call grid_sample yourself.",
+)
+def _axes_reversed(moving, fixed, rate):
+    return _found(moving, fixed, rate).flip(0)
+
+
+@TRANSLATION.mistake(
+    "from -1 to 1",
+    symptom="Your numbers are far too small, by another factor along each axis.",
+    idea="You have found it in the units of grid_sample, in which an axis is 2 long. Asked for are "
+    "voxels, of which it has n - 1.",
+    line="Multiply by (n - 1) / 2 along each axis.",
+)
+def _from_minus_one_to_one(moving, fixed, rate):
+    return 2 * _found(moving, fixed, rate) / (torch.tensor(moving.shape[2:]) - 1)
+
+
+@TRANSLATION.mistake(
+    "from -1 to 1, reversed",
+    symptom="Your numbers are far too small, and in the reversed order.",
+    idea="Those are the units and the order of grid_sample: an axis is 2 long, and the last one "
+    "comes first. Asked for are voxels, the first axis first.",
+    line="Multiply by (n - 1) / 2 along each axis, and reverse; or use Deformation.",
+)
+def _as_grid_sample_has_it(moving, fixed, rate):
+    return _from_minus_one_to_one(moving, fixed, rate).flip(0)
+
+
+@TRANSLATION.mistake(
+    "never moved",
+    symptom="t is 0 at the end, as it was at the beginning.",
+    idea="The gradient was erased before the step that should follow it, or a new variable was "
+    "moved instead of t.",
+    line="First loss.backward(), then t -= rate * t.grad (under torch.no_grad()), then "
+    "t.grad = None.",
+)
+def _never_moved(moving, fixed, rate):
+    return torch.zeros(moving.ndim - 2)
+
+
+@TRANSLATION.mistake(
+    "one step",
+    symptom="The spot has gone a part of its way.",
+    idea="A step follows the slope where it begins, and must be short. Then one looks again.",
+    line="Put it into a loop of 20 steps.",
+)
+def _one_step(moving, fixed, rate):
+    return _found(moving, fixed, rate, steps=1)
 
 
 # --- labels carried along -------------------------------------------------------------------------
@@ -489,4 +693,11 @@ def _mean_of_the_past(x, y):
     return _descent(x, y, followed=lambda now, before: 0.5 * now + 0.5 * before)
 
 
-EXERCISES = {"join": JOIN, "propagate": PROPAGATE, "vote": VOTE, "weak": WEAK, "fit": FIT}
+EXERCISES = {
+    "join": JOIN,
+    "translation": TRANSLATION,
+    "weak": WEAK,
+    "propagate": PROPAGATE,
+    "vote": VOTE,
+    "fit": FIT,
+}

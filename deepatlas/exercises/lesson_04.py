@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..losses import bending_energy, diffusion
+from ..losses import bending_energy, diffusion, soft_dice
 from ..warp import Deformation
 from . import Exercise
 from .lesson_02 import looked_up, smooth_field, uneven_shape
@@ -166,7 +166,7 @@ def _bending(
     """
     reduced = reduced or (lambda squares: squares.sum(1).mean())
     axes = range(2, u.ndim)
-    energy = sum(reduced(u.diff(n=2, dim=i).square()) for i in axes)
+    energy = torch.stack([reduced(u.diff(n=2, dim=i).square()) for i in axes]).sum(0)
     for i, j in combinations(axes, 2):
         energy = energy + mixed * reduced(u.diff(dim=i).diff(dim=j).square())
     return energy
@@ -188,8 +188,31 @@ def _over_two_voxels(u: Tensor, *, divisor: float = 4.0) -> Tensor:
     energy = _bending(u, mixed=0.0)
     for i, j in combinations(range(2, u.ndim), 2):
         corners = [a * b * _shifted(u, {i: a, j: b}) for a in (1, -1) for b in (1, -1)]
-        energy = energy + 2 * (sum(corners) / divisor).square().sum(1).mean()
+        energy = energy + 2 * (torch.stack(corners).sum(0) / divisor).square().sum(1).mean()
     return energy
+
+
+def _of_means(u: Tensor) -> Tensor:
+    """The means over voxels are squared, not the second derivatives: exact where these are the
+    same everywhere, 0 where they cancel.
+    """
+    energy = u.new_zeros(len(u))
+    for i in range(2, u.ndim):
+        energy = energy + u.diff(n=2, dim=i).flatten(2).mean(2).square().sum(1)
+    for i, j in combinations(range(2, u.ndim), 2):
+        energy = energy + 2 * u.diff(dim=i).diff(dim=j).flatten(2).mean(2).square().sum(1)
+    return energy.mean()
+
+
+def _of_sums(u: Tensor) -> Tensor:
+    """The second derivatives along all axes are added before they are squared: exact where a
+    component bends along one axis only.
+    """
+    laplacian = torch.zeros_like(_shifted(u, {}))
+    for i in range(2, u.ndim):
+        laplacian += _shifted(u, {i: 1}) + _shifted(u, {i: -1}) - 2 * _shifted(u, {})
+    mixed = _bending(u) - _bending(u, mixed=0.0)
+    return laplacian.square().sum(1).mean() + mixed
 
 
 # What a test is tried on: those that are right, then those that are not.
@@ -211,6 +234,8 @@ ENERGIES: dict[str, tuple[bool, Callable[[Tensor], Tensor]]] = {
     "one that takes the sum over voxels": (False, lambda u: _bending(u, reduced=torch.sum)),
     "one that sees the first component only": (False, lambda u: _bending(u[:, :1])),
     "one that sees the second component only": (False, lambda u: _bending(u[:, 1:2])),
+    "one that adds the derivatives along the axes before it squares": (False, _of_sums),
+    "one that squares the mean of a derivative over the voxels": (False, _of_means),
 }
 
 
@@ -241,21 +266,33 @@ def _verdicts(test: Callable, energies: dict[str, Callable]) -> dict[str, float]
     return found if looked_at else None
 
 
-def _bent(*, components: int = 2, pure: float = 0.02, mixed: float = 0.01) -> tuple[Tensor, float]:
+def _bent(
+    *, components: int = 2, pure: float = 0.02, across: float = 0.05, mixed: float = 0.01
+) -> tuple[Tensor, float]:
     """A field (1, 2, I, J) that is a polynomial of degree two, and its bending energy, by hand:
-    ``pure`` is each second derivative along one axis, ``mixed`` that along two.
+    ``pure`` and ``across`` are second derivatives of a component along one axis and along the
+    other, ``mixed`` is that along both.
     """
     i, j = torch.meshgrid(torch.arange(9.0), torch.arange(7.0), indexing="ij")
     u = torch.stack(
         [
-            pure * i**2 / 2 + mixed * i * j,
-            (2 * pure * j**2 / 2 + 3 * mixed * i * j) * (components == 2),
+            pure * i**2 / 2 + across * j**2 / 2 + mixed * i * j,
+            (2 * pure * j**2 / 2 + across * i**2 / 2 + 3 * mixed * i * j) * (components == 2),
         ]
     )
-    energy = pure**2 + 2 * mixed**2
+    energy = pure**2 + across**2 + 2 * mixed**2
     if components == 2:
-        energy += (2 * pure) ** 2 + 2 * (3 * mixed) ** 2
+        energy += (2 * pure) ** 2 + across**2 + 2 * (3 * mixed) ** 2
     return u[None], energy
+
+
+def _uneven() -> tuple[Tensor, float]:
+    """A field (1, 2, I, J) that bends one way in front of its middle and the other way behind, and
+    its bending energy, by hand: .01 (i - 4) is the second derivative, the mean of 9, 4, 1, 0, 1, 4,
+    9 is 4.
+    """
+    i, j = torch.meshgrid(torch.arange(9.0), torch.arange(7.0), indexing="ij")
+    return torch.stack([0.01 * (i - 4) ** 3 / 6, 0 * j])[None], 0.01**2 * 4
 
 
 def _costs(energy: Callable, u: Tensor, wanted: float) -> bool:
@@ -263,7 +300,7 @@ def _costs(energy: Callable, u: Tensor, wanted: float) -> bool:
 
 
 def _test_of_bending(energy: Callable) -> bool:
-    return _costs(energy, *_bent())
+    return _costs(energy, *_bent()) and _costs(energy, *_uneven())
 
 
 TEST_BENDING = Exercise(
@@ -274,10 +311,12 @@ TEST_BENDING = Exercise(
         "Choose a displacement whose second derivatives you know without a computer, and compare "
         "with the energy that you have computed by hand.",
         "A polynomial of degree two has the same second derivatives everywhere, whichever way they "
-        "are taken: a i^2 / 2 has a along i, b i j has b along i and j. Use all of them, and both "
-        "components, with different numbers.",
-        "u_0 = .02 i^2 / 2 + .01 i j and u_1 = .04 j^2 / 2 + .03 i j cost .02^2 + 2 * .01^2 + "
-        ".04^2 + 2 * .03^2: assert that the energy is near it.",
+        "are taken: a i^2 / 2 has a along i, b i j has b along i and j. Use all of them, in both "
+        "components, with different numbers; and a second field that bends differently from place "
+        "to place.",
+        "u_0 = .02 i^2 / 2 + .05 j^2 / 2 + .01 i j costs .02^2 + .05^2 + 2 * .01^2; let u_1 be "
+        "alike, with other numbers. Then, over i = 0, ..., 8, u_0 = .01 (i - 4)^3 / 6 with u_1 = "
+        "0: it costs the mean of (.01 (i - 4))^2 over the inner i = 1, ..., 7, .0004.",
     ),
     dims=(2,),
     used=_verdicts,
@@ -304,7 +343,7 @@ def _free_maps_alone(energy):
     line="Add a term with i j.",
 )
 def _along_one_axis(energy):
-    return _costs(energy, *_bent(mixed=0.0))
+    return _costs(energy, *_bent(across=0.0, mixed=0.0))
 
 
 @TEST_BENDING.mistake(
@@ -314,7 +353,7 @@ def _along_one_axis(energy):
     line="Add a i^2 / 2 to one component and c j^2 / 2 to the other.",
 )
 def _twisted_only(energy):
-    return _costs(energy, *_bent(pure=0.0))
+    return _costs(energy, *_bent(pure=0.0, across=0.0))
 
 
 @TEST_BENDING.mistake(
@@ -324,7 +363,7 @@ def _twisted_only(energy):
     line="Bend both components, by different numbers.",
 )
 def _one_component(energy):
-    return _costs(energy, *_bent(components=1))
+    return _costs(energy, *_bent(across=0.0, components=1))
 
 
 @TEST_BENDING.mistake(
@@ -335,7 +374,47 @@ def _one_component(energy):
     line="Add a i^2 / 2 to u_0, and something else to u_1.",
 )
 def _one_twisted_component(energy):
-    return _costs(energy, *_bent(pure=0.0, components=1))
+    return _costs(energy, *_bent(pure=0.0, across=0.0, components=1))
+
+
+@TEST_BENDING.mistake(
+    "one field that bends evenly",
+    symptom="Your test lets an energy pass that squares the mean of a second derivative over the "
+    "voxels, instead of taking the mean of its squares.",
+    idea="Where a second derivative is the same everywhere, the square of its mean is the mean of "
+    "its square. Only a field that bends differently from place to place tells them apart; best "
+    "one whose bending cancels in the mean.",
+    line="A second field: u_0 = .01 (i - 4)^3 / 6 over i = 0, ..., 8 bends by .01 (i - 4), 0 in "
+    "the mean, and must cost .0004, not 0.",
+)
+def _one_field_that_bends_evenly(energy):
+    return _costs(energy, *_bent())
+
+
+@TEST_BENDING.mistake(
+    "one axis for each component",
+    symptom="Two wrong energies pass: one adds the derivatives along i and j before it squares, "
+    "one squares the mean of a derivative over the voxels.",
+    idea="In your fields a component bends along one axis at most, and alike everywhere. With "
+    "nothing to add a sum is harmless, and with nothing that varies a mean is.",
+    line="Let one component bend along both axes, a i^2 / 2 + b j^2 / 2, and add a field such as "
+    ".01 (i - 4)^3 / 6, whose second derivative .01 (i - 4) is 0 in the mean.",
+)
+def _one_axis_for_each_component(energy):
+    return _costs(energy, *_bent(across=0.0))
+
+
+@TEST_BENDING.mistake(
+    "bends along one axis at a time",
+    symptom="Your test lets an energy pass that adds the derivatives along i and along j before it "
+    "squares them.",
+    idea="If a component bends along one axis only, there is nothing to add: the sum is the one, "
+    "and its square is right.",
+    line="Let one component bend along both axes: a i^2 / 2 + b j^2 / 2 costs a^2 + b^2, not "
+    "(a + b)^2.",
+)
+def _one_axis_at_a_time(energy):
+    return _costs(energy, *_bent(across=0.0)) and _costs(energy, *_uneven())
 
 
 @TEST_BENDING.mistake(
@@ -511,35 +590,77 @@ def _squares(p, q, drawn):
 # --- whose labels? --------------------------------------------------------------------------------
 
 
-def _mixed_batch(dims: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """(known, one_hot, guess) of a batch of three: one_hot is all 0 where no expert has been."""
-    two_guesses, two_labels = _probabilities(dims, generator)
-    guess = torch.cat([two_guesses, two_guesses[1:]])
-    one_hot = torch.cat([two_labels, two_labels[1:]])
-    known = torch.tensor([True, False, True])
-    return known, one_hot * _per_scan(known, one_hot), guess
+# Pairs of a registration turn: each of the four cases once.
+MOVING_KNOWN = (True, False, True, False)
+FIXED_KNOWN = (False, True, True, False)
+
+
+def _four_pairs(dims: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(u, known, one_hot, guess) of four pairs in any order, first of the moving scans, then of the
+    fixed ones; one_hot is all 0 where no expert has been.
+    """
+    shape = uneven_shape(dims)
+    known = torch.tensor([MOVING_KNOWN, FIXED_KNOWN])[:, torch.randperm(4, generator=generator)]
+    guess = (2 * torch.randn(2, 4, 3, *shape, generator=generator)).softmax(2)
+    labels = torch.randint(0, 3, (8, *shape), generator=generator)
+    one_hot = _one_hot(labels).view_as(guess) * _per_scan(known, guess)
+    fields = [smooth_field(shape, 1.0, generator) for _ in range(4)]
+    return torch.cat(fields), known, one_hot, guess
 
 
 def _per_scan(known: Tensor, like: Tensor) -> Tensor:
-    """(B,) shaped to choose between tensors (B, C, I, J, K)."""
-    return known.view(-1, *[1] * (like.ndim - 1))
+    """(2, B) shaped to choose between tensors (2, B, C, I, J, K)."""
+    return known.view(*known.shape, *[1] * (like.ndim - 2))
 
 
-def _labels_or_guess(known: Tensor, one_hot: Tensor, guess: Tensor) -> Tensor:
-    return torch.where(_per_scan(known, guess), one_hot, guess)
+def _of_constants(answer: Callable, u: Tensor, known: Tensor, *labels: Tensor) -> Tensor:
+    """What ``answer`` returns where experts' labels are constants, as they are: whether they pass
+    through ``no_grad`` is nobody's fault.
+    """
+    one_hot, guess = labels
+    return answer(u, known, one_hot.detach(), guess)
+
+
+def _sides(known: Tensor, one_hot: Tensor, guess: Tensor) -> Tensor:
+    """The expert's labels where they exist, the guess where they do not."""
+    return torch.where(_per_scan(known, guess), one_hot, guess.detach())
+
+
+def _compared(u: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
+    return soft_dice(Deformation(u).warp(moving), fixed)
+
+
+def _anatomy(u: Tensor, known: Tensor, one_hot: Tensor, guess: Tensor) -> Tensor:
+    return _compared(u, *_sides(known, one_hot, guess))
 
 
 GUESS = Exercise(
-    "The expert's labels where they exist",
-    arguments=_mixed_batch,
-    right=_labels_or_guess,
+    "The anatomy term of a registration turn",
+    arguments=_four_pairs,
+    right=_anatomy,
     hints=(
-        "known has one entry for each scan of the batch; the others have channels and voxels, too.",
-        "Where known, the expert's labels; elsewhere, the network's own guess: torch.where.",
-        "torch.where(known.view(-1, 1, 1, 1), one_hot, guess) in 2D; in 3D one more 1.",
+        "First make what is compared, for both sides at once: the expert's labels or the guess. "
+        "Then warp the moving side, and compare.",
+        "known has an entry for each scan; the others have channels and voxels, too, so known "
+        "needs as many axes of length 1. torch.where chooses. The guesses are only consulted.",
+        "known.view(2, -1, 1, 1, 1) in 2D, in 3D with one more 1; moving, fixed = "
+        "torch.where(known, one_hot, guess.detach()); then "
+        "losses.soft_dice(Deformation(u).warp(moving), fixed)",
     ),
     gradient=True,
+    used=_of_constants,
 )
+
+
+@GUESS.mistake(
+    "guess not detached",
+    symptom="The number is right, but a gradient flows into the guesses.",
+    idea="In a registration turn F_S is only consulted. With a gradient it would learn to agree "
+    "with whatever F_R has made of it.",
+    line="guess.detach() where you choose.",
+)
+def _not_detached(u, known, one_hot, guess):
+    return _compared(u, *torch.where(_per_scan(known, guess), one_hot, guess))
 
 
 @GUESS.mistake(
@@ -548,18 +669,8 @@ GUESS = Exercise(
     idea="torch.where(condition, a, b) takes a where the condition is true.",
     line="one_hot before guess.",
 )
-def _exchanged(known, one_hot, guess):
-    return torch.where(_per_scan(known, guess), guess, one_hot)
-
-
-@GUESS.mistake(
-    "added",
-    symptom="Where an expert has been, the channels add up to 2.",
-    idea="The expert's labels replace the guess, they are not added to it.",
-    line="torch.where instead of a sum.",
-)
-def _added(known, one_hot, guess):
-    return one_hot + guess
+def _exchanged(u, known, one_hot, guess):
+    return _compared(u, *_sides(~known, one_hot, guess))
 
 
 @GUESS.mistake(
@@ -568,40 +679,79 @@ def _added(known, one_hot, guess):
     idea="A guess is a makeshift for scans that nobody labelled.",
     line="torch.where(known, one_hot, guess), with known in the right shape.",
 )
-def _guess_only(known, one_hot, guess):
-    return guess
+def _guess_only(u, known, one_hot, guess):
+    return _compared(u, *guess.detach())
+
+
+@GUESS.mistake(
+    "expert only",
+    symptom="Scans without labels are compared as if they contained nothing at all.",
+    idea="one_hot is 0 everywhere where no expert has been. That is not a scan without anatomy: "
+    "there the guess stands in, scan by scan (`if known.any()` would decide for the whole batch).",
+    line="torch.where(known, one_hot, guess), with known in the right shape.",
+)
+def _expert_only(u, known, one_hot, guess):
+    return _compared(u, *one_hot)
 
 
 @GUESS.mistake(
     "not shaped",
     symptom="It stops: known has one entry for each scan, and PyTorch takes them for voxels.",
-    idea="Shapes are matched from the LAST axis. known (B,) must become (B, 1, 1, 1) to choose "
-    "between tensors (B, C, I, J).",
-    line="known.view(-1, 1, 1, 1), in 3D with one more 1",
+    idea="Shapes are matched from the LAST axis. known (2, B) must become (2, B, 1, 1, 1) to "
+    "choose between tensors (2, B, C, I, J).",
+    line="known.view(2, -1, 1, 1, 1), in 3D with one more 1",
 )
-def _not_shaped(known, one_hot, guess):
-    return torch.where(known, one_hot, guess)
+def _not_shaped(u, known, one_hot, guess):
+    return _compared(u, *torch.where(known, one_hot, guess.detach()))
 
 
 @GUESS.mistake(
-    "all or none",
-    symptom="One scan that an expert has labelled decides for the whole batch.",
-    idea="Each scan of the batch has its own answer: if known.any(): takes one for all.",
-    line="torch.where(known.view(-1, 1, 1, 1), one_hot, guess)",
+    "as in a segmentation turn",
+    symptom="Pairs without any expert count as 0.",
+    idea="That is the rule of the SEGMENTATION turn, where two free guesses could agree on "
+    "anything. Here the guesses do not learn, and all four cases count.",
+    line="Choose on each side by itself, and compare every pair.",
 )
-def _all_or_none(known, one_hot, guess):
-    return one_hot if known.any() else guess
+def _as_in_a_segmentation_turn(u, known, one_hot, guess):
+    moving, fixed = _sides(known, one_hot, guess)
+    return sum(
+        _compared(u[[pair]], moving[[pair]], fixed[[pair]])
+        for pair in range(len(u))
+        if known[:, pair].any()
+    ) / len(u)
 
 
 @GUESS.mistake(
-    "cut off",
-    symptom="The gradient of the guess is gone.",
-    idea="In a segmentation turn this guess is what the network is to learn from. Whoever is only "
-    "consulted is put under torch.no_grad() elsewhere.",
-    line="Leave .detach() away.",
+    "one side for both",
+    symptom="Pairs are wrong that an expert has labelled on one side only.",
+    idea="You ask the moving scan whether it is labelled, and choose both sides by its answer. "
+    "Each side has an answer of its own.",
+    line="known[0] for the moving scans, known[1] for the fixed ones.",
 )
-def _cut_off(known, one_hot, guess):
-    return torch.where(_per_scan(known, guess), one_hot, guess.detach())
+def _one_side_for_both(u, known, one_hot, guess):
+    return _compared(u, *_sides(known[:1].expand_as(known), one_hot, guess))
+
+
+@GUESS.mistake(
+    "not warped",
+    symptom="Your number does not depend on u.",
+    idea="What is compared are the labels of the moving scan as they lie after warping, so that "
+    "the network hears where to move them.",
+    line="Deformation(u).warp(moving)",
+)
+def _not_warped(u, known, one_hot, guess):
+    return soft_dice(*_sides(known, one_hot, guess))
+
+
+@GUESS.mistake(
+    "fixed warped",
+    symptom="You move the wrong side.",
+    idea="phi leads from voxels of fixed to places of moving: what is looked up there is moving.",
+    line="Deformation(u).warp(moving), against fixed as it is",
+)
+def _fixed_warped(u, known, one_hot, guess):
+    moving, fixed = _sides(known, one_hot, guess)
+    return soft_dice(moving, Deformation(u).warp(fixed))
 
 
 # --- a planted bug --------------------------------------------------------------------------------

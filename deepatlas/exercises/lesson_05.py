@@ -1,10 +1,10 @@
-"""Lesson 05, joint training: turns, where gradients stop, one turn, a slow teacher, a network that
-stands still.
+"""Lesson 05, joint training: whose turn, where gradients stop, a few turns, a slow teacher, a
+network that stands still.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor, nn
@@ -200,7 +200,7 @@ def _the_hard_guess(warped, scores):
     return soft_dice(warped, most_probable.float())
 
 
-# --- one turn -------------------------------------------------------------------------------------
+# --- a few turns ----------------------------------------------------------------------------------
 
 
 def _agreement(seg: Tensor, reg: Tensor) -> Tensor:
@@ -208,39 +208,45 @@ def _agreement(seg: Tensor, reg: Tensor) -> Tensor:
     return (seg * reg - 1).square().mean() + 0.1 * (seg - reg).square().mean()
 
 
-def _two_networks(dims: int, generator: Generator) -> tuple[Tensor, Tensor, int, Callable]:
-    turn = int(torch.randint(2, (), generator=generator))
-    seg = torch.randn(4, generator=generator)
-    reg = torch.randn(4, generator=generator)
-    return seg, reg, turn, _agreement
+def _two_networks(dims: int, generator: Generator) -> tuple[Tensor, Tensor, tuple, Callable]:
+    """Weights of two networks, and turns in which each learns more than once."""
+    first = int(torch.randint(2, (), generator=generator))
+    turns = (first, 1 - first, 1 - first, first, first)
+    seg, reg = 2 * torch.rand(2, 4, generator=generator) - 1
+    return seg, reg, turns, _agreement
 
 
-def _gradients(seg: Tensor, reg: Tensor, loss: Callable) -> tuple[Tensor, Tensor]:
-    seg, reg = seg.clone().requires_grad_(), reg.clone().requires_grad_()
-    return torch.autograd.grad(loss(seg, reg), (seg, reg))
+def _gradients(nets: Tensor, loss: Callable) -> Tensor:
+    """Of both networks (2, weights), stacked as they are."""
+    nets = nets.clone().requires_grad_()
+    return torch.autograd.grad(loss(*nets), nets)[0]
 
 
-def _stepped(seg: Tensor, reg: Tensor, loss: Callable, rates: tuple[float, float]) -> Tensor:
-    """Both networks after a step of each, of ``rates`` times its gradient: (2, weights)."""
-    seg_gradient, reg_gradient = _gradients(seg, reg, loss)
-    return torch.stack([seg - rates[0] * seg_gradient, reg - rates[1] * reg_gradient])
+def _moved(nets: Tensor, gradients: Tensor, turn: int, rate: float = 0.1) -> Tensor:
+    """Both networks (2, weights) after a step of the one whose ``turn`` it is."""
+    step = torch.zeros_like(nets)
+    step[turn] = rate * gradients[turn]
+    return nets - step
 
 
-def _one_turn(seg: Tensor, reg: Tensor, turn: int, loss: Callable) -> Tensor:
-    return _stepped(seg, reg, loss, (0.1, 0.0) if turn == 0 else (0.0, 0.1))
+def _in_turns(seg: Tensor, reg: Tensor, turns: Sequence[int], loss: Callable) -> Tensor:
+    nets = torch.stack([seg, reg])
+    for turn in turns:
+        nets = _moved(nets, _gradients(nets, loss), turn)
+    return nets
 
 
 STEP = Exercise(
-    "One turn",
+    "A few turns",
     arguments=_two_networks,
-    right=_one_turn,
+    right=_in_turns,
     hints=(
-        "In turn 0 the segmentation network moves, in turn 1 the registration network; the other "
-        "one stays as it is.",
-        "Compute the gradient for the network whose turn it is, and subtract 0.1 times it from "
-        "that one only.",
-        "seg.requires_grad_(); grad, = torch.autograd.grad(loss(seg, reg), seg); torch.stack([seg "
-        "- 0.1 * grad, reg])",
+        "Two turns by hand: in the first one network moves. What does the second turn find, and "
+        "what does it leave as it is?",
+        "A loop over the turns. In each, compute the gradient of the loss of the two networks as "
+        "they are by now, and subtract 0.1 times it from the one whose turn it is.",
+        "both = [seg, reg]; in each turn learner = both[turn].clone().requires_grad_(), which "
+        "stands in for both[turn] in loss(*both); grad, = torch.autograd.grad(..., learner)",
     ),
     dims=(2,),
 )
@@ -248,34 +254,78 @@ STEP = Exercise(
 
 @STEP.mistake(
     "both move",
-    symptom="Both networks have changed.",
+    symptom="In each turn both networks have changed.",
     idea="Each would follow a partner that moves at the same time. In a turn one learns, the "
     "other is consulted.",
-    line="Change only the network whose turn it is.",
+    line="Change only both[turn].",
 )
-def _both_move(seg, reg, turn, loss):
-    return _stepped(seg, reg, loss, (0.1, 0.1))
+def _both_move(seg, reg, turns, loss):
+    nets = torch.stack([seg, reg])
+    for _ in turns:
+        nets = nets - 0.1 * _gradients(nets, loss)
+    return nets
 
 
 @STEP.mistake(
-    "both, one after the other",
-    symptom="Both networks have changed.",
-    idea="That is two turns. One was asked for.",
-    line="Change only the network whose turn it is.",
+    "a partner from before",
+    symptom="The first turn is right. Later ones are taught by a network that is out of date.",
+    idea="You consult the partner as it was at the beginning, which is Semi-DeepAtlas with two "
+    "pupils. Here each is taught by what the other has become.",
+    line="loss(*both), with what earlier turns have made of both",
 )
-def _both_one_after_the_other(seg, reg, turn, loss):
-    seg, reg = _one_turn(seg, reg, 0, loss)
-    return _one_turn(seg, reg, 1, loss)
+def _a_partner_from_before(seg, reg, turns, loss):
+    nets = torch.stack([seg, reg])
+    for turn in turns:
+        consulted = torch.stack([seg, reg])
+        consulted[turn] = nets[turn]
+        nets = _moved(nets, _gradients(consulted, loss), turn)
+    return nets
+
+
+@STEP.mistake(
+    "gradients from before",
+    symptom="The first turn is right, and then every step of a network is the same.",
+    idea="The loss has another slope wherever the networks have moved: a gradient is computed "
+    "anew in each turn.",
+    line="torch.autograd.grad inside the loop",
+)
+def _gradients_from_before(seg, reg, turns, loss):
+    nets = torch.stack([seg, reg])
+    gradients = _gradients(nets, loss)
+    for turn in turns:
+        nets = _moved(nets, gradients, turn)
+    return nets
 
 
 @STEP.mistake(
     "the other one moves",
-    symptom="The wrong network has changed.",
+    symptom="In each turn the wrong network has changed.",
     idea="turn 0 is segmentation, turn 1 registration.",
-    line="Exchange the two branches.",
+    line="both[turn], where both is [seg, reg]",
 )
-def _the_other_one_moves(seg, reg, turn, loss):
-    return _one_turn(seg, reg, 1 - turn, loss)
+def _the_other_one_moves(seg, reg, turns, loss):
+    return _in_turns(seg, reg, [1 - turn for turn in turns], loss)
+
+
+@STEP.mistake(
+    "one turn only",
+    symptom="Only the first turn has left a trace.",
+    idea="Several turns were asked for: what one leaves is where the next begins.",
+    line="for turn in turns, and return after the loop",
+)
+def _one_turn_only(seg, reg, turns, loss):
+    return _in_turns(seg, reg, turns[:1], loss)
+
+
+@STEP.mistake(
+    "one after the other",
+    symptom="As many steps of each network, but in another order.",
+    idea="First all of the one and then all of the other: so long the first one is taught by a "
+    "partner that does not move.",
+    line="for turn in turns, in the order given",
+)
+def _one_after_the_other(seg, reg, turns, loss):
+    return _in_turns(seg, reg, sorted(turns), loss)
 
 
 @STEP.mistake(
@@ -284,8 +334,11 @@ def _the_other_one_moves(seg, reg, turn, loss):
     idea="The gradient points uphill.",
     line="Subtract it.",
 )
-def _uphill(seg, reg, turn, loss):
-    return _stepped(seg, reg, loss, (-0.1, 0.0) if turn == 0 else (0.0, -0.1))
+def _uphill(seg, reg, turns, loss):
+    nets = torch.stack([seg, reg])
+    for turn in turns:
+        nets = _moved(nets, _gradients(nets, loss), turn, rate=-0.1)
+    return nets
 
 
 # --- a slow teacher -------------------------------------------------------------------------------
@@ -420,10 +473,11 @@ def _seen_and_test(dims: int, generator: Generator) -> tuple[Callable, Tensor, T
 
 def _descend(net: nn.Module, loss: Tensor) -> None:
     """One step of gradient descent on the weights of ``net``, in place."""
-    loss.backward()
+    parameters = list(net.parameters())
+    gradients = torch.autograd.grad(loss, parameters)
     with torch.no_grad():
-        for parameter in net.parameters():
-            parameter -= 0.1 * parameter.grad
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.sub_(0.1 * gradient)
 
 
 def _stands_still(make_net: Callable, seen: Tensor, test: Tensor) -> Tensor:

@@ -1,161 +1,265 @@
-"""Lesson 06, one-shot: which scan to label, soft votes, confidence, draws, and a choice that must
-not see the test.
+"""Lesson 06, one-shot: votes that listen to likeness, which scan to label next, confidence,
+draws, and a choice that must not see the test.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from . import Exercise, numpy_generator
 from .lesson_02 import uneven_shape
 
-# --- which scan to label --------------------------------------------------------------------------
+# --- which scan next ------------------------------------------------------------------------------
 
 
-def _likeness(dims: int, generator: Generator) -> tuple[np.ndarray]:
-    """likeness[i, j]: how well scan i, warped, resembles scan j; NaN where both are the same."""
+def _labelled_once(dims: int, generator: Generator) -> tuple[np.ndarray, int]:
+    """likeness[i, j] of scan i, warped, to scan j, NaN where both are the same; and the number of
+    the scan that is labelled, which serves most of the others, but not all.
+    """
     rng = numpy_generator(generator)
-    best, easy, twin, steady, one, other = 1 + rng.permutation(6)
-    likeness = rng.uniform(0.3, 0.35, (7, 7))
-    likeness[best] -= 0.05  # the right answer: very like two of the others
-    likeness[best, [one, other]] += 0.6
-    likeness[steady] += 0.12  # the best by its median, or by its least value
-    likeness[[0, easy]] += 0.08  # neither is the least alike
-    likeness[:, easy] += 0.25  # the easiest to reach
-    likeness[twin, 0] = 0.98  # a near twin
+    labelled, right, twin, odd, easy, steady, *rest = 1 + rng.permutation(13)
+    served, apart = rest[:4], rest[4:]
+    likeness = rng.uniform(0.33, 0.35, (14, 14))
+    likeness[[0, odd]] -= 0.1
+    likeness[:, odd] = 0.2
+    likeness[[labelled, twin], odd] = 0.1, 0.25  # the furthest from the one that is labelled
+    likeness[labelled, served] = rng.uniform(0.86, 0.88, 4)
+    likeness[twin, served] = rng.uniform(0.77, 0.79, 4)  # the best one of those left, if alone
+    likeness[right] = rng.uniform(0.2, 0.22, 14)
+    likeness[right, apart] = rng.uniform(0.75, 0.77, 3)  # the right answer: it serves the others
+    likeness[steady] = rng.uniform(0.42, 0.44, 14)  # the best for the one who is served worst
+    likeness[:, easy] = rng.uniform(0.88, 0.9, 14)  # the easiest to reach
     np.fill_diagonal(likeness, np.nan)
-    return (likeness,)
+    return likeness, int(labelled)
 
 
-def _most_alike(likeness: np.ndarray) -> int:
-    return int(np.nanmean(likeness, axis=1).argmax())
+def _second(likeness: np.ndarray, labelled: int) -> int:
+    served = np.maximum(likeness, likeness[labelled])  # NaN for the two labelled ones
+    return int(np.nanmean(served, axis=1).argmax())
 
 
-ATLAS = Exercise(
-    "Which scan to label",
-    arguments=_likeness,
-    right=_most_alike,
+SECOND = Exercise(
+    "Which scan next",
+    arguments=_labelled_once,
+    right=_second,
     hints=(
-        "The atlas is always the moving scan. Which one resembles the others best, in the mean?",
-        "Row i holds how well scan i resembles each of the others; leave out the diagonal, where "
-        "there is nothing.",
-        "int(np.nanmean(likeness, axis=1).argmax())",
+        "Take one candidate. Which scans would still be served by the first one, which of them by "
+        "the candidate, and how well is each then served?",
+        "For each candidate i and each other scan j, the larger of likeness[i, j] and "
+        "likeness[labelled, j]; then the mean over j.",
+        "np.nanmean(np.maximum(likeness, likeness[labelled]), axis=1).argmax()",
     ),
     dims=(2,),
 )
 
 
-@ATLAS.mistake(
+@SECOND.mistake(
+    "the best alone",
+    symptom="You choose a scan that serves those who are served already.",
+    idea="It is the most like the others of all that are left, but a twin of the first one: what "
+    "counts is what a scan *adds*.",
+    line="np.maximum(likeness, likeness[labelled]) before the mean",
+)
+def _the_best_alone(likeness, labelled):
+    alone = np.nanmean(likeness, axis=1)
+    alone[labelled] = -np.inf
+    return int(alone.argmax())
+
+
+@SECOND.mistake(
+    "the first once more",
+    symptom="You choose the scan that is labelled already.",
+    idea="It is the most like the others of all, so it wins every contest in which what it has "
+    "done already is not taken into account.",
+    line="np.maximum(likeness, likeness[labelled]) before the mean",
+)
+def _the_first_once_more(likeness, labelled):
+    return labelled
+
+
+@SECOND.mistake(
+    "the furthest",
+    symptom="You choose the odd scan, which nobody resembles.",
+    idea="Furthest from what is labelled is not the same as useful: a scan that is like nobody "
+    "serves itself alone.",
+    line="Ask of each candidate how well all the others would be served.",
+)
+def _the_furthest(likeness, labelled):
+    return int(np.nanargmin(likeness[labelled]))
+
+
+@SECOND.mistake(
+    "the worst served",
+    symptom="You look at the scan that is served worst, and at no other.",
+    idea="That protects the oddest scan of all. Asked for was how well they are served in the "
+    "mean.",
+    line="np.nanmean instead of np.nanmin",
+)
+def _the_worst_served(likeness, labelled):
+    served = np.maximum(likeness, likeness[labelled])
+    return int(np.nanmin(served, axis=1).argmax())
+
+
+@SECOND.mistake(
     "as the fixed scan",
-    symptom="You choose the scan that is easiest to reach, by columns, or by rows and columns "
-    "together.",
+    symptom="You choose the scan that is easiest to reach.",
     idea="An atlas is the moving scan, and likeness[i, j] has the moving scan first.",
-    line="axis=1",
+    line="likeness[labelled], a row, and the mean over axis=1",
 )
-def _as_the_fixed_scan(likeness):
-    return int(np.nanmean(likeness, axis=0).argmax())
+def _as_the_fixed_scan(likeness, labelled):
+    served = np.maximum(likeness, likeness[:, [labelled]])
+    return int(np.nanmean(served, axis=0).argmax())
 
 
-@ATLAS.mistake(
-    "the least alike",
-    symptom="You choose the oddest scan.",
-    idea="Large means alike.",
-    line="argmax",
-)
-def _the_least_alike(likeness):
-    return int(np.nanmean(likeness, axis=1).argmin())
-
-
-@ATLAS.mistake(
-    "the best single pair",
-    symptom="You choose the scan that has one near twin.",
-    idea="An atlas must serve everybody: take the mean over the others, not the best of them.",
-    line="np.nanmean instead of np.nanmax",
-)
-def _the_best_single_pair(likeness):
-    return int(np.nanmax(likeness, axis=1).argmax())
-
-
-@ATLAS.mistake(
+@SECOND.mistake(
     "nan wins",
     symptom="The answer is always 0.",
     idea="Every row has a NaN on the diagonal, so every plain mean is NaN, and argmax takes the "
     "first.",
     line="np.nanmean",
 )
-def _nan_wins(likeness):
-    return int(np.mean(likeness, axis=1).argmax())
+def _nan_wins(likeness, labelled):
+    return int(np.mean(np.maximum(likeness, likeness[labelled]), axis=1).argmax())
 
 
-# --- a soft vote ----------------------------------------------------------------------------------
+# --- a vote that listens where it pays ------------------------------------------------------------
 
 
-def _propagated(dims: int, generator: Generator) -> tuple[Tensor]:
-    """Probabilities (atlases, C, ...) of four structures, warped from several atlases."""
-    scores = 2 * torch.randn(5, 4, *uneven_shape(dims), generator=generator)
-    return (scores.softmax(1),)
+def _atlases_and_likeness(dims: int, generator: Generator) -> tuple[Tensor, Tensor, float]:
+    """Probabilities (atlases, C, ...) of three structures, warped from four atlases; how like each
+    warped image is to the new one, place by place, from -1 to 1; and how much that is to count.
+    """
+    shape = uneven_shape(dims)
+    scores = 2 * torch.randn(4, 3, *shape, generator=generator)
+    of_atlas = torch.rand(4, *[1] * dims, generator=generator) - 0.5
+    likeness = of_atlas + torch.rand(4, *shape, generator=generator) - 0.5
+    beta = 3 + 2 * torch.rand((), generator=generator)
+    return scores.softmax(1), likeness, float(beta)
 
 
-def _soft_vote(probabilities: Tensor) -> Tensor:
-    return probabilities.mean(0).argmax(0)
+def _weighed(probabilities: Tensor, weights: Tensor) -> Tensor:
+    """The sum over atlases, each times its ``weights`` (atlases, ...)."""
+    return (weights[:, None] * probabilities).sum(0)
 
 
-SOFT_VOTE = Exercise(
-    "A soft vote",
-    arguments=_propagated,
-    right=_soft_vote,
+def _local_vote(probabilities: Tensor, likeness: Tensor, beta: float) -> Tensor:
+    return _weighed(probabilities, (beta * likeness).softmax(0))
+
+
+LOCAL_VOTE = Exercise(
+    "A vote that listens where it pays",
+    arguments=_atlases_and_likeness,
+    right=_local_vote,
     hints=(
-        "How probable is each structure in the mean over the atlases? The largest mean wins.",
-        "First the mean over atlases, dimension 0, then the argmax over structures.",
-        "probabilities.mean(0).argmax(0)",
+        "At one voxel: two atlases, likeness .9 and .5. How much does each count, if the two "
+        "weights are to sum to 1?",
+        "Weights exp(beta * likeness), divided by their sum over the atlases, at each voxel for "
+        "itself; then the weighted sum of the probabilities. The weights need an axis for the "
+        "structures.",
+        "w = (beta * likeness).softmax(0); (w[:, None] * probabilities).sum(0)",
     ),
 )
 
 
-@SOFT_VOTE.mistake(
-    "a hard vote",
-    symptom="An atlas that is hardly sure counts as much as one that is certain.",
-    idea="You decide first and count afterwards. A soft vote averages first.",
-    line="mean, then argmax",
+@LOCAL_VOTE.mistake(
+    "all alike",
+    symptom="Likeness makes no difference.",
+    idea="That is the vote of lesson 03, which believes every atlas alike, where its registration "
+    "has failed, too.",
+    line="(w[:, None] * probabilities).sum(0) instead of probabilities.mean(0)",
 )
-def _a_hard_vote(probabilities):
-    votes = F.one_hot(probabilities.argmax(1), 4)
-    return votes.sum(0).argmax(-1)
+def _all_alike(probabilities, likeness, beta):
+    return probabilities.mean(0)
 
 
-@SOFT_VOTE.mistake(
-    "the loudest",
-    symptom="One atlas decides each voxel alone.",
-    idea="You take the largest probability that any atlas gives.",
-    line="mean(0) instead of amax(0)",
+@LOCAL_VOTE.mistake(
+    "sums of anything",
+    symptom="What comes out does not sum to 1 over the structures.",
+    idea="A mean of probabilities is a probability if the weights sum to 1. Yours do not.",
+    line="Divide the weights by their sum over the atlases: softmax(0)",
 )
-def _the_loudest(probabilities):
-    return probabilities.amax(0).argmax(0)
+def _sums_of_anything(probabilities, likeness, beta):
+    return _weighed(probabilities, (beta * likeness).exp())
 
 
-@SOFT_VOTE.mistake(
-    "a product",
-    symptom="One atlas that says *never* overrules all others.",
-    idea="A product of probabilities treats the atlases as independent witnesses, and their "
-    "mistakes as certain.",
-    line="mean of probabilities, not of logarithms",
+@LOCAL_VOTE.mistake(
+    "a mean of products",
+    symptom="What comes out does not sum to 1 over the structures.",
+    idea="Dividing by the number of atlases is right for weights that are 1 in the mean. Yours "
+    "are exp(beta * likeness).",
+    line="Divide by the sum of the weights, not by their number.",
 )
-def _a_product(probabilities):
-    return probabilities.log().mean(0).argmax(0)
+def _a_mean_of_products(probabilities, likeness, beta):
+    return _weighed(probabilities, (beta * likeness).exp()) / len(probabilities)
 
 
-@SOFT_VOTE.mistake(
-    "the mean of labels",
-    symptom="Structures appear that no atlas has there.",
-    idea="Labels are names.",
-    line="Average probabilities.",
+@LOCAL_VOTE.mistake(
+    "one weight an atlas",
+    symptom="Each atlas counts as much at one place as at any other.",
+    idea="You weigh by the likeness of the whole scan. An atlas may fit in front and fail behind: "
+    "that is why likeness is given place by place.",
+    line="No mean over the voxels",
 )
-def _the_mean_of_labels(probabilities):
-    labels = probabilities.argmax(1)
-    return labels.float().mean(0).round().long()
+def _one_weight_an_atlas(probabilities, likeness, beta):
+    whole = likeness.flatten(1).mean(1).view(-1, *[1] * (likeness.ndim - 1))
+    return _weighed(probabilities, (beta * whole).softmax(0).expand_as(likeness))
+
+
+@LOCAL_VOTE.mistake(
+    "over the voxels",
+    symptom="Your weights sum to 1 over the voxels of an atlas, not over the atlases of a voxel.",
+    idea="Who competes? At each voxel the atlases do.",
+    line="softmax(0): dimension 0 counts the atlases",
+)
+def _over_the_voxels(probabilities, likeness, beta):
+    weights = (beta * likeness).flatten(1).softmax(1).view_as(likeness)
+    return _weighed(probabilities, weights)
+
+
+@LOCAL_VOTE.mistake(
+    "the most alike alone",
+    symptom="At each voxel a single atlas decides.",
+    idea="The errors of the others can no longer average out: the likest patch is not always the "
+    "one with the right labels.",
+    line="A weighted sum instead of argmax over the atlases",
+)
+def _the_most_alike_alone(probabilities, likeness, beta):
+    alone = likeness == likeness.amax(0)
+    return _weighed(probabilities, alone.float())
+
+
+@LOCAL_VOTE.mistake(
+    "likeness as weight",
+    symptom="Some of your weights are negative, or huge.",
+    idea="Likeness runs from -1 to 1. Divided by its sum it may be negative, and where the sum is "
+    "near 0 it is anything at all.",
+    line="exp(beta * likeness), which is positive, before dividing",
+)
+def _likeness_as_weight(probabilities, likeness, beta):
+    return _weighed(probabilities, likeness / likeness.sum(0))
+
+
+@LOCAL_VOTE.mistake(
+    "without beta",
+    symptom="Your weights are too even.",
+    idea="beta says how much a difference of likeness is to count: at 0 it is the vote of lesson "
+    "03, at a large one the likest atlas decides.",
+    line="beta * likeness before exp, or before softmax",
+)
+def _without_beta(probabilities, likeness, beta):
+    return _weighed(probabilities, likeness.softmax(0))
+
+
+@LOCAL_VOTE.mistake(
+    "the least alike",
+    symptom="The atlas that fits worst is heard most.",
+    idea="Large means alike: a weight rises with likeness.",
+    line="beta, not -beta",
+)
+def _the_least_alike(probabilities, likeness, beta):
+    return _weighed(probabilities, (-beta * likeness).softmax(0))
 
 
 # --- weighting by confidence ----------------------------------------------------------------------
@@ -433,8 +537,8 @@ def _the_mean_of_all(validation, test):
 
 
 EXERCISES = {
-    "vote": SOFT_VOTE,
-    "atlas": ATLAS,
+    "local": LOCAL_VOTE,
+    "second": SECOND,
     "draws": DRAWS,
     "report": REPORT,
     "confident": CONFIDENT,

@@ -26,7 +26,7 @@ def _scores_with_gaps(dims: int, generator: Generator) -> tuple[np.ndarray]:
 
 
 def _mean_of_cases(scores: np.ndarray) -> float:
-    return np.nanmean(np.nanmean(scores, axis=1))
+    return float(np.nanmean(np.nanmean(scores, axis=1)))
 
 
 MEAN = Exercise(
