@@ -1,5 +1,5 @@
 # make experiment   train DeepAtlas and its baselines, and print the table (DATASET=hippocampus, ARGS="labelled=5 seed=1")
-# make test         every test, notebooks included
+# make test         every test, notebooks included, a process a core (WORKERS=0: in one, as a debugger wants it)
 # make tutorials    the lessons, executed, as pages and slides that work from disk: site/index.html
 # make lab          JupyterLab on the notebooks
 # make results      every run of the evidence, hours on a laptop (ARGS="dataset=phantom-knee" for some of them)
@@ -10,6 +10,7 @@
 
 PYTHON ?= python3
 DATASET ?= phantom-brain
+WORKERS ?= auto
 BIN := .venv/bin
 
 ifdef DEEPATLAS_DATA
@@ -39,12 +40,14 @@ tutorials: .venv/run.stamp
 weights: .venv/run.stamp
 	$(BIN)/deepatlas weights dataset=$(DATASET) $(ARGS)
 
+# A file of tests stays in one process, since its tests share what it set up; the order is that of tests/conftest.py.
 test: .venv/test.stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check deepatlas tests benchmarks
+	$(BIN)/python -m mypy
 
 lab: .venv/run.stamp
 	$(BIN)/deepatlas lab $(ARGS)

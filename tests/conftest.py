@@ -21,6 +21,17 @@ os.environ.setdefault("DEEPATLAS_CACHE", str(PRIVATE / "cache"))
 os.environ["IPYTHONDIR"] = str(PRIVATE / "ipython")
 os.environ["JUPYTER_RUNTIME_DIR"] = str(PRIVATE / "jupyter")
 os.environ["MPLBACKEND"] = "Agg"
+if os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # side by side: they share the cores
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that train for minutes come first, so that other processes need not wait for them
+    at the end.
+    """
+    long = {item.path for item in items if item.get_closest_marker("learning")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session")

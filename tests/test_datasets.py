@@ -352,7 +352,7 @@ def test_the_fingerprint_is_that_of_the_files_not_of_what_an_alignment_made_of_t
     monkeypatch.setattr(
         preparation,
         "align",
-        lambda images, affines, reference, alone: [
+        lambda images, affines, reference: [
             affine + torch.eye(4).roll(3, 1) * 1e-6 for affine in affines
         ],
     )
