@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -138,7 +139,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> object:
+def read_json(path: Path) -> Any:
     """What a JSON file holds; UserError, a sentence that names the file, if it is not valid.
 
     A byte-order mark, which some editors write, is no mistake.
@@ -204,7 +205,7 @@ def _columns(path: Path, separator: str) -> list[str]:
     return names
 
 
-def load_tensors(path: Path) -> object:
+def load_tensors(path: Path) -> Any:
     """What ``torch.save`` wrote: tensors, on the CPU wherever they were, numbers and texts, never
     code; UserError, a sentence that names the file, if it is damaged.
 
@@ -237,7 +238,7 @@ def _briefly(text: str) -> str:
     return line if len(line) <= 200 else f"{line[:200]}..."
 
 
-def load_weights(net: nn.Module, weights: object, path: Path) -> None:
+def load_weights(net: nn.Module, weights: Any, path: Path) -> None:
     """Give ``net`` the ``weights`` that stood in the file ``path``; UserError if they are those of
     another network, as of another number of structures.
     """

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -66,6 +66,13 @@ class Scan:
     def shape(self) -> tuple[int, ...]:
         """Voxels along each axis."""
         return tuple(self.image.shape[1:])
+
+    @property
+    def known_labels(self) -> Tensor:
+        """(I, J, K) the labels of a scan that has some; ValueError of any other."""
+        if self.labels is None:
+            raise ValueError(f"scan {self.id} has no labels")
+        return self.labels
 
     @property
     def to_source(self) -> Tensor:
@@ -438,7 +445,15 @@ def _background(values: np.ndarray) -> float:
 # --- splits ---------------------------------------------------------------------------------------
 
 
-Item = TypeVar("Item")  # a scan, or anything else of a ``subject``: a file not read yet
+class _OfSubject(Protocol):
+    """A scan, or anything else of a ``subject``: a file not read yet."""
+
+    @property
+    def subject(self) -> str:
+        """The person it shows."""
+
+
+Item = TypeVar("Item", bound=_OfSubject)
 
 
 def split_by_subject(

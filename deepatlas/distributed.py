@@ -31,6 +31,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from types import FrameType
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -44,6 +45,9 @@ PATIENCE = timedelta(days=7)
 # Seconds from the request to stop until a sum on GPUs is given up: a process that has ended does
 # not take part, and torchrun, which then asks the others to stop, kills them after 30.
 GRACE = 15
+
+
+Told = TypeVar("Told")  # of tensors, numbers and texts
 
 
 class Left(UserError):
@@ -101,11 +105,14 @@ class Ranks:
         """
         if self.count == 1:
             return
-        parameters = [p for p in network.parameters() if p.requires_grad]
-        for parameter in parameters:
+        gradients = []
+        for parameter in network.parameters():
+            if not parameter.requires_grad:
+                continue
             if parameter.grad is None:  # this part taught it nothing
                 parameter.grad = torch.zeros_like(parameter)
-        self._replace_by_sums([parameter.grad for parameter in parameters])
+            gradients.append(parameter.grad)
+        self._replace_by_sums(gradients)
         statistics = running_statistics(network)
         self._replace_by_sums(statistics)
         for statistic in statistics:
@@ -129,7 +136,7 @@ class Ranks:
             with self._leaving():
                 dist.broadcast_object_list([content.getvalue()], 0, device=CPU)
 
-    def hear(self) -> object:
+    def hear(self) -> Any:
         """What the first process says next, its tensors on the CPU."""
         content: list[bytes] = [b""]
         with self._leaving():
@@ -143,7 +150,7 @@ class Ranks:
         with suppress(Left):
             self.hear()
 
-    def of_first(self, value: object) -> object:
+    def of_first(self, value: Told) -> Told:
         """``value`` as the first process has it; the others call this, too."""
         if not self.first:
             return self.hear()
@@ -196,7 +203,8 @@ def running_statistics(network: nn.Module) -> list[Tensor]:
     found = []
     for part in network.modules():
         if isinstance(part, _BatchNorm) and part.track_running_stats:
-            found += [part.running_mean, part.running_var]
+            statistics = (part.running_mean, part.running_var)
+            found += [statistic for statistic in statistics if statistic is not None]
     return found
 
 

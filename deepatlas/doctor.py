@@ -40,7 +40,8 @@ def examine() -> Iterator[str]:
     yield f"free: {memory:.1f} GiB of memory, {disk:.1f} GiB of disk here"
     yield f"lessons: {places.NOTEBOOKS}; runs: {places.runs_folder()}"
     named = os.environ.get("DEEPATLAS_DATA")
-    missing = named and not places.data_folder().is_dir()
+    folder = places.data_folder()
+    missing = folder is not None and not folder.is_dir()
     yield f"data: DEEPATLAS_DATA is {named or 'not set'}{', no such folder' if missing else ''}"
     for name in datasets.manifest():
         yield f"  {name}: {_where(name)}"

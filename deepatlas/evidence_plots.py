@@ -119,6 +119,6 @@ def _where(table: pd.DataFrame, values: dict[str, object]) -> pd.DataFrame:
     return table[(table[list(values)] == pd.Series(values)).all(axis="columns")]
 
 
-def _key(colour: object, marker: str, label: str, size: float = 6) -> Line2D:
+def _key(colour: str, marker: str, label: str, size: float = 6) -> Line2D:
     """A line of the legend."""
     return Line2D([], [], color=colour, marker=marker, linestyle="", markersize=size, label=label)

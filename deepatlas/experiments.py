@@ -512,7 +512,8 @@ class Scores:
             guesses = None
             if seg_net is not None:
                 with torch.no_grad():
-                    guesses = tuple(models.probabilities(seg_net, image) for image in images)
+                    s_moving, s_fixed = (models.probabilities(seg_net, x) for x in images)
+                guesses = (s_moving, s_fixed)
             loss = registration.pair_loss(
                 *images,
                 similarity=similarity,

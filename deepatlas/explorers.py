@@ -81,6 +81,8 @@ class TrainingWatch:
 
     def update(self) -> None:
         """Send the curves so far and the pair as it is now."""
+        if self.widget is None:  # nobody looks
+            return
         packed, frame = pack(self.look(), tables={})
         with self.widget.hold_sync():
             self.widget.meta = self.meta | packed

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import torch
@@ -38,7 +39,7 @@ def execute(path: Path, parameters: Mapping[str, object], **environment: str) ->
     """
     with tempfile.TemporaryDirectory() as nobody:
         environment["DEEPATLAS_ANSWERS"] = f"{nobody}/answers.json"
-        return notebooks.execute(path, parameters, **environment)
+        return notebooks.execute(path, parameters, None, **environment)
 
 
 # --- what a lesson costs --------------------------------------------------------------------------
@@ -84,7 +85,7 @@ def code_hash(path: Path) -> str:
 # --- in its header --------------------------------------------------------------------------------
 
 
-def cost(row: Mapping[str, object]) -> str:
+def cost(row: Mapping[str, Any]) -> str:
     """The words of the header for a row of ``places.LESSON_COSTS``."""
     first, again = float(row["first_seconds"]), float(row["again_seconds"])
     words = f"{_duration(first)} to run on {row['cores']} processor cores"

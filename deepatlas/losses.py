@@ -15,11 +15,11 @@ import math
 from collections.abc import Callable
 from functools import partial
 from itertools import combinations_with_replacement
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from .data import as_labels
 from .recompute import again, is_sparing
@@ -50,13 +50,13 @@ class _WithGradients(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, formula: Callable, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, formula: Callable, *tensors: Tensor) -> Tensor:
         value, gradients = formula(*tensors, ctx.needs_input_grad[1:])
         ctx.save_for_backward(*gradients)
         return value
 
     @staticmethod
-    def backward(ctx: FunctionCtx, by_value: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, by_value: Tensor) -> tuple[Tensor | None, ...]:
         """Each gradient, times that by the value."""
         _refuse_second_gradient()
         gradients = (None if g is None else by_value * g for g in ctx.saved_tensors)
@@ -229,16 +229,16 @@ def _sums_of_runs(x: Tensor, length: int, axis: int) -> Tensor:
     runs = x.shape[axis] - length + 1
     total, taken = None, 0
     size = 1
-    while True:
+    while 2 * size <= length:
         if length & size:
             part = x.narrow(axis, taken, runs)
             total = part if total is None else total + part
             taken += size
-        if 2 * size > length:
-            return total
         there = x.shape[axis] - size
         x = x.narrow(axis, 0, there) + x.narrow(axis, size, there)
         size *= 2
+    part = x.narrow(axis, taken, runs)  # the longest power of two is in every length
+    return part if total is None else total + part
 
 
 # --- regularity of deformations -------------------------------------------------------------------
@@ -249,7 +249,8 @@ def diffusion(u: Tensor) -> Tensor:
     channels; no unit.
     """
     u = _exact(u)
-    return sum(_mean_square(u.diff(dim=axis)) for axis in range(2, u.ndim))
+    of_axes = (_mean_square(u.diff(dim=axis)) for axis in range(2, u.ndim))
+    return sum(of_axes, u.new_zeros(()))
 
 
 def bending_energy(u: Tensor) -> Tensor:
@@ -403,13 +404,13 @@ class _Sums(torch.autograd.Function):
     """sum(p q) and sum p + sum q, over voxels."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(p, q)
         return (p * q).sum(-1), p.sum(-1) + q.sum(-1)
 
     @staticmethod
     def backward(
-        ctx: FunctionCtx, by_overlap: Tensor, by_size: Tensor
+        ctx: Any, by_overlap: Tensor, by_size: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
         """By p: by_overlap q + by_size; by q likewise."""
         _refuse_second_gradient()
@@ -424,14 +425,12 @@ class _SumsOfLabels(torch.autograd.Function):
     """The same, where q is the one-hot tensor of labels (B, voxels), which is never made."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, p: Tensor, labels: Tensor, planes: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, p: Tensor, labels: Tensor, planes: int) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(labels)
         return _overlap_and_size(p, labels, planes)
 
     @staticmethod
-    def backward(
-        ctx: FunctionCtx, by_overlap: Tensor, by_size: Tensor
-    ) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, by_overlap: Tensor, by_size: Tensor) -> tuple[Tensor, None, None]:
         """By p alone: labels have no gradient."""
         _refuse_second_gradient()
         (labels,) = ctx.saved_tensors
@@ -445,17 +444,13 @@ class _SumsOfSoftmax(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, scores: Tensor, labels: Tensor, planes: int
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, scores: Tensor, labels: Tensor, planes: int) -> tuple[Tensor, Tensor]:
         p = scores.softmax(1, dtype=torch.promote_types(scores.dtype, torch.float32))
         ctx.save_for_backward(p, labels)
         return _overlap_and_size(p, labels, planes)
 
     @staticmethod
-    def backward(
-        ctx: FunctionCtx, by_overlap: Tensor, by_size: Tensor
-    ) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, by_overlap: Tensor, by_size: Tensor) -> tuple[Tensor, None, None]:
         """By the scores, in place of p."""
         _refuse_second_gradient()
         p, labels = ctx.saved_tensors

@@ -255,7 +255,7 @@ def lay_out(
             if _is_faster_channels_last(net, inputs[name], mixed):
                 chosen.append(name)
             else:
-                net.to(memory_format=torch.contiguous_format)
+                _lay(net, torch.contiguous_format)
     return chosen
 
 
@@ -264,12 +264,17 @@ def _is_faster_channels_last(net: nn.Module, images: Sequence[Tensor], mixed: bo
     two_sides = images[0].ndim == 4
     try:
         before, expected = _training_seconds(net, images, mixed)
-        net.to(memory_format=torch.channels_last if two_sides else torch.channels_last_3d)
+        _lay(net, torch.channels_last if two_sides else torch.channels_last_3d)
         after, found = _training_seconds(net, images, mixed)
     except RuntimeError:  # too little memory, or a kernel that is not there
         return False
     alike = torch.allclose(found, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
     return alike and 1.1 * after < before
+
+
+def _lay(net: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lay the weights of ``net`` in memory so, in place."""
+    net.to(memory_format=memory_format)  # type: ignore[call-overload]  # documented, but no overload
 
 
 def _training_seconds(
@@ -341,7 +346,7 @@ def compile_problem(device: torch.device | str) -> str | None:
     return None
 
 
-def _compiled_or_as_it_is(graph: nn.Module, inputs: Sequence[Tensor]) -> Callable:
+def _compiled_or_as_it_is(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
     """A backend of ``torch.compile``: its usual one, or where that fails the operations one by
     one.
     """

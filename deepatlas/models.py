@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -107,11 +107,11 @@ class Registration(nn.Module):
         self.multiple = multiple
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Deformation:
-        phi = None
-        for factor in self.factors:
-            seen = moving if phi is None else phi.warp(moving)
-            look = self._deformation(self._look(seen, fixed, factor), fixed)
-            phi = look if phi is None else phi @ look
+        first, *later = self.factors
+        phi = self._deformation(self._look(moving, fixed, first), fixed)
+        for factor in later:
+            look = self._deformation(self._look(phi.warp(moving), fixed, factor), fixed)
+            phi = phi @ look
         return phi
 
     def both_ways(self, moving: Tensor, fixed: Tensor) -> tuple[Deformation, Deformation]:
@@ -121,13 +121,14 @@ class Registration(nn.Module):
         """
         if not self.velocity:
             raise ValueError("without a velocity there is no exp(-v): use Deformation.inverse")
-        phi = inverse = None
-        for factor in self.factors:
-            velocity = self._look(moving if phi is None else phi.warp(moving), fixed, factor)
-            there = self._deformation(velocity, fixed)
-            back = self._deformation(-velocity, fixed)
-            phi = there if phi is None else phi @ there
-            inverse = back if inverse is None else back @ inverse
+        first, *later = self.factors
+        velocity = self._look(moving, fixed, first)
+        phi = self._deformation(velocity, fixed)
+        inverse = self._deformation(-velocity, fixed)
+        for factor in later:
+            velocity = self._look(phi.warp(moving), fixed, factor)
+            phi = phi @ self._deformation(velocity, fixed)
+            inverse = self._deformation(-velocity, fixed) @ inverse
         return phi, inverse
 
     def _deformation(self, predicted: Tensor, fixed: Tensor) -> Deformation:
@@ -311,14 +312,14 @@ class _Kept(BaseModel):
     networks: dict[Literal["seg", "reg"], object]
 
 
-def _kept_parameters(kept: object, path: Path) -> dict:
+def _kept_parameters(kept: Any, path: Path) -> dict:
     """The parameters of the experiment in a file of weights; UserError unless ``keep`` wrote it."""
     try:
         found = _Kept.model_validate(kept).experiment
     except ValidationError:
         found = None
-    row = NETWORKS.get(found.networks) if found else None
-    if row is None or found.dims not in row.dims:
+    row = None if found is None else NETWORKS.get(found.networks)
+    if found is None or row is None or found.dims not in row.dims:
         raise UserError(
             f"{path}: not written by this version of the kit: make them again with "
             "`deepatlas weights`"

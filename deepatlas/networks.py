@@ -85,10 +85,10 @@ def normalise_large(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tens
     return torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype))
 
 
-def convolution(dims: int, inputs: int, outputs: int, **options: int) -> nn.Module:
+def convolution(dims: int, inputs: int, outputs: int, *, stride: int = 1) -> nn.Conv2d | nn.Conv3d:
     """Of 3 voxels a side, in ``dims`` dimensions; the grid keeps its sides but for a ``stride``."""
     layer = nn.Conv2d if dims == 2 else _Conv3d
-    return layer(inputs, outputs, 3, padding=1, **options)
+    return layer(inputs, outputs, 3, padding=1, stride=stride)
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -202,13 +202,13 @@ class RegistrationNet(nn.Module):
 
     def __init__(self, dims: int, widths: Sequence[int] = REG_WIDTHS, *, half: bool = True) -> None:
         super().__init__()
-        self.half = half
+        self.halves = half  # ``half`` is PyTorch's name for half precision
         self.features = UNet(dims, 2, widths, half=half)
         self.head = near_zero(convolution(dims, widths[0], dims))
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
         u = self.on_own_grid(moving, fixed)
-        return upsample(u) if self.half else u
+        return upsample(u) if self.halves else u
 
     def on_own_grid(self, moving: Tensor, fixed: Tensor) -> Tensor:
         """What ``forward`` interpolates: (B, D, I/2, J/2, K/2) with ``half``, still in voxels of
@@ -217,10 +217,11 @@ class RegistrationNet(nn.Module):
         return self.head(self.features(torch.cat([moving, fixed], 1)))
 
 
-def near_zero(head: nn.Module) -> nn.Module:
+def near_zero(head: nn.Conv2d | nn.Conv3d) -> nn.Conv2d | nn.Conv3d:
     """The same layer with weights from N(0, 1e-5) and no bias."""
     nn.init.normal_(head.weight, std=1e-5)
-    nn.init.zeros_(head.bias)
+    if head.bias is not None:
+        nn.init.zeros_(head.bias)
     return head
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 from functools import partial
 from numbers import Number
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -243,7 +243,7 @@ class Experiment(BaseModel):
         """What is not given: by the networks, else the recipe, else the profile; ``dims`` and
         ``labelled`` by the data set.
         """
-        given = {}
+        given: dict[str, Any] = {}
         for key, value in dict(values).items():
             left_open = value is None or (isinstance(value, str) and value in ("null", "None"))
             if not left_open:
@@ -272,7 +272,7 @@ class Experiment(BaseModel):
     @classmethod
     def _read(cls, value: object, info: ValidationInfo) -> object:
         """Texts that stand for numbers, as papermill hands them on, are read by the one rule."""
-        return _suiting(value, cls.model_fields[info.field_name].annotation)
+        return _suiting(value, cls.model_fields[str(info.field_name)].annotation)
 
     @field_validator("term_weights", mode="before")
     @classmethod
@@ -287,7 +287,7 @@ class Experiment(BaseModel):
     @field_validator("similarity", "networks")
     @classmethod
     def _known(cls, value: str, info: ValidationInfo) -> str:
-        table = {"similarity": SIMILARITIES, "networks": NETWORKS}[info.field_name]
+        table: Collection[str] = SIMILARITIES if info.field_name == "similarity" else NETWORKS
         if value not in table:
             raise ValueError(f"choose from {', '.join(table)}")
         return value

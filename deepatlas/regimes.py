@@ -229,7 +229,7 @@ def needed(table: Mapping[str, Regime], *keys: str) -> dict[str, Regime]:
             f"choose from {', '.join(table)}"
         )
     wanted = set(keys)
-    for key in reversed(table):
+    for key in reversed(list(table)):
         if key in wanted:
             wanted |= set(table[key].start.values())
     return {key: regime for key, regime in table.items() if key in wanted}

@@ -199,7 +199,7 @@ def propagate_labels(
     """
     if not atlases:
         raise ValueError("label propagation needs at least one labelled scan")
-    structures = 1 + max(int(atlas.labels.max()) for atlas in atlases)
+    structures = 1 + max(int(atlas.known_labels.max()) for atlas in atlases)
     total = torch.zeros(structures, *scan.shape, device=scan.image.device)
     for atlas in atlases:
         phi = register(atlas, scan)

@@ -11,6 +11,7 @@ import ast
 import hashlib
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from .places import PACKAGE
 
@@ -70,9 +71,9 @@ def _own_imports(source: str) -> list[tuple[int, tuple[str, ...], str]]:
             found += [(node.level, own, alias.name) for alias in node.names]
         elif isinstance(node, ast.Import):
             for alias in node.names:
-                package, *module = alias.name.split(".")
-                if package == "deepatlas" and module:
-                    found.append((0, tuple(module[:-1]), module[-1]))
+                package, *inner = alias.name.split(".")
+                if package == "deepatlas" and inner:
+                    found.append((0, tuple(inner[:-1]), inner[-1]))
     return found
 
 
@@ -108,7 +109,7 @@ def _without_words(node: ast.AST | list | object) -> str:
         return repr(node)
     told = []
     for name in node._fields:
-        value = getattr(node, name, None)
+        value: Any = getattr(node, name, None)
         if name == "body" and isinstance(node, WITH_WORDS) and _begins_with_words(value):
             value = value[1:]
         if value is not None and value != []:

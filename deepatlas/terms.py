@@ -43,8 +43,8 @@ def labels_or_guess(known: Sequence[bool], one_hot: Tensor, probabilities: Tenso
 
     ``known``: B answers, the others (B, C, I, J, K).
     """
-    known = sent(torch.tensor(known), one_hot.device).view(-1, *[1] * (one_hot.ndim - 1))
-    return torch.where(known, one_hot, probabilities)
+    flags = sent(torch.tensor(known), one_hot.device).view(-1, *[1] * (one_hot.ndim - 1))
+    return torch.where(flags, one_hot, probabilities)
 
 
 # --- which pairs a term is about ------------------------------------------------------------------
@@ -121,7 +121,9 @@ class RegTurn:
         """S_m and S_f of the pairs that count: the expert's labels where they exist, the guess of
         the segmentation network where they do not. It is asked when a term first looks here.
         """
-        return _labels(self.seg_net, self.moving[self.counted], self.fixed[self.counted])
+        moving, fixed = self.moving[self.counted], self.fixed[self.counted]
+        s_moving, s_fixed = _labels(self.seg_net, moving, fixed)
+        return s_moving, s_fixed
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,7 +252,7 @@ def pairs_behind(turn: str, cases: Cases) -> dict[str, int]:
 
 
 # of a history, beside its terms
-COLUMNS = ("step", "turn", "rate", "seconds", "parts", "regime")
+COLUMNS: tuple[str, ...] = ("step", "turn", "rate", "seconds", "parts", "regime")
 COLUMNS += tuple(f"{what}_{net}" for what in ("validation", "kept", "teacher") for net in TURNS)
 
 
@@ -299,8 +301,10 @@ def reg_terms(
 
 @torch.no_grad()
 def _labels(seg_net: nn.Module | None, *sides: Batch) -> tuple[Tensor, ...]:
-    """The labels of each side of the pairs, guessed where an expert's are missing."""
-    if all(all(side.known) for side in sides):
+    """The labels of each side of the pairs, guessed where an expert's are missing; without a
+    ``seg_net`` only pairs count that miss none.
+    """
+    if seg_net is None or all(all(side.known) for side in sides):
         return tuple(side.one_hot for side in sides)
     scores = _scores(seg_net, [rows_of(side.image, _unlabelled(side)) for side in sides])
     guesses = [as_probabilities(some) for some in scores]
@@ -367,7 +371,7 @@ def seg_terms(
     must not be.
     """
     cases = Cases.of(moving, fixed, reg_net is not None, fourth_case)
-    if cases.compared():
+    if reg_net is not None and cases.compared():
         turn = _compared_turn(seg_net, reg_net, moving, fixed, cases, sampled_warps)
     else:
         labelled = moving[cases.taught()]

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from numbers import Number
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError, brief, meant
 
-Watch = Callable[[Mapping[str, object]], None]  # sees each row of a history
+Watch = Callable[[Mapping[str, Any]], None]  # sees each row of a history
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def _tensorboard(folder: Path) -> Iterator[Watch]:
     # a TensorBoard that is looking on drops what it has from this step on
     writer = SummaryWriter(folder, purge_step=1, flush_secs=20)
 
-    def watch(row: Mapping[str, object]) -> None:
+    def watch(row: Mapping[str, Any]) -> None:
         for name, number in curves(row).items():
             writer.add_scalar(name, number, row["step"], walltime=began + row["seconds"])
 
@@ -105,7 +106,8 @@ def catch_up(names: Collection[str], run: Path) -> None:
     for key, rows in history.groupby("regime", sort=False):
         with tracked(unknowing, run, key) as watch:
             for row in rows.drop(columns="regime").to_dict("records"):
-                watch(row)
+                if watch is not None:
+                    watch(row)
 
 
 def curves(row: Mapping[str, object]) -> dict[str, float]:
@@ -115,7 +117,7 @@ def curves(row: Mapping[str, object]) -> dict[str, float]:
     found = {}
     for name, value in row.items():
         of_step = name in ("step", "turn", "seconds")
-        if of_step or not isinstance(value, Number) or math.isnan(value):
+        if of_step or not isinstance(value, Real) or math.isnan(value):
             continue
         of_network = re.fullmatch(r"(validation|kept|teacher)_(seg|reg)", name)
         curve = "/".join(of_network.groups()) if of_network else f"{row['turn']}/{name}"

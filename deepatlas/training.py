@@ -122,8 +122,9 @@ def train(
     if ranks.first and path.exists():
         trainer.load(read_checkpoint(path), path)
     trainer.begin_alike(path)
-    for row in trainer.history if settings.watch else ():
-        settings.watch(row)  # what was trained before
+    if settings.watch:
+        for row in trainer.history:  # what was trained before
+            settings.watch(row)
     saved = time.monotonic()
     bar = tqdm(
         total=trainer.total,

@@ -12,7 +12,9 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -251,7 +253,7 @@ class Trainings:
             for name in _checkpoints_of(record, wanted):
                 found = checkpoint_of(record.parent, name)
                 if self._has_ended(found, key):
-                    write_atomically(self.path(key), lambda file, at=found: _link(at, file))
+                    write_atomically(self.path(key), partial(_link, found))
                     self.record.setdefault("found_in", {})[key] = record.parent.name
                     return record.parent
         return None
@@ -368,7 +370,7 @@ def _settings(
     """
     e = experiment
     seg, reg = ("seg" in regime.trains), ("reg" in regime.trains)
-    counting: dict[str, object] = {}
+    counting: dict[str, Any] = {}
     if reg:
         counting |= {"similarity": e.similarity, "batch_size": e.batch_size}
     if seg:
@@ -421,7 +423,7 @@ def _validator(cohort: Cohort) -> Validate:
         register = models.registrar(reg_net)
         found = []
         for moving, fixed in pairs:
-            warped = register(moving, fixed).warp_labels(moving.labels[None])[0]
+            warped = register(moving, fixed).warp_labels(moving.known_labels[None])[0]
             found.append((warped, fixed))
         return found
 
@@ -430,9 +432,9 @@ def _validator(cohort: Cohort) -> Validate:
     def validate(networks: Mapping[str, nn.Module]) -> dict[str, float]:
         scores = {}
         for name, network in networks.items():
-            found = []
+            found: list[float] = []
             for labels, scan in results_of[name](network):
-                found += dice(labels, scan.labels, cohort.structures).values()
+                found += dice(labels, scan.known_labels, cohort.structures).values()
             scores[name] = float(np.nanmean(found)) if found else float("nan")
         return scores
 

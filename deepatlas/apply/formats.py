@@ -213,7 +213,7 @@ def lps_displacement(phi: Deformation, moving: Scan, fixed: Scan) -> np.ndarray:
     return _in_plane(displacement, fixed.source.path)[:, :, 0] if len(shape) == 2 else displacement
 
 
-def _in_plane(displacement: np.ndarray, path: Path) -> np.ndarray:
+def _in_plane(displacement: np.ndarray, path: str) -> np.ndarray:
     """(I, J, 1, 2) of (I, J, 1, 3): of a plane's displacements those that ITK takes, x and y.
 
     UserError if the moving image is tilted: then these alone would lead elsewhere.
@@ -381,7 +381,7 @@ def learn2reg_name(fixed_file: str | Path, moving_file: str | Path) -> str:
     Of OASIS_0438_0000.nii.gz 0438 is the case, 0000 the modality; other names are the case
     themselves, and their modality is 0000.
     """
-    parts = []
+    parts: list[str] = []
     for path in (fixed_file, moving_file):
         stem = without_ending(Path(path).name)
         found = re.search(r"(?:^|_)(\d{4})_(\d{4})$", stem)

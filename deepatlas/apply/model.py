@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class Model:
 
     name: str  # of the run and the regime, or of the file
     nets: Mapping[str, nn.Module] = field(repr=False)  # {"seg": F_S, "reg": F_R}, or one of them
-    experiment: Mapping[str, object] = field(repr=False)  # the parameters of their training
+    experiment: Mapping[str, Any] = field(repr=False)  # the parameters of their training
     structures: tuple[str, ...]  # structures[0] is the background
     # of each structure but the background, in files
     label_numbers: tuple[tuple[int, ...], ...] = field(repr=False)
@@ -300,8 +301,13 @@ def _check(of: _Described, reference: object, structures: tuple[str, ...], dims:
         return
     # of slices that are files of their own, the reference is on their own grid
     wanted = ((1, *of.volume_shape), (1, *of.shape))
-    fits = isinstance(reference, Tensor) and tuple(reference.shape) in wanted
-    if not fits or not reference.is_floating_point() or not reference.isfinite().all():
+    fits = (
+        isinstance(reference, Tensor)
+        and tuple(reference.shape) in wanted
+        and reference.is_floating_point()
+        and reference.isfinite().all()
+    )
+    if not fits:
         raise ValueError(f"the reference is no image of {wanted[0][1:]} voxels")
 
 

@@ -23,7 +23,7 @@ from ..checkpoints import write_json
 from ..data import Scan, label_dtype
 from ..datasets.grid import volume_sides
 from ..datasets.layouts.files import without_ending
-from ..datasets.nifti import Volume, load_scan
+from ..datasets.nifti import Volume, load_scan, source_of
 from ..errors import UserError
 from ..registration import pair_loss, refine_pair
 from ..terms import SIMILARITIES
@@ -56,7 +56,7 @@ class Segmentation:
     @property
     def source(self) -> Path:
         """The file that was segmented."""
-        return Path(self.scan.source.path)
+        return Path(source_of(self.scan).path)
 
     def save(self, folder: str | Path, *, force: bool = False) -> list[Path]:
         """Write the labels with the geometry of the file, a sidecar that names them, and tables of
@@ -126,7 +126,8 @@ def onto_file(probabilities: Tensor, scan: Scan) -> tuple[np.ndarray, float]:
     """
     agreed = _agreed(probabilities.argmax(0))
     dtype = label_dtype(len(probabilities))
-    found = torch.zeros(volume_sides(scan.source.shape), dtype=dtype)
+    shape = source_of(scan).shape
+    found = torch.zeros(volume_sides(shape), dtype=dtype)
     outside = 0
     for planes, points, inside in _slabs(scan):
         cells = points.floor().long()
@@ -137,7 +138,7 @@ def onto_file(probabilities: Tensor, scan: Scan) -> tuple[np.ndarray, float]:
         labels[~inside] = 0
         found[planes] = labels.to(dtype)
         outside += int((~inside).sum())
-    return found.numpy().reshape(scan.source.shape), outside / found.numel()
+    return found.numpy().reshape(shape), outside / found.numel()
 
 
 def _agreed(labels: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ def _slabs(scan: Scan) -> Iterator[tuple[slice, Tensor, Tensor]]:
     dims = len(scan.shape)
     to_scan = torch.linalg.inv(scan.to_source)
     last = torch.tensor(scan.shape, dtype=torch.float64).view(-1, 1, 1, 1) - 1
-    for planes, voxels in formats.slabs(volume_sides(scan.source.shape)):
+    for planes, voxels in formats.slabs(volume_sides(source_of(scan).shape)):
         points = formats.moved(to_scan, voxels)[:dims]
         # a voxel reaches half a voxel beyond its centre
         inside = ((points >= -0.5 - TIE) & (points <= last + 0.5 + TIE)).all(0)
@@ -189,7 +190,7 @@ class Registration:
         ``format``: "itk", a displacement field for ITK, ANTs and Slicer, or "learn2reg". UserError,
         before anything is written, if a file is there already, unless ``force``.
         """
-        of_moving, of_fixed = self.moving.source, self.fixed.source
+        of_moving, of_fixed = source_of(self.moving), source_of(self.fixed)
         inverse = self.inverse is not None
         paths = registration_files(
             of_moving.path, of_fixed.path, folder, inverse=inverse, format=format
@@ -201,7 +202,7 @@ class Registration:
         warp = formats.Warp(warps[0], displacement, of_fixed.affine.numpy())
         transform.write_warped(warp, _stored(of_moving.path, self.model), warped)
         _write_warp(displacement, of_fixed.path, of_moving.path, warps[0])
-        if inverse:
+        if self.inverse is not None:
             displacement = formats.lps_displacement(self.inverse, self.fixed, self.moving)
             _write_warp(displacement, of_moving.path, of_fixed.path, warps[1])
         about = {
@@ -247,19 +248,23 @@ def register(
         raise UserError(f"refine must be a number of steps, 0 for none, got {refine}")
     model = _loaded(model)
     reg_net = model.network("reg")
-    scans = [model.prepare(_read(path, model)) for path in (moving, fixed)]
-    images = [scan.image[None].to(model.device) for scan in scans]
-    by_velocity = getattr(reg_net, "velocity", False) and not refine
+    moving_scan = model.prepare(_read(moving, model))
+    fixed_scan = model.prepare(_read(fixed, model))
+    images = (moving_scan.image[None].to(model.device), fixed_scan.image[None].to(model.device))
     back = None
+    inverse_by = "fixed point" if inverse else None
     with torch.no_grad(), _precision(model):
-        if inverse and by_velocity:
+        if inverse and not refine and isinstance(reg_net, models.Registration) and reg_net.velocity:
             phi, back = reg_net.both_ways(*images)
+            inverse_by = "exp(-v)"
         else:
             phi = models.register(reg_net, *images)
     if refine:
         guesses = None
         if "seg" in model.nets:
-            guesses = tuple(_probabilities(model.nets["seg"], image, model) for image in images)
+            seg_net = model.nets["seg"]
+            of_moving = _probabilities(seg_net, images[0], model)
+            guesses = (of_moving, _probabilities(seg_net, images[1], model))
         loss = pair_loss(
             *images,
             similarity=SIMILARITIES[model.experiment["similarity"]],
@@ -272,10 +277,11 @@ def register(
         back = phi.inverse()
     return Registration(
         _on_cpu(phi),
-        *scans,
+        moving_scan,
+        fixed_scan,
         model,
-        _on_cpu(back) if inverse else None,
-        {True: "exp(-v)", False: "fixed point"}[by_velocity] if inverse else None,
+        None if back is None else _on_cpu(back),
+        inverse_by,
         refine,
     )
 
@@ -361,7 +367,7 @@ def _on_cpu(phi: Deformation) -> Deformation:
 def _outside(scan: Scan) -> float:
     """The share of the voxels of the scan's file that lie outside the grid of the scan."""
     inside = sum(int(within.sum()) for _, _, within in _slabs(scan))
-    return 1 - inside / math.prod(scan.source.shape)
+    return 1 - inside / math.prod(source_of(scan).shape)
 
 
 def _folds_percent(phi: Deformation) -> float:

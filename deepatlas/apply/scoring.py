@@ -191,15 +191,17 @@ def match(predicted: str | Path, reference: str | Path) -> Matches:
             by_name.setdefault(name, []).append(truth)
 
     owner: dict[Path, Path] = {}
-    pairs, alone, unlabelled = [], [], []
+    pairs: list[Pair] = []
+    alone: list[Path] = []
+    unlabelled: list[Path] = []
     for guess in guesses:
         image = _image_of(guess)
         names = [image] if image in images else names_of(guess)
-        name = next((name for name in names if name in by_name), None)
-        if name is None:
+        known = next((name for name in names if name in by_name), None)
+        if known is None:
             (unlabelled if image in images else alone).append(guess)
             continue
-        found = by_name[name]
+        found = by_name[known]
         if len(found) > 1:
             raise UserError(
                 f"{guess}: {found[0]} and {found[1]} could both be its reference: name the folder "
@@ -211,7 +213,7 @@ def match(predicted: str | Path, reference: str | Path) -> Matches:
                 f"{found[0]}: {other} and {guess} could both be meant: name the folder that holds "
                 "one file of labels for each case"
             )
-        pairs.append(Pair(truths[found[0]][0] if images else name, guess, found[0]))
+        pairs.append(Pair(truths[found[0]][0] if images else known, guess, found[0]))
     if not pairs:
         example = next(iter(truths))
         raise UserError(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import checkpoints
 from ..datasets.layouts.files import without_ending
-from ..datasets.nifti import Volume, affine_of, read_stored, step_of, whole_numbers
+from ..datasets.nifti import Volume, affine_of, read_one, read_stored, step_of, whole_numbers
 from ..errors import UserError, brief
 from ..warp import sample
 from .formats import (
@@ -91,11 +91,7 @@ def write_warped(warp: Warp, image: str | Path | Volume, to: Path) -> Path:
 
 def _warped_image(warp: Warp, image: str | Path | Volume) -> np.ndarray:
     """float32 on the grid of ``warp``, by linear interpolation."""
-    several = isinstance(image, Volume)
-    file = image.path if several else Path(image)
-    header, array = read_stored(file, single=not several)
-    if several:
-        array = image.of(array)
+    file, header, array = read_one(image)
     array = _volume(array, warp, file)
     # in float64 every number of 32 bits is exact
     volume = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
@@ -143,7 +139,10 @@ def _volume(array: np.ndarray, warp: Warp, file: Path) -> np.ndarray:
 
 
 def _pulled(
-    warp: Warp, affine: np.ndarray, shape: tuple[int, ...], read: Callable[[Tensor], Tensor]
+    warp: Warp,
+    affine: np.ndarray,
+    shape: tuple[int, ...],
+    read: Callable[[Tensor], Tensor | np.ndarray],
 ) -> np.ndarray:
     """What ``read`` says at the voxels (D, ...) of a file of ``affine`` and ``shape`` that the
     voxels of ``warp`` look at; 0 where they look beside it.

@@ -21,7 +21,7 @@ from . import apply, data, errors, run, sweep, teach
 class _Ordered(TyperGroup):
     """Commands in the order of ``COMMANDS``; typer puts those with commands of their own last."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: object) -> list[str]:
         """Their names."""
         return [name for commands in COMMANDS.values() for name in commands]
 
@@ -88,7 +88,7 @@ HANDS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # to anot
 
 def _help(command: Callable) -> str:
     """The docstring of a command, each paragraph one line, which the terminal breaks."""
-    text = inspect.cleandoc(command.__doc__)
+    text = inspect.cleandoc(command.__doc__ or "")
     paragraphs = []
     for paragraph in text.split("\n\n"):
         example = paragraph.startswith(" ")

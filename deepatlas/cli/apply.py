@@ -368,12 +368,14 @@ def register(
         deepatlas register a.nii.gz b.nii.gz --model runs/MY_RUN -o registered
     """
     from .. import apply as applied
+    from ..datasets.nifti import source_of
 
     for path in (moving, fixed):
         if not path.is_file():
             raise FileNotFoundError(why_missing(path, "an image in NIfTI format"))
-    how = {"inverse": warps.inverse, "format": warps.format.value}
-    targets = applied.registration_files(moving, fixed, output.folder, **how)
+    targets = applied.registration_files(
+        moving, fixed, output.folder, inverse=warps.inverse, format=warps.format.value
+    )
     output.check({fixed: [], moving: targets})  # which may be one file
     with saying(output.quiet) as say:
         model = trained.load(output.folder)
@@ -385,7 +387,7 @@ def register(
             warp = written[0]
             say(f"\napply it to labels that lie where {moving} does:")
             say(f"  {_quoted('deepatlas', 'apply', warp)} LABELS --labels -o {output.folder}")
-            dims = min(3, len(result.fixed.source.shape))
+            dims = min(3, len(source_of(result.fixed).shape))
             ants = _quoted("antsApplyTransforms", "-d", dims, "-r", fixed, "-t", warp)
             say(f"  {ants} -i LABELS -n NearestNeighbor -o warped.nii.gz")
 
@@ -438,13 +440,13 @@ def apply(
         raise typer.BadParameter("--lps says how points are written: it goes with --points")
     if not warp.is_file():
         raise FileNotFoundError(why_missing(warp, "a warp (NIfTI)"))
-    kind = "labels" if labels else "points" if points else "image"
+    kind: transform.Kind = "labels" if labels else "points" if points else "image"
     wanted = (
         "a table of points (.csv, .tsv)" if points else "an image in NIfTI format (.nii or .nii.gz)"
     )
     found, missing = existing(files, wanted)
     written = {file: [transform.warped_file(file, output.folder, kind)] for file in found}
-    output.check({warp: []} | written)
+    output.check({warp: [], **written})
     if not found:
         end(missing)
     with saying(output.quiet) as say:

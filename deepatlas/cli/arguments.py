@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -59,12 +59,12 @@ def spread(command: Callable) -> Callable:
         names[name] = list(fields)
         parameters += [fields[key].replace(annotation=of_fields[key]) for key in fields]
 
-    @functools.wraps(command)
-    def gathered(**values: object) -> None:
+    def gather(**values: object) -> None:
         for name, group in groups.items():
             values[name] = group(**{key: values.pop(key) for key in names[name]})
         command(**values)
 
+    gathered: Any = functools.wraps(command)(gather)
     # typer looks at both; what has no default must not stand behind what has one
     given = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
     gathered.__signature__ = inspect.Signature(given)
@@ -102,12 +102,11 @@ def assignments(
             raise UserError(f"parameter {brief(name)}: {error}") from error
         if not dot:
             values[name] = read
-        elif isinstance(values.setdefault(name, {}), dict):
-            values[name][key] = read
-        else:
-            raise UserError(
-                f"parameter {brief(name)} = {brief(values[name])} has no entry {brief(key)}"
-            )
+            continue
+        entries = values.setdefault(name, {})
+        if not isinstance(entries, dict):
+            raise UserError(f"parameter {brief(name)} = {brief(entries)} has no entry {brief(key)}")
+        entries[key] = read
     return values
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from ..errors import UserError, printable, shortened
 from .arguments import check_file, spread
@@ -190,7 +190,7 @@ class _NamesLayouts(TyperCommand):
         from ..datasets.layouts import LAYOUTS
 
         for option in self.params:
-            if option.name == "layout":
+            if isinstance(option, TyperOption) and option.name == "layout" and option.help:
                 option.help = option.help.format(layouts=", ".join(LAYOUTS))
         super().format_help(ctx, formatter)
 
@@ -343,7 +343,7 @@ def _print_summary(found: Survey, proposal: Proposal, say: Callable[[str], None]
     parts = ", ".join(f"{part} {count[part]}" for part in ("train", "validation", "test"))
     say(f"  scans: {parts}")
     _print_sentences("of the grid and the split", proposal.remarks, say)
-    say()
+    say("")
 
 
 def _print_sentences(title: str, sentences: Sequence[str], say: Callable[[str], None]) -> None:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import typer
 from tqdm import tqdm
@@ -28,7 +29,7 @@ shown = SimpleNamespace(tracebacks=False)  # set by the option --debug
 OF_THE_USER = (UserError, OSError, FloatingPointError, MemoryError)
 LONGEST = 2000  # characters of a sentence
 # What typer raises of words that it does not understand; it hands on no name of this class.
-Misunderstood = typer.BadParameter.__base__
+Misunderstood: Any = typer.BadParameter.__base__
 
 
 @contextmanager
@@ -52,8 +53,8 @@ def as_one_line() -> Iterator[None]:
         sys.exit(130)
     except Misunderstood as error:
         command = error.ctx.command_path if error.ctx else "deepatlas"
-        sentence = f"{error.format_message().rstrip('.')}: see {command} --help"
-        print(f"deepatlas: {shortened(sentence, LONGEST)}", file=sys.stderr)
+        line = f"{error.format_message().rstrip('.')}: see {command} --help"
+        print(f"deepatlas: {shortened(line, LONGEST)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:
         sentence = told(error)
@@ -79,7 +80,7 @@ def told(error: Exception) -> str | None:
     return shortened(_sentence(error), LONGEST)
 
 
-def _warn(message: Warning | str, *_: object) -> None:
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
     # between the bars of progress, if there are any
     line = f"deepatlas: warning: {shortened(str(message), LONGEST)}"
     tqdm.write(line, file=sys.stderr)

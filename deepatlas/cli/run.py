@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -37,6 +37,14 @@ def doctor() -> None:
 
     for line in examine():
         typer.echo(printable(line))
+
+
+class Options(TypedDict):
+    """What ``experiments.run`` takes of a ``Call``."""
+
+    until: float | None
+    workers: int | None
+    log: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Call:
         ),
     ] = None
 
-    def options(self) -> dict[str, object]:
+    def options(self) -> Options:
         """The same for ``experiments.run``; UserError, before any work, if they mean nothing."""
         from .. import tracking
 

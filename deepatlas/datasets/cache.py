@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import nibabel as nib
 import numpy as np
@@ -125,7 +125,7 @@ def content_of(file: File) -> dict[str, object]:
 
 def _write(prepared: Prepared, path: Path) -> None:
     scan = prepared.scan
-    labels = b"" if scan.labels is None else scan.labels.contiguous().numpy()
+    labels = b"" if scan.labels is None else scan.labels.contiguous().numpy().data
     header = {
         "shape": scan.shape,
         "labels": None if scan.labels is None else str(scan.labels.numpy().dtype),
@@ -142,12 +142,22 @@ def _write(prepared: Prepared, path: Path) -> None:
     checksum = hashlib.sha256(text).hexdigest()
     first = FIRST_LINE.format(format=FORMAT, checksum=checksum, length=len(text)).encode()
     with path.open("wb") as stream:
-        for part in (first + text, scan.image.contiguous().numpy(), labels):
+        for part in (first + text, scan.image.contiguous().numpy().data, labels):
             stream.write(part)
             stream.write(bytes(-stream.tell() % BEGIN))
 
 
-def _told(source: Source) -> dict[str, object]:
+class _Told(TypedDict):
+    """A ``Source`` in JSON, without its path."""
+
+    shape: Sequence[int]
+    affine: list[list[float]]
+    digest: str
+    image_digest: str
+    step: float
+
+
+def _told(source: Source) -> _Told:
     return {
         "shape": source.shape,
         "affine": source.affine.tolist(),
@@ -157,7 +167,7 @@ def _told(source: Source) -> dict[str, object]:
     }
 
 
-def _source(told: Mapping[str, object] | None, path: str) -> Source | None:
+def _source(told: _Told | None, path: str) -> Source | None:
     if told is None:
         return None
     return Source(
@@ -212,7 +222,8 @@ def _read(path: Path, names: Names) -> Prepared:
 
 def _tensor(part: torch.UntypedStorage, dtype: torch.dtype, shape: list[int]) -> Tensor:
     """A tensor of its own in a part of a file: saved, it takes along nothing that is beside it."""
-    return torch.empty(0, dtype=dtype).set_(part, 0, shape)
+    # the stubs want a stride, which is optional
+    return torch.empty(0, dtype=dtype).set_(part, 0, shape)  # type: ignore[call-overload]
 
 
 def _padded(size: int) -> int:

@@ -16,7 +16,7 @@ from .cache import OF_PHANTOMS, Cache, Names, Prepared
 from .entries import PARTS, PROFILES, Entry, Profile, describe, expand
 from .fetch import find
 from .layouts import File, Options, check_files, layout_of, list_files
-from .nifti import smallest_type
+from .nifti import smallest_type, source_of
 from .preparation import Preparation
 from .reading import Reader
 
@@ -24,7 +24,7 @@ WORTH_KEEPING = 8000  # voxels, of a phantom
 
 
 def load_cohort(
-    entry: Entry | str, *, profile: Profile = "class", dims: int | None = None, seed: int = 0
+    entry: Entry | str, *, profile: str = "class", dims: int | None = None, seed: int = 0
 ) -> Cohort:
     """The cohort of an ``entry``, or of its name, on its grid of ``profile``; prints its licence.
 
@@ -42,14 +42,14 @@ def load_cohort(
         )
     print(f"{entry.name}: {entry.title}. {entry.licence}. {entry.credit}".rstrip())
     if entry.anatomy is not None:
-        return _phantoms(entry, profile, dims, seed)
+        return _phantoms(entry, entry.anatomy, profile, dims, seed)
     return _from_files(entry, profile, dims, seed)
 
 
 # --- phantoms -------------------------------------------------------------------------------------
 
 
-def _phantoms(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
+def _phantoms(entry: Entry, anatomy: str, profile: Profile, dims: int, seed: int) -> Cohort:
     shape, spacing = entry.grid(profile, dims)
     train, validation, test = entry.split_sizes(profile)
 
@@ -59,11 +59,10 @@ def _phantoms(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
     def scans(first: int, count: int) -> tuple[Scan, ...]:
         numbers = range(first, first + count)
         return tuple(
-            _phantom(cache, entry.anatomy, number, tuple(shape), spacing, seed)
-            for number in numbers
+            _phantom(cache, anatomy, number, tuple(shape), spacing, seed) for number in numbers
         )
 
-    structures = phantom.anatomy_of(entry.anatomy).structures
+    structures = phantom.anatomy_of(anatomy).structures
     return Cohort(
         entry.name,
         structures,
@@ -105,7 +104,7 @@ def _from_files(entry: Entry, profile: Profile, dims: int, seed: int) -> Cohort:
     wanted = entry.grid(profile, dims)
     slices = dims == 2 and not any(key.endswith("-3d") for key in entry.grids)
     volume = wanted if slices else entry.grid(profile, 3)
-    folder = entry.home if entry.scans is not None else find(entry)
+    folder = find(entry)
     names, index_of = structures_of(entry, folder)
     files = list_files(folder, entry)
     _say_who_is_who(entry, files)
@@ -172,7 +171,7 @@ def _split(
         return tuple(tuple(file_of[scan.id] for scan in scans) for scans in listed)
     files = [file for file in files if file.labels is not None]
     sizes = entry.split_sizes(profile)
-    if "published" not in entry.split:
+    if entry.split is None or "published" not in entry.split:
         return split_by_subject(files, sizes, seed)
     in_group: dict[str, list[File]] = {part: [] for part in PARTS}
     for file in files:
@@ -252,10 +251,10 @@ def _check_copies(entry: Entry, scans: Sequence[Scan]) -> None:
     """
     originals: dict[str, Scan] = {}
     for scan in scans:
-        other = originals.setdefault(scan.source.image_digest or scan.id, scan)
+        other = originals.setdefault(source_of(scan).image_digest or scan.id, scan)
         if other is scan:
             continue
-        both = f"{other.source.path} and {scan.source.path} hold the same image"
+        both = f"{source_of(other).path} and {source_of(scan).path} hold the same image"
         if other.subject != scan.subject:
             raise UserError(
                 f"{both}, and count as two persons, {other.subject!r} and {scan.subject!r}: "
@@ -325,15 +324,14 @@ def _say_structures(entry: Entry, cohort: Cohort, indices: set[int], what: str) 
 
 def structures_of(entry: Entry, folder: Path) -> tuple[tuple[str, ...], dict[int, int]]:
     """Names with background first, and label number of the files -> index of the name."""
-    if entry.regions is None:
-        merged = entry.structures
-    else:
+    merged: Sequence[tuple[str, Sequence[int | str]]] = entry.structures or ()
+    if entry.regions is not None:
         options = Options(entry.subject, entry.image, entry.labels)
         texts = layout_of(entry.layout).read(folder, options).names
         said_in = folder / "dataset.json"
         merged = _regions(texts, *entry.regions, said_in if said_in.is_file() else folder)
     names = ["background"]
-    index_of = {}
+    index_of: dict[int, int] = {}
     for index, (name, numbers) in enumerate(merged, start=1):
         names.append(name)
         index_of |= dict.fromkeys(expand(numbers), index)

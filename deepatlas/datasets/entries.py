@@ -34,11 +34,15 @@ from ..errors import UserError, brief, meant
 from ..phantom import anatomy_of
 from .grid import check_sides
 
-PROFILES = ("smoke", "class", "full")  # from the smallest to the largest
+Profile = Literal["smoke", "class", "full"]
+Dims = Literal[2, 3]
+Part = Literal["train", "validation", "test"]
+
+PROFILES: tuple[Profile, ...] = ("smoke", "class", "full")  # from the smallest to the largest
 GRIDS = tuple(f"{profile}-{dims}d" for profile in PROFILES for dims in (2, 3))
 SMOKE_SIDE = 24  # voxels, at most, where a grid for smoke is derived
 
-PARTS = ("train", "validation", "test")
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
 SMOKE_SCANS = {"train": 4, "validation": 2, "test": 3}  # of a cohort file, at most
 WORDS = ("title", "licence", "credit")  # of an entry: what no training depends on
 COHORT_FILE = "cohort.toml"  # its name, where only a folder is named
@@ -48,8 +52,6 @@ MOST_SCANS = 100_000
 MOST_VOXELS = 10**9
 MOST_NUMBERS = 100_000  # in one range of label numbers
 LARGEST_NUMBER = 2**63 - 1  # the largest integer that a file may hold
-
-Profile = Literal["smoke", "class", "full"]
 
 
 def _one_line(text: str) -> str:
@@ -101,7 +103,7 @@ class ScanFile(BaseModel):
     subject: Words  # scans of one person are in one part
     image: Words
     labels: Words | None = None  # None: nobody has drawn any
-    part: Literal["train", "validation", "test"]
+    part: Part
 
     @model_validator(mode="after")
     def _check_paths(self) -> ScanFile:
@@ -119,7 +121,7 @@ class Entry(BaseModel):
     title: Words
     licence: Words
     credit: Line = ""  # whose it is, as they want it said
-    dims: Literal[2, 3] = 3  # what an experiment takes if it is not told: slices or volumes
+    dims: Dims = 3  # what an experiment takes if it is not told: slices or volumes
     align: StrictBool = False  # an affine alignment of the images to one training scan
     # every data set but a cohort file has one: ``split_sizes`` tells the sizes
     split: dict[str, Sizes] | None = None
@@ -143,17 +145,18 @@ class Entry(BaseModel):
     image: Words | None = None
     labels: Words | None = None
     # a published split, where the folder says none: scan ids on each side, * for anything
-    groups: dict[Literal["train", "validation", "test"], tuple[Words, ...]] | None = None
+    groups: dict[Part, tuple[Words, ...]] | None = None
     # which image of files that hold several, as contrasts of one scan; counted from 0
-    channel: int | None = Field(None, strict=True, ge=0, le=1000)
+    channel: int | None = Field(default=None, strict=True, ge=0, le=1000)
     folder: Words | None = None  # by default ``name``
-    url: str | None = Field(None, pattern=r"^https?://\S+$")  # of a tar archive
-    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    md5: str | None = Field(None, pattern="^[0-9a-f]{32}$")  # where no sha256 is published
+    url: str | None = Field(default=None, pattern=r"^https?://\S+$")  # of a tar archive
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    # where no sha256 is published
+    md5: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")
 
     # a cohort file's own: its scans, and the folder that it is in, which may be moved
     scans: tuple[ScanFile, ...] | None = None
-    home: Path | None = Field(None, exclude=True)
+    home: Path | None = Field(default=None, exclude=True)
 
     # --- checks ---
 
@@ -351,7 +354,7 @@ class Entry(BaseModel):
         For smoke few, labelled ones first, and in train one without labels, if there is any: a test
         that leaves these out does not test joint training.
         """
-        scans = [scan for scan in self.scans if scan.part == part]
+        scans = [scan for scan in self.scans or () if scan.part == part]
         if profile != "smoke":
             return scans
         labelled_first = sorted(scans, key=lambda scan: scan.labels is None)
@@ -370,13 +373,14 @@ class Entry(BaseModel):
         """
         if self.scans is not None:
             return [len(self.scans_of(profile, part)) for part in PARTS]
-        if "published" in self.split:
-            return list(self.split["published"])
+        split = self.split or {}  # which only a cohort file lacks
+        if "published" in split:
+            return list(split["published"])
         larger = PROFILES[PROFILES.index(profile) :]
         smaller = reversed(PROFILES[: PROFILES.index(profile)])
         for key in (*larger, *smaller):
-            if key in self.split:
-                return list(self.split[key])
+            if key in split:
+                return list(split[key])
         raise AssertionError("an entry has a split")
 
     def labelled_at_most(self, profile: Profile) -> int:
@@ -462,7 +466,7 @@ def _rounded_up(side: float) -> int:
     return max(16, 8 * math.ceil(round(side / 8, 6)))
 
 
-def expand(numbers: Sequence[int | str]) -> Iterator[int]:
+def expand(numbers: Iterable[object]) -> Iterator[int]:
     """The label numbers of a structure one by one: 44 is itself, and "49-52" a range.
 
     UserError where an item is neither, a range runs backwards, or holds 0, the background.

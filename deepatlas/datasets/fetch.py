@@ -58,7 +58,8 @@ def find(entry: Entry | str) -> Path:
     if found is not None:
         return found
     marker = marker_of(entry)
-    if entry.url is None:
+    url, checksum = entry.url, entry.checksum
+    if url is None or checksum is None:  # an entry with a url has a checksum
         home = data_folder()
         if home is None:
             looked = "the folder that DEEPATLAS_DATA would name (it is not set)"
@@ -68,7 +69,7 @@ def find(entry: Entry | str) -> Path:
             f"{entry.name}: no folder {entry.folder_name} with a {marker} in {looked}, and it "
             "has no public address: set DEEPATLAS_DATA to the folder that holds it"
         )
-    return download(entry.url, entry.checksum, cache_folder() / entry.folder_name, marker)
+    return download(url, checksum, cache_folder() / entry.folder_name, marker)
 
 
 def download(url: str, checksum: str, folder: Path, marker: str = "dataset.json") -> Path:
@@ -160,12 +161,12 @@ class _Transfer:
             answer = self._ask(session)
             total = _length(answer)
             self.version = _version(answer)
-            self.part = self._begun()
+            part = self.part = self._begun()
             have = self._came()
             if self.version is not None and total is not None and 0 < have <= total:
                 answer.close()
                 if have == total:
-                    return self.part
+                    return part
                 answer = self._ask(session, {"Range": f"bytes={have}-", "If-Range": self.version})
                 if not self._goes_on(answer, have):
                     have = 0
@@ -174,10 +175,10 @@ class _Transfer:
                         answer = self._ask(session)
             else:
                 have = 0
-            self._receive(answer, have, total)
+            self._receive(answer, part, have, total)
         if total is not None and self._came() < total:
             raise self._error(f"it broke off after {self._came()} of {total} bytes")
-        return self.part
+        return part
 
     def _ask(self, session: requests.Session, headers: dict | None = None) -> requests.Response:
         answer = session.get(self.url, headers=headers, stream=True, timeout=PATIENCE)
@@ -204,16 +205,19 @@ class _Transfer:
         return own
 
     def _came(self) -> int:
-        return self.part.stat().st_size if self.part.is_file() else 0
+        """Bytes that are there."""
+        if self.part is None or not self.part.is_file():
+            return 0
+        return self.part.stat().st_size
 
     def _goes_on(self, answer: requests.Response, have: int) -> bool:
         """Does an answer go on at byte ``have`` of the same version?"""
         begins = answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         return answer.status_code == 206 and begins and _version(answer) == self.version
 
-    def _receive(self, answer: requests.Response, have: int, total: int | None) -> None:
+    def _receive(self, answer: requests.Response, part: Path, have: int, total: int | None) -> None:
         bar = tqdm(total=total, initial=have, desc=self.folder.name, unit="B", unit_scale=True)
-        with answer, bar, self.part.open("ab" if have else "wb") as file:
+        with answer, bar, part.open("ab" if have else "wb") as file:
             for chunk in answer.iter_content(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
@@ -224,6 +228,7 @@ class _Transfer:
     def _told(self) -> Iterator[None]:
         """The errors of the network as sentences."""
         advice = "check the connection and try again"
+        cause: Exception
         try:
             yield
             return
@@ -242,7 +247,7 @@ class _Transfer:
                 # an address that is none, or a proxy of a kind that requests cannot use
                 reason = text
                 advice = "check the address and the settings of the proxy"
-            elif self.part is not None and self._came():
+            elif self._came():
                 reason = f"it broke off after {self._came()} bytes"
             else:
                 reason = f"{type(error).__name__}: {shortened(text)}"
@@ -254,7 +259,7 @@ class _Transfer:
         self, reason: str, advice: str = "check the connection and try again"
     ) -> ConnectionError:
         kept = ""
-        if self.part is not None and self.version is not None and self._came():
+        if self.version is not None and self._came():
             kept = ", which goes on from where it was"
         return ConnectionError(
             f"{self.url} cannot be downloaded ({reason}): {advice}{kept}, or fetch it elsewhere "

@@ -37,7 +37,8 @@ def volume_sides(shape: Shape) -> tuple[int, int, int]:
     """The three sides of a grid: a 2D one is one voxel deep, and of several volumes in a row the
     sides of one count.
     """
-    return (*shape, 1)[:3]
+    i, j, k = (*shape, 1)[:3]
+    return i, j, k
 
 
 def centred_affine(scan: Scan, shape: Shape, spacing: float) -> Tensor:
@@ -122,6 +123,8 @@ def resample_labels(scan: Scan, affine: Tensor, shape: Shape) -> Tensor:
     centre: integers are counted, never interpolated. The label at the centre decides ties: the
     first corner's would move every structure a quarter voxel.
     """
+    if scan.labels is None:
+        raise ValueError(f"scan {scan.id}: is not labelled")
     # around the volume a border of background, which stands for all that is outside
     old = np.pad(scan.labels.numpy().reshape(volume_sides(scan.shape)), 1)
     matrix = _new_to_old(scan, affine)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import itertools
 import math
 import os
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -69,11 +70,7 @@ def read_nifti(image: str | Path | Volume) -> tuple[np.ndarray, np.ndarray, Sour
     in millimetres, whatever the unit of the file. UserError if the file is damaged, holds several
     volumes, of which none is named, or no plain numbers, or does not say where it lies.
     """
-    several = isinstance(image, Volume)
-    path = image.path if several else Path(image)
-    header, array = read_stored(path, single=not several)
-    if several:
-        array = image.of(array)
+    path, header, array = read_one(image)
     volume = array.shape[:3]
     affine = affine_of(header, volume, path)
     step = step_of(header)
@@ -85,6 +82,25 @@ def read_nifti(image: str | Path | Volume) -> tuple[np.ndarray, np.ndarray, Sour
         array = orientations.apply_orientation(array, turn)
         affine = affine @ orientations.inv_ornt_aff(turn, volume)
     return array, affine, source
+
+
+def read_one(image: str | Path | Volume) -> tuple[Path, nib.Nifti1Header, np.ndarray]:
+    """(path, header, numbers) of the only image in a file, or of the one that is named, the numbers
+    along the file's own axes. UserError for several, of which none is named.
+    """
+    if isinstance(image, Volume):
+        header, array = read_stored(image.path)
+        return image.path, header, image.of(array)
+    path = Path(image)
+    header, array = read_stored(path, single=True)
+    return path, header, array
+
+
+def source_of(scan: Scan) -> Source:
+    """The file that a scan was read from; ValueError if it was not read from one."""
+    if scan.source is None:
+        raise ValueError(f"scan {scan.id} was not read from a file")
+    return scan.source
 
 
 def read_stored(path: str | Path, *, single: bool = False) -> tuple[nib.Nifti1Header, np.ndarray]:
@@ -157,7 +173,7 @@ def _read(path: Path, single: bool) -> tuple[nib.Nifti1Header, np.ndarray]:
             )
         stream.seek(offset)
         content = np.empty(size, np.uint8)
-        missing = size - _fill(memoryview(content), stream)
+        missing = size - _fill(content.data, stream)
         if missing:
             raise _unreadable(path, f"{missing} bytes are missing at its end")
         if stream.read(1):
@@ -166,7 +182,7 @@ def _read(path: Path, single: bool) -> tuple[nib.Nifti1Header, np.ndarray]:
     return header, _scaled(array, header, path)
 
 
-def _fill(content: memoryview, stream: BinaryIO) -> int:
+def _fill(content: memoryview, stream: io.BufferedIOBase) -> int:
     """Read into ``content`` what a stream has left, a piece at a time, so that no second copy of a
     large image is made; how many bytes there were.
     """
@@ -180,7 +196,7 @@ def _fill(content: memoryview, stream: BinaryIO) -> int:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
     """The bytes of a file, unpacked where it is compressed; UserError where they turn out to be
     damaged.
     """
@@ -420,7 +436,7 @@ def load_scan(
         with _enough_memory(labels):
             numbers = read_labels_of(labels, path, tuple(rescaled.shape), affine)
             index = label_indices(numbers, structures, labels, empty_labels)
-            digest.update(index.numpy())
+            digest.update(index.numpy().data)
     rescaled, index, affine = as_slice(rescaled, index, affine)
     return Scan(
         id,
@@ -441,7 +457,7 @@ def as_slice(
     if image.ndim == 2 or list(image.shape).count(1) != 1:
         return image, labels, affine
     thin = list(image.shape).index(1)
-    in_plane = [axis for axis in range(3) if axis != thin]
+    in_plane: list[int] = [axis for axis in range(3) if axis != thin]
     flat = None if labels is None else labels.squeeze(thin)
     return image.squeeze(thin), flat, affine[:, [*in_plane, thin, 3]]
 
@@ -453,7 +469,7 @@ def digest_of(array: np.ndarray) -> str:
     digest = hashlib.sha256()
     for block in blocks(array):
         # in float64 every number of 32 bits is exact
-        digest.update(np.ascontiguousarray(block, dtype=np.float64))
+        digest.update(np.ascontiguousarray(block, dtype=np.float64).data)
     return digest.hexdigest()
 
 

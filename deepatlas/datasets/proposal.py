@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..data import Scan, split_by_subject
 from ..errors import printable
-from .entries import LARGEST_NUMBER, PARTS, PROFILES, Entry, Grid, expand, manifest
+from .entries import LARGEST_NUMBER, PARTS, PROFILES, Dims, Entry, Grid, expand, manifest
 from .grid import centred_affine, positions, resample_labels
 from .layouts import File
 from .nifti import as_slice, distinct, label_indices, read_labels
@@ -64,7 +64,7 @@ class Proposal:
     name: str
     title: str
     licence: str
-    dims: int
+    dims: Dims
     align: bool
     structures: tuple[Structure, ...]
     unseen: tuple[Structure, ...]  # that the folder names, or holds, and that are left out
@@ -118,9 +118,10 @@ def _name(text: str) -> str:
 
 def as_said(survey: Survey, entry: Entry, *, quiet: bool = True) -> Proposal:
     """What a cohort file says of its scans, looked at in the same way."""
-    structures = tuple(Structure(name, tuple(expand(own))) for name, own in entry.structures)
+    named = entry.structures or ()
+    structures = tuple(Structure(name, tuple(expand(own))) for name, own in named)
     fit = _try_grids(survey.usable, structures, _profiles(entry.grids, entry.dims), quiet)
-    parts = {scan.id: scan.part for scan in entry.scans}
+    parts: dict[str, str] = {scan.id: scan.part for scan in entry.scans or ()}
     return Proposal(
         name=entry.name,
         title=entry.title,
@@ -214,16 +215,16 @@ def _grids(survey: Survey) -> dict[str, Grid]:
     return grids
 
 
-def _profiles(grids: Mapping[str, Grid], dims: int) -> dict[str, Grid]:
+def _profiles(grids: Mapping[str, Grid], dims: Dims) -> dict[str, Grid]:
     """The grids of the profiles class and full, if they differ."""
     entry = Entry(
         name="grids",
         title="grids",
         licence="none",
         dims=dims,
-        split=[1, 0, 0],
-        structures=[("any", [1])],
-        grids=grids,
+        split={"full": (1, 0, 0)},
+        structures=(("any", (1,)),),
+        grids=dict(grids),
     )
     found: dict[str, Grid] = {}
     for profile in reversed(PROFILES[1:]):
@@ -241,7 +242,7 @@ def _try_grids(
     quiet: bool,
 ) -> Fit:
     """Put the labels of scans on the grids, one scan at a time; of many, of some."""
-    index_of = {}
+    index_of: dict[int, int] = {}
     for index, structure in enumerate(structures, start=1):
         index_of |= dict.fromkeys(structure.numbers, index)
     labelled = [scan for scan in scans if scan.voxels]
@@ -253,16 +254,17 @@ def _try_grids(
     vanished: dict[tuple[str, str], list[str]] = {}
     bar = tqdm(labelled, desc="trying the grid", unit="scan", disable=True if quiet else None)
     for number, found in enumerate(bar):
-        scan = _labels_alone(found.file, index_of)
-        if not scan.labels.any():
+        scan, own_labels = _labels_alone(found.file, index_of)
+        if not own_labels.any():
             continue
         whole = grids["full"]
         frame = centred_affine(scan, whole.shape, whole.spacing)
-        outside[scan.id] = _share_outside(scan, frame, whole.shape)
+        to_grid = torch.linalg.inv(frame) @ scan.affine
+        outside[scan.id] = _share_outside(own_labels > 0, to_grid.numpy(), whole.shape)
         if number % every and number % compared:
             continue
         tried += 1
-        here = set(distinct(scan.labels.numpy()).tolist())
+        here = set(distinct(own_labels).tolist())
         for profile, grid in grids.items():
             affine = centred_affine(scan, grid.shape, grid.spacing)
             labels = resample_labels(scan, affine, grid.shape)
@@ -274,21 +276,23 @@ def _try_grids(
     return Fit(outside, tried, vanished, _mean_overlap(masks))
 
 
-def _labels_alone(file: File, index_of: Mapping[int, int]) -> Scan:
-    """A scan without its image: of a file whose labels have been read before."""
+def _labels_alone(file: File, index_of: Mapping[int, int]) -> tuple[Scan, np.ndarray]:
+    """A scan without its image, and its labels: of a file whose labels have been read before."""
+    assert file.labels is not None, "voxels of labels were counted"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of two places: the survey says it
         numbers, affine = read_labels(file.labels)
     numbers, _, affine = as_slice(numbers, None, affine)
     labels = label_indices(numbers, index_of, file.labels, empty_labels=True)
     image = torch.zeros(1, *labels.shape)
-    return Scan(file.id, file.subject, image, torch.from_numpy(affine), labels)
+    scan = Scan(file.id, file.subject, image, torch.from_numpy(affine), labels)
+    return scan, labels.numpy()
 
 
-def _share_outside(scan: Scan, affine: torch.Tensor, shape: Sequence[int]) -> float:
-    """Share of the labelled voxels of a scan whose centres are in no voxel of the grid."""
-    matrix = (torch.linalg.inv(affine) @ scan.affine).numpy()  # voxel of the file -> of the grid
-    labelled = scan.labels.numpy() > 0
+def _share_outside(labelled: np.ndarray, matrix: np.ndarray, shape: Sequence[int]) -> float:
+    """Share of the voxels of a mask whose centres are in no voxel of the grid of ``shape``;
+    ``matrix`` (4, 4): voxel of the mask -> of the grid.
+    """
     inside = labelled.copy()
     for row, side in zip(matrix, shape, strict=False):
         position = positions(row, row[3], labelled.shape)
@@ -359,11 +363,11 @@ def _parts(scans: Sequence[Looked], seed: int) -> dict[str, str]:
     drawn = split_by_subject(waiting, sizes, seed)
     for part, some in zip(PARTS, drawn, strict=True):
         part_of |= dict.fromkeys((file.subject for file in some), part)
-    parts = {}
+    parts: dict[str, str] = {}
     for file in files:
-        part = part_of.get(file.subject, "train")
-        if file.labels is not None or part == "train":
-            parts[file.id] = part
+        of_person = part_of.get(file.subject, "train")
+        if file.labels is not None or of_person == "train":
+            parts[file.id] = of_person
     return parts
 
 
@@ -490,10 +494,10 @@ def _structure_lines(proposal: Proposal) -> list[str]:
         'list are merged, "49-52" is a range, and what is not listed becomes background.'
     )
     lost: dict[str, list[str]] = {}
-    for (structure, profile), ids in proposal.fit.vanished.items():
+    for (name, profile), ids in proposal.fit.vanished.items():
         scans = "1 scan" if len(ids) == 1 else f"{len(ids)} scans"
         text = f"nothing is left on the grid of profile={profile} in {scans}"
-        lost.setdefault(structure, []).append(text)
+        lost.setdefault(name, []).append(text)
     lines.append("structures = [")
     for structure in proposal.structures:
         remarks = [structure.remark] if structure.remark else []

@@ -77,11 +77,11 @@ class Reader:
         key = self._key(file, what_else)
         kept = self.cache.find(key, _names(file))
         if kept is not None:
-            self._check_kind(kept.scan.source.path, kept.flat)
+            self._check_kind(str(file.image), kept.flat)
             return kept
         original, told = self._read(file)
         scan = self.preparation.prepare(original)
-        self._check_on_grid(scan, original)
+        self._check_on_grid(scan, original, str(file.image))
         prepared = Prepared(
             scan,
             flat=len(original.shape) == 2,
@@ -107,8 +107,9 @@ class Reader:
                 structures=self.index_of,
                 empty_labels=self.entry.empty_labels,
             )
-        self._check_kind(scan.source.path, len(scan.shape) == 2)
-        _check_size(scan, *self.preparation.first_grid(scan))
+        path = str(file.image)
+        self._check_kind(path, len(scan.shape) == 2)
+        _check_size(scan, path, *self.preparation.first_grid(scan))
         return scan, tuple(str(warning.message) for warning in told)
 
     def _check_kind(self, path: str, flat: bool) -> None:
@@ -124,19 +125,19 @@ class Reader:
     def _numbers(self, file: File) -> str:
         return "" if file.labels is None else number_type(file.labels, max(self.index_of))
 
-    def _check_on_grid(self, scan: Scan, original: Scan) -> None:
-        """Refuse a scan of which the grid shows nothing."""
+    def _check_on_grid(self, scan: Scan, original: Scan, path: str) -> None:
+        """Refuse a scan of which the grid shows nothing; ``path`` is for the error."""
         sides = " x ".join(map(str, scan.shape))
         grid = f"on the grid of {sides} voxels of {self.preparation.wanted[1]:g} mm"
         if len(scan.shape) == 2 and len(original.shape) == 3:
             grid += ", its middle plane,"
         what_to_do = "look at its affine, or give the entry a grid that holds what is to be seen"
         if scan.image.max() - scan.image.min() < NO_CONTRAST:
-            raise UserError(f"{scan.source.path}: {grid} the image is flat: {what_to_do}")
+            raise UserError(f"{path}: {grid} the image is flat: {what_to_do}")
         vanished = bool(_structures(original.labels)) and not _structures(scan.labels)
         if vanished and not self.entry.empty_labels:
             raise UserError(
-                f"{scan.source.path}: {grid} none of its structures is left: {what_to_do}, or say "
+                f"{path}: {grid} none of its structures is left: {what_to_do}, or say "
                 "empty_labels = true in the entry, if scans may have none"
             )
 
@@ -153,16 +154,16 @@ def _structures(labels: Tensor | None) -> tuple[int, ...]:
     return tuple(index for index in found if index != 0)
 
 
-def _check_size(scan: Scan, shape: Sequence[int], spacing: float) -> None:
+def _check_size(scan: Scan, path: str, shape: Sequence[int], spacing: float) -> None:
     """Refuse a scan that one voxel of the grid would hold, or that holds the grid in one voxel:
-    lengths of another unit.
+    lengths of another unit. ``path``, of its image, is for the error.
     """
     voxel = scan.affine[:3, : len(scan.shape)].norm(dim=0)  # mm, of the scan
     length = (voxel * voxel.new_tensor(scan.shape)).max().item()
     grid = max(shape) * spacing
     if length < 2 * spacing or voxel.min() > grid / 2:
         raise UserError(
-            f"{scan.source.path}: the scan is {length:g} mm long, with voxels of "
+            f"{path}: the scan is {length:g} mm long, with voxels of "
             f"{voxel.min().item():g} mm, and the grid is {grid:g} mm long, with voxels of "
             f"{spacing:g} mm: mend the voxel size in the file's header, or its unit, or give the "
             "entry another grid"

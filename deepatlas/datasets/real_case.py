@@ -38,6 +38,7 @@ def real_case(dims: int = 3) -> Scan:
     volume = resample(scan, affine, SHAPE)
     if dims == 3:
         return volume
+    assert volume.labels is not None, "the file of labels was read"
     k = int((volume.labels > 0).sum((0, 1)).argmax())
     plane = affine @ torch.tensor([0, 0, k, 1], dtype=affine.dtype)
     affine = affine.clone()

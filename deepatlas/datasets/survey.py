@@ -17,7 +17,7 @@ from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
 from ..errors import UserError, printable, shortened
-from .entries import in_ranges
+from .entries import Dims, in_ranges
 from .layouts import File, Listing
 from .nifti import ELSEWHERE, as_slice, blocks, digest_of, read_labels_of, read_nifti, read_place
 
@@ -38,6 +38,9 @@ SAME_SHARE = 0.1
 OTHER_UNIT = 20  # so much longer or shorter is no scan of the same part of a body
 
 
+Facts = dict[str, str | float]  # of one scan, by the column of the table
+
+
 @dataclass(frozen=True)
 class Plane:
     """A slice of a scan to look at; i to the right, j up."""
@@ -55,7 +58,7 @@ class Looked:
     """What was found in the files of one scan."""
 
     file: File
-    facts: dict[str, object] = field(default_factory=dict)  # columns of the table
+    facts: Facts = field(default_factory=dict)
     voxels: dict[int, int] = field(default_factory=dict)  # of each label number but 0
     volume: float = math.nan  # mm^3 of a voxel; of a slice, mm^2
     planes: list[Plane] = field(default_factory=list)
@@ -66,6 +69,7 @@ class Looked:
     # its border, and to what is farthest of its structures (empty where there is none)
     extent: tuple[float, ...] = ()
     anatomy: tuple[float, ...] = ()
+    apart: float = math.nan  # voxels between the places by sform and by qform
     digest: str = ""  # of the image's voxels
     label_digest: str = ""
     problem: str = ""  # why a run would refuse it
@@ -100,7 +104,7 @@ class Survey:
         return [f"scan {scan.file.id}: {scan.problem}" for scan in self.scans if scan.problem]
 
     @property
-    def dims(self) -> int:
+    def dims(self) -> Dims:
         """2 if the files are slices, 3 if they are volumes."""
         return 2 if any(scan.flat for scan in self.usable) else 3
 
@@ -229,6 +233,7 @@ def look(file: File, names: Mapping[int, str], side: int) -> Looked:
     found.flat = array.ndim == 2
     found.extent = tuple((np.abs(_axes(affine, array.ndim)) @ array.shape).tolist())
     found.digest = digest_of(array)
+    found.apart = round(place.apart, 3)
     found.facts = {
         "grid": _times(source.shape),
         "spacing_mm": _times(own_spacing),
@@ -236,7 +241,7 @@ def look(file: File, names: Mapping[int, str], side: int) -> Looked:
         "unit": place.unit,
         "sform_code": place.sform_code,
         "qform_code": place.qform_code,
-        "forms_apart_voxels": round(place.apart, 3),
+        "forms_apart_voxels": found.apart,
     }
     intensities, wrong = _intensities(array)
     found.facts |= intensities
@@ -270,7 +275,7 @@ def _times(sides: Sequence[float]) -> str:
     return " x ".join(f"{side:.4g}" for side in sides)
 
 
-def _intensities(array: np.ndarray) -> tuple[dict[str, object], str]:
+def _intensities(array: np.ndarray) -> tuple[Facts, str]:
     """Columns of the table, and why a run would refuse the image, if it would."""
     values = array.ravel(order="K")
     not_finite = 0
@@ -278,7 +283,7 @@ def _intensities(array: np.ndarray) -> tuple[dict[str, object], str]:
         finite = np.isfinite(values)
         not_finite = int(values.size - np.count_nonzero(finite))
         values = values[finite] if not_finite else values
-    facts: dict[str, object] = {"type": str(array.dtype)}
+    facts: Facts = {"type": str(array.dtype)}
     if not_finite:
         wrong = f"{not_finite} voxels of its image are NaN or infinite: repair the image"
     elif values.min() == values.max():
@@ -339,7 +344,7 @@ def _reach(mask: np.ndarray, affine: np.ndarray) -> tuple[float, ...]:
     matrix = _axes(affine, mask.ndim)
     centre = (np.array(mask.shape)[:, None] - 1) / 2
     # of every row along the last axis its two ends: what is farthest is among them
-    rows = mask.any(-1).nonzero()
+    rows = np.nonzero(mask.any(-1))
     last = mask.shape[-1] - 1
     ends = (mask.argmax(-1)[rows], last - mask[..., ::-1].argmax(-1)[rows])
     indices = np.concatenate([np.stack([*rows, end]) for end in ends], axis=1)
@@ -352,7 +357,7 @@ def _planes(
     array: np.ndarray,
     numbers: np.ndarray | None,
     affine: np.ndarray,
-    intensities: Mapping[str, object],
+    intensities: Facts,
     side: int,
 ) -> list[Plane]:
     """The slices through the middle of what is labelled, or else of the image."""
@@ -360,7 +365,7 @@ def _planes(
         return []
     codes = nib.aff2axcodes(affine)
     sizes = voxel_sizes(affine)
-    normals = range(3)
+    normals: Sequence[int] = range(3)
     if array.ndim == 2:
         array = array[:, :, None]
         numbers = None if numbers is None else numbers[:, :, None]
@@ -370,7 +375,7 @@ def _planes(
         middle = _middle(numbers, array.shape, normal)
         rest = [axis for axis in range(3) if axis != normal]
         cut = np.take(array, middle, normal)
-        lengths = tuple(float(array.shape[axis] * sizes[axis]) for axis in rest)
+        i, j = (float(array.shape[axis] * sizes[axis]) for axis in rest)
         step = max(1, math.ceil(max(cut.shape) / side))
         begin = step // 2
         image = _bytes(cut[begin::step, begin::step], intensities)
@@ -380,20 +385,20 @@ def _planes(
         title = PLANES["LRPAIS".index(codes[normal]) // 2]
         where = f"{middle + 1} of {array.shape[normal]}"
         axes = (codes[rest[0]], codes[rest[1]])
-        planes.append(Plane(title, where, image, labels, lengths, axes))
+        planes.append(Plane(title, where, image, labels, (i, j), axes))
     return planes
 
 
 def _middle(numbers: np.ndarray | None, shape: Sequence[int], axis: int) -> int:
     if numbers is not None:
         others = tuple(other for other in range(3) if other != axis)
-        labelled = numbers.any(others).nonzero()[0]
+        labelled = np.flatnonzero(numbers.any(others))
         if len(labelled):
             return int(labelled[0] + labelled[-1]) // 2
     return shape[axis] // 2
 
 
-def _bytes(values: np.ndarray, intensities: Mapping[str, object]) -> np.ndarray:
+def _bytes(values: np.ndarray, intensities: Facts) -> np.ndarray:
     """Percentile 1 becomes black, percentile 99 almost white; few steps, for small files."""
     low, high = float(intensities["p1"]), float(intensities["p99"])
     if high <= low:
@@ -463,11 +468,10 @@ def _find_copies(scans: Sequence[Looked]) -> list[Oddity]:
 def _odd_places(scans: Sequence[Looked]) -> list[Oddity]:
     found = []
     for scan in scans:
-        apart = scan.facts["forms_apart_voxels"]
-        if not apart <= ELSEWHERE:
+        if not scan.apart <= ELSEWHERE:
             how = "its qform is not valid"
-            if not math.isnan(apart):
-                how = f"its sform and its qform are up to {apart:.2g} voxels apart"
+            if not math.isnan(scan.apart):
+                how = f"its sform and its qform are up to {scan.apart:.2g} voxels apart"
             text = f"{how}; the sform is taken, other programs may take the qform"
             found.append(Oddity((scan.file.id,), text))
     return found
@@ -501,7 +505,7 @@ def _odd_words(scans: Sequence[Looked]) -> list[Oddity]:
 
 def _odd_lengths(scans: Sequence[Looked]) -> list[Oddity]:
     """Scans whose voxels, or whose whole image, are larger or smaller along some axis."""
-    found = []
+    found: list[Oddity] = []
     if len(scans) < ENOUGH_ALIKE:
         return found
     for title in ("spacing", "extent"):
@@ -532,7 +536,7 @@ def _lengths(lengths: Sequence[float], flat: bool) -> str:
 
 
 def _odd_intensities(scans: Sequence[Looked]) -> list[Oddity]:
-    found = []
+    found: list[Oddity] = []
     if len(scans) < ENOUGH:
         return found
     ids = [scan.file.id for scan in scans]

@@ -31,11 +31,11 @@ def score_segmentation(
     to compare with.
     """
     _require_labels(scans)
-    rows = []
+    rows: list[dict[str, float | str]] = []
     for scan in scans:
         case = {"task": "segmentation", "case": scan.id, "subject": scan.subject}
-        found = score_labels(segment(scan), scan.labels, cohort.structures, cohort.spacing)
-        rows += [case | scores for scores in found]
+        found = score_labels(segment(scan), scan.known_labels, cohort.structures, cohort.spacing)
+        rows += [{**case, **scores} for scores in found]
     return pd.DataFrame(rows)
 
 
@@ -81,13 +81,13 @@ def score_registration(
     deformation is not finite, ValueError where it is not on the fixed scan's grid.
     """
     _require_labels([scan for pair in pairs for scan in pair])
-    rows = []
+    rows: list[dict[str, float | str]] = []
     for moving, fixed in pairs:
         name = f"{moving.id}->{fixed.id}"
         case = {"task": "registration", "case": name, "subject": fixed.subject}
         phi = _on_cpu(register(moving, fixed), name, fixed)
-        labels = fixed.labels.cpu()
-        warped = phi.warp_labels(moving.labels.cpu()[None])[0]
+        labels = fixed.known_labels.cpu()
+        warped = phi.warp_labels(moving.known_labels.cpu()[None])[0]
         if cohort.truth is None:
             error = {"endpoint_voxels": math.nan, "endpoint_boundary_voxels": math.nan}
         else:
@@ -95,7 +95,7 @@ def score_registration(
             error = endpoint_error(phi, truth, labels)
         of_pair = folding(phi) | error
         found = score_labels(warped, labels, cohort.structures, cohort.spacing)
-        rows += [case | scores | of_pair for scores in found]
+        rows += [{**case, **scores, **of_pair} for scores in found]
     return pd.DataFrame(rows)
 
 

@@ -47,7 +47,7 @@ def _folded_volume(padded: Tensor) -> Tensor:
     """
     dims = len(padded)
     edges: dict[Offset, Tensor] = {}  # simplices share them
-    folded = 0
+    folded = padded.new_zeros(())
     for simplex in _simplices(dims):
         for offset in simplex:
             if offset not in edges:

@@ -24,7 +24,9 @@ TOLERANCE = 1.0
 
 
 def surface_distances(
-    predicted: np.ndarray, reference: np.ndarray, sides: Sequence[float] | None = None
+    predicted: np.ndarray,
+    reference: np.ndarray,
+    sides: Sequence[float] | np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Voxels from each boundary voxel of ``predicted`` to the nearest of ``reference``, and the
     other way round; millimetres, where the ``sides`` of a voxel are given in them.
@@ -105,7 +107,7 @@ def score_labels(
     and labels without a name.
     """
     predicted, reference = _label_maps(predicted, reference, structures)
-    rows = []
+    rows: list[dict[str, float | str]] = []
     for c, name in enumerate(structures):
         if c > 0:
             scores = mask_scores(predicted == c, reference == c, spacing)

@@ -27,16 +27,17 @@ def pair(*regimes: Sequence[float]) -> pd.DataFrame:
     regimes do not match.
     """
     names = None
+    values: Sequence[Sequence[float]] = regimes
     if all(isinstance(regime, pd.Series) for regime in regimes):
         names = regimes[0].index
-        regimes = _in_order(names, regimes)
-    lengths = [len(regime) for regime in regimes]
+        values = _in_order(names, regimes)
+    lengths = [len(regime) for regime in values]
     if len(set(lengths)) > 1:
         raise ValueError(
             "paired regimes need the same subjects, "
             f"got {', '.join(str(length) for length in lengths)} values"
         )
-    columns = [np.asarray(regime, dtype=float) for regime in regimes]
+    columns = [np.asarray(regime, dtype=float) for regime in values]
     table = pd.DataFrame(np.column_stack(columns), index=names)
     table = table[np.isfinite(table).all(axis="columns")]
     if table.empty:

@@ -17,7 +17,7 @@ from ..errors import UserError, meant
 from ..evaluation.statistics import holm
 from ..regimes import JOINT
 from ..sweeps.collect import KEYS, read_table
-from .gains import METRICS, cohort_names, gain, gain_by_seed, load_results, titles, usual_runs
+from .gains import Metric, cohort_names, gain, gain_by_seed, load_results, titles, usual_runs
 
 CLAIMS = "claims.toml"  # beside the tables of results
 MOST = 8  # claims in a file
@@ -36,7 +36,7 @@ class Claim(BaseModel):
     cohorts: list[str] = Field(min_length=1)  # as in "oasis35, 2D"
     labelled: int = Field(ge=1)
     task: Literal["segmentation", "registration"]
-    metric: Literal[tuple(METRICS)] = "dice"
+    metric: Metric = "dice"
     regime: str = JOINT
     # of several rivals the one that validation scans prefer, in each run by itself
     against: str | list[str]
@@ -85,7 +85,7 @@ def read_claims(path: Path) -> list[Claim]:
 
 def _claim(table: Mapping[str, object], where: str) -> Claim:
     try:
-        return Claim(**table)
+        return Claim.model_validate(table)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -24,15 +25,16 @@ from . import rivals
 
 # --- what rows are about --------------------------------------------------------------------------
 
+Metric = Literal["dice", "endpoint_voxels", "endpoint_boundary_voxels"]
 # What a row scores: its column -> title, and whether more of it is better (1) or worse (-1).
-METRICS = {
+METRICS: dict[Metric, tuple[str, int]] = {
     "dice": ("Dice, %", 1),
     "endpoint_voxels": ("true error, voxels", -1),
     "endpoint_boundary_voxels": ("true error at boundaries, voxels", -1),
 }
 # The true error of a registration, where the true deformation is known -> its mean over a run in
 # regimes.csv
-ERRORS = {
+ERRORS: dict[Metric, str] = {
     "endpoint_voxels": "error voxels",
     "endpoint_boundary_voxels": "error boundary voxels",
 }

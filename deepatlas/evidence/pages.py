@@ -20,6 +20,7 @@ from .claims import CLAIMS, judge, read_claims
 from .gains import (
     ERRORS,
     METRICS,
+    Metric,
     cohort_names,
     gain,
     gains,
@@ -166,7 +167,7 @@ def _dice_table(rows: pd.DataFrame) -> Lines:
     yield from _each_run(rows)
 
 
-def _shown(rows: pd.DataFrame) -> Iterator[tuple[str, str]]:
+def _shown(rows: pd.DataFrame) -> Iterator[tuple[str, Metric]]:
     """(task, metric) of each part of the table."""
     for task in NETWORK_OF:
         for metric in METRICS:
@@ -174,7 +175,7 @@ def _shown(rows: pd.DataFrame) -> Iterator[tuple[str, str]]:
                 yield task, metric
 
 
-def _section(task: str, metric: str) -> str:
+def _section(task: str, metric: Metric) -> str:
     return f"*{task}*" if metric == "dice" else f"*{task}: {METRICS[metric][0]}*"
 
 
@@ -183,7 +184,7 @@ def _in_order(rows: pd.DataFrame) -> list[str]:
     return [regime for regime in titles() if regime in there]
 
 
-def _means(rows: pd.DataFrame, task: str, metric: str) -> dict[str, str]:
+def _means(rows: pd.DataFrame, task: str, metric: Metric) -> dict[str, str]:
     """Cell of each regime: its mean, bold if it is among the best, marked where full supervision is
     behind a baseline.
     """
@@ -206,7 +207,7 @@ def _means(rows: pd.DataFrame, task: str, metric: str) -> dict[str, str]:
     return cells
 
 
-def _best(rows: pd.DataFrame, means: pd.Series, metric: str) -> set[str]:
+def _best(rows: pd.DataFrame, means: pd.Series, metric: Metric) -> set[str]:
     """The best of the regimes that have N labels, and those that cannot be told from it: the 95 %
     interval of their paired difference includes 0.
     """

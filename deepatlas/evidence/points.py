@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 
@@ -50,7 +51,7 @@ def decisive_gains(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(seeds), pd.DataFrame(means)
 
 
-def _cohorts(rows: pd.DataFrame) -> Iterator[tuple[dict[str, object], pd.DataFrame]]:
+def _cohorts(rows: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     """(cohort, N and task, rows of the usual runs), each."""
     usual = usual_runs(rows, "")
     for values, some in usual.groupby([*COHORT, "task"]):

@@ -89,7 +89,8 @@ def _fold(p: np.ndarray, q: np.ndarray, hull: np.ndarray, phase: np.ndarray) -> 
     zero.
     """
     # rho is 0 in the middle, 1 on the surface
-    centre, radii = np.float32([0, 0, -2]), np.float32([66, 86, 68])
+    centre = np.array([0, 0, -2], np.float32)
+    radii = np.array([66, 86, 68], np.float32)
     rho = length((p - centre) / radii).clip(0.05)
 
     # sheets below the zeros of the field; they lean, as sulci do
@@ -170,7 +171,8 @@ BRAIN = Anatomy(
         "lesion": 0.60,
     },
     template=brain,
-    plane=np.float32([[0, 0, -3], [1, 0, 0], [0, 0.91, 0.41]]),  # axial, but tilted forwards
+    # axial, but tilted forwards
+    plane=np.array([[0, 0, -3], [1, 0, 0], [0, 0.91, 0.41]], np.float32),
     draw=98,
     speed=2.0,
     place=_in_the_white_matter,

@@ -18,7 +18,7 @@ def knee(p: np.ndarray, variation: Variation) -> list[Layer]:
         femur = join(femur, ball(p, variation.place, variation.radius), 4)
     on_femur, on_tibia = _cartilage(q, femur, tibia)
     joint = np.maximum(np.minimum(femur, tibia) - 5, np.abs(q[:, 2] + 8) - 8)
-    slim = q * np.float32([1, 0.92, 1])
+    slim = q * np.array([1, 0.92, 1], np.float32)
     leg = tube(slim, (0, -2, 160, 66), (0, 0, 10, 57), (0, -4, -160, 52))
     muscle = np.maximum(_muscles(q), leg + 5)
     return [
@@ -111,7 +111,8 @@ KNEE = Anatomy(
         "fluid": 0.28,
     },
     template=knee,
-    plane=np.float32([[15, 0, 0], [0, 1, 0], [0, 0, 1]]),  # sagittal, through a condyle
+    # sagittal, through a condyle
+    plane=np.array([[15, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32),
     draw=107,
     speed=3.5,
     place=_on_the_rim_of_a_condyle,

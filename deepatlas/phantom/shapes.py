@@ -37,7 +37,7 @@ class Waves:
         amplitude = rng.normal(size=(count, channels))
         amplitude *= np.sqrt(2) / np.linalg.norm(amplitude, axis=0)
         phase = rng.uniform(0, 2 * np.pi, count)
-        return cls(np.float32(k), np.float32(phase), np.float32(amplitude))
+        return cls(k.astype(np.float32), phase.astype(np.float32), amplitude.astype(np.float32))
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """(N, D) points in mm -> (N, C) values."""
@@ -71,7 +71,8 @@ def length(p: np.ndarray) -> np.ndarray:
 
 def mirrored(p: np.ndarray) -> np.ndarray:
     """Points with |x| for x: a template is symmetric, its subjects are not."""
-    return np.abs(p * np.float32([1, 0, 0])) + p * np.float32([0, 1, 1])
+    across = np.array([1, 0, 0], np.float32)
+    return np.abs(p * across) + p * (1 - across)
 
 
 def ellipsoid(
@@ -79,11 +80,12 @@ def ellipsoid(
 ) -> np.ndarray:
     """Distance to an ellipsoid turned by ``tilt`` radians about the third axis."""
     c, s = np.cos(tilt), np.sin(tilt)
-    turn = np.float32([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-    q = (p - np.float32(centre)) @ turn
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]], np.float32)
+    q = (p - np.array(centre, np.float32)) @ turn
     # |q / radii| is 1 on the surface; divided by its slope it is about a distance
-    level = length(q / np.float32(radii))
-    slope = length(q / np.float32(radii) ** 2).clip(1e-6)
+    sides = np.array(radii, np.float32)
+    level = length(q / sides)
+    slope = length(q / sides**2).clip(1e-6)
     return level * (level - 1) / slope
 
 
@@ -94,7 +96,7 @@ def ball(p: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:
 
 def tube(p: np.ndarray, *nodes: tuple[float, float, float, float]) -> np.ndarray:
     """Distance to a chain of straight tubes through ``nodes`` (x, y, z, radius)."""
-    starts = np.float32(nodes)
+    starts = np.array(nodes, np.float32)
     steps = np.diff(starts, axis=0)
     distances = []
     for start, step in zip(starts, steps, strict=False):

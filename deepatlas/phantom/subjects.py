@@ -93,7 +93,7 @@ def draw_variation(anatomy: str, seed: int, subject: int) -> Variation:
     radius = rng.uniform(3, 6)
     if rng.random() >= 0.7:  # some have neither lesion nor osteophyte
         radius = 0.0
-    return Variation(np.float32(folds), np.float32(place), radius)
+    return Variation(folds.astype(np.float32), np.asarray(place, np.float32), radius)
 
 
 # --- scans ----------------------------------------------------------------------------------------
@@ -106,8 +106,9 @@ def make_scan(
     on world 0.
 
     Any grid shows the same subject; what 2D and 3D scans of one number show is unrelated. In 2D,
-    the world's first two axes lie in the plane. Raises UserError for an unknown anatomy, ValueError
-    for an impossible grid.
+    the world's first two axes lie in the plane; where they lead in the person, ``Anatomy.plane``
+    says, and figures have their letters from it. Raises UserError for an unknown anatomy,
+    ValueError for an impossible grid.
     """
     kind = anatomy_of(anatomy)
     if len(shape) not in (2, 3) or min(shape) < 2:
@@ -171,7 +172,8 @@ def _image(
         grey[tissue] = mean + rng.normal(0, 0.05)
 
     # layer by layer, each with its share of a voxel
-    image, air = np.float32([[0], [1]]).repeat(len(world), axis=1)
+    image = np.zeros(len(world), np.float32)
+    air = np.ones(len(world), np.float32)
     for layer in layers:
         # of the voxel inside a flat surface at this distance
         share = (0.5 - layer.distance / spacing).clip(0, 1)
@@ -202,8 +204,8 @@ def true_deformation(moving: Scan, fixed: Scan) -> Deformation:
     aligned. Raises ValueError unless both are scans of ``make_scan``, of one anatomy and dimension.
     """
     dims = len(fixed.shape)
-    anatomy, *of_moving = _read_name(moving)
-    other, *of_fixed = _read_name(fixed)
+    anatomy, moving_seed, moving_number = _read_name(moving)
+    other, fixed_seed, fixed_number = _read_name(fixed)
     if anatomy != other or len(moving.shape) != dims:
         raise ValueError(
             "both scans must show one anatomy in one dimension, got "
@@ -212,8 +214,10 @@ def true_deformation(moving: Scan, fixed: Scan) -> Deformation:
         )
     # voxels of fixed -> its world -> template -> world of moving -> voxels of moving
     to_world, voxels = grid_of(fixed.affine, fixed.shape)
-    template = draw_motion(anatomy, *of_fixed, dims).to_template(apply(to_world, voxels))
-    world = draw_motion(anatomy, *of_moving, dims).to_world(template)
+    of_fixed = draw_motion(anatomy, fixed_seed, fixed_number, dims)
+    of_moving = draw_motion(anatomy, moving_seed, moving_number, dims)
+    template = of_fixed.to_template(apply(to_world, voxels))
+    world = of_moving.to_world(template)
     moving_to_world, _ = grid_of(moving.affine, moving.shape)
     u = apply(np.linalg.inv(moving_to_world), world) - voxels
     return Deformation(torch.from_numpy(u.T.reshape(1, dims, *fixed.shape).copy()))

@@ -8,6 +8,7 @@ import itertools
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -41,8 +42,9 @@ def read_sweep(path: Path, only: Mapping[str, object] | None = None) -> list[Exp
         planned = []
         for sweep in sweeps:
             for values in _combinations(sweep):
-                if isinstance(values.get("dataset"), str):
-                    values["dataset"] = settled(values["dataset"], Path(path).parent)
+                dataset = values.get("dataset")
+                if isinstance(dataset, str):
+                    values["dataset"] = settled(dataset, Path(path).parent)
                 planned.append(parse(values))
     except UserError as error:
         raise UserError(f"{path}: {WANTED}: {error}") from error
@@ -109,15 +111,16 @@ def _conditions(only: Mapping[str, object]) -> dict[str, object]:
         if name not in Experiment.model_fields:
             parse({name: 0})  # raises: it knows what may have been meant
     wanted = {name: _value(name, value) for name, value in only.items()}
-    if "dataset" in wanted:
-        describe(wanted["dataset"])  # raises if there is none
-        wanted["dataset"] = settled(wanted["dataset"])
+    dataset = wanted.get("dataset")
+    if isinstance(dataset, str):
+        describe(dataset)  # raises if there is none
+        wanted["dataset"] = settled(dataset)
     return wanted
 
 
 def _value(name: str, value: object) -> object:
     """``value`` as the parameter ``name`` has it; one sentence if it cannot be."""
-    kind = Experiment.model_fields[name].annotation
+    kind: Any = Experiment.model_fields[name].annotation
     if isinstance(value, bool) and kind is not bool:
         raise UserError(
             f"parameter {name!r} = {value!r}: a number or a word was wanted, not true or false"

@@ -147,9 +147,8 @@ class Workers:
         self.tasks: dict[str, Task] = {}
         self.futures: dict[str, distributed.Future] = {}
         self.gone_since: float | None = None
-        self.client: distributed.Client | None = None
         try:
-            self._connect(timeout=CONNECT)
+            self.client = self._connect(timeout=CONNECT)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{address}: no scheduler of Dask answers there ({error}): start one by `dask "
@@ -192,7 +191,7 @@ class Workers:
             self.client.close(timeout=5)
         self.closes()
 
-    def _connect(self, timeout: float) -> None:
+    def _connect(self, timeout: float) -> distributed.Client:
         import distributed  # here: an extra
         from distributed.comm import resolve_address
 
@@ -200,7 +199,7 @@ class Workers:
         for name in ("distributed", "distributed.client"):
             # of a scheduler that is gone they print tracebacks, and ``ended`` says a sentence
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        self.client = distributed.Client(self.address, timeout=timeout, set_as_default=False)
+        return distributed.Client(self.address, timeout=timeout, set_as_default=False)
 
     def _hand_over(self, key: str) -> None:
         # pure=False: the same run may be asked for again
@@ -213,7 +212,7 @@ class Workers:
         try:
             if self.client.status != "closed":
                 self.client.close(timeout=1)
-            self._connect(timeout=2)
+            self.client = self._connect(timeout=2)
         except OSError as error:
             if now - self.gone_since > PATIENCE:
                 raise UserError(

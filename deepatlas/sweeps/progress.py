@@ -53,9 +53,11 @@ def look_at(runs: Sequence[Run]) -> None:
 def _trained(folder: Path) -> int:
     """Regimes of a run that have ended."""
     try:
-        return len(read_json(folder / "run.json")["steps"])
-    except (OSError, UserError, LookupError, TypeError):  # not begun, or damaged: its process tells
+        record = read_json(folder / "run.json")
+    except (OSError, UserError):  # not begun, or damaged: its process tells
         return 0
+    steps = record.get("steps") if isinstance(record, dict) else None
+    return len(steps) if isinstance(steps, dict) else 0
 
 
 def table(runs: Sequence[Run]) -> pd.DataFrame:

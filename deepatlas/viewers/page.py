@@ -9,13 +9,14 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .bundle import SCRIPT
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def document(state: Mapping[str, object]) -> str:
+def document(state: Mapping[str, Any]) -> str:
     """One self-contained HTML document of a viewer whose synced traits are ``state``; the volumes
     are gzipped inside.
     """

@@ -54,6 +54,14 @@ def _parsed(path: Path) -> _Name | None:
     return _Name(entities, suffix) if "sub" in entities else None
 
 
+def _name_of(path: Path) -> _Name:
+    """The name of a file that was taken for its name; ValueError if it is none of BIDS."""
+    name = _parsed(path)
+    if name is None:
+        raise ValueError(f"{path}: a name such as sub-01_T1w.nii.gz was wanted")
+    return name
+
+
 def recognise(folder: Path) -> str | None:
     """Folders sub-* that hold scans of BIDS' names."""
     for subject in _subjects(folder):
@@ -126,7 +134,7 @@ def _images(folder: Path, wanted: str | None, notes: list[str]) -> list[Path]:
     if not by_suffix:
         return []
     counts = {suffix: len(files) for suffix, files in sorted(by_suffix.items())}
-    taken = wanted or ("T1w" if "T1w" in counts else max(counts, key=counts.get))
+    taken = wanted or ("T1w" if "T1w" in counts else max(counts, key=lambda suffix: counts[suffix]))
     others = [f"{suffix} ({count})" for suffix, count in counts.items() if suffix != taken]
     if others:
         notes.append(
@@ -146,20 +154,21 @@ def _sessions(subject: Path) -> list[Path]:
 def _labels(folder: Path, images: Sequence[Path], notes: list[str]) -> dict[Path, Path]:
     """Image -> labels, matched by the entities in their names, of one kind."""
     candidates = _label_files(folder)
-    image_names = {image: _parsed(image).entities for image in images}
+    image_names = {image: _name_of(image).entities for image in images}
     images_of: dict[str, list[Path]] = {}  # by person: names of others need not be compared
     for image, entities in image_names.items():
         images_of.setdefault(entities["sub"], []).append(image)
     by_kind: dict[str, dict[Path, Path]] = {}
     elsewhere, unmatched = [], []
     for file, home in candidates:
-        entities = _parsed(file).entities
+        name = _name_of(file)
+        entities = name.entities
         if entities.get("space", OWN_SPACE[0]) not in OWN_SPACE:
             elsewhere.append(file.name)
             continue
         own = {key: value for key, value in entities.items() if key not in OF_LABELS}
         fitting = _fitting(own, images_of.get(own["sub"], []), image_names)
-        kind = _kind(entities, _parsed(file).suffix, home)
+        kind = _kind(entities, name.suffix, home)
         if len(fitting) != 1 or fitting[0] in by_kind.get(kind, {}):
             unmatched.append(file.name)
             continue
@@ -231,23 +240,24 @@ def _names(folder: Path, labels: Sequence[Path], notes: list[str]) -> dict[int, 
     As BIDS inherits: a table is for all label maps at or below its folder whose names have its
     entities; the nearest counts.
     """
-    tables = {_table_of(file, folder) for file in labels} - {None}
+    found = [_table_of(file, folder) for file in labels]
+    tables = sorted({table for table in found if table is not None})
     names: dict[int, str] = {}
     different = set()
-    for table in sorted(tables):
+    for table in tables:
         for number, name in _read_names(table).items():
             if names.setdefault(number, name) != name:
                 different.add(number)
     if different:
         notes.append(
             f"the tables dseg.tsv give different names to {some(sorted(different))}: the first "
-            f"is taken, of {sorted(tables)[0]}"
+            f"is taken, of {tables[0]}"
         )
     return names
 
 
 def _table_of(labels: Path, folder: Path) -> Path | None:
-    own = {f"{key}-{value}" for key, value in _parsed(labels).entities.items()}
+    own = {f"{key}-{value}" for key, value in _name_of(labels).entities.items()}
     place = labels.parent
     while True:
         fitting = []

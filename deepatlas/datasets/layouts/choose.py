@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ...errors import UserError, meant
-from ..entries import Entry
+from ..entries import Entry, Part
 from . import bids, cohort, folders, msd, nnunet, subjects, tables
 from .files import File, Layout, Listing, Options
 
@@ -177,7 +178,7 @@ def list_files(folder: Path, entry: Entry) -> list[File]:
 
 def _files(folder: Path, entry: Entry) -> list[File]:
     if entry.scans is not None:
-        return cohort.files_of(entry)
+        return cohort.files_of(entry, folder)
     layout = layout_of(entry.layout)
     by_channel = layout.splits_channels and entry.channel is not None
     contrast = str(entry.channel) if by_channel else None
@@ -185,21 +186,22 @@ def _files(folder: Path, entry: Entry) -> list[File]:
     files = layout.read(folder, options).files
     if not files:
         raise UserError(f"{folder}: {entry.name}: no scan was found in the layout {entry.layout!r}")
-    if entry.groups is None:
+    groups = entry.groups
+    if groups is None:
         return files
-    return [replace(file, group=_group(file.id, entry)) for file in files]
+    return [replace(file, group=_group(file.id, groups, entry.name)) for file in files]
 
 
-def _group(id: str, entry: Entry) -> str | None:
-    """The side of the split that the entry's patterns give to a scan."""
+def _group(id: str, groups: Mapping[Part, Sequence[str]], name: str) -> Part | None:
+    """The side of the split that the patterns of the entry ``name`` give to a scan."""
     fitting = [
         group
-        for group, patterns in entry.groups.items()
+        for group, patterns in groups.items()
         if any(fnmatch.fnmatchcase(id, pattern) for pattern in patterns)
     ]
     if len(fitting) > 1:
         raise UserError(
-            f"{entry.name}: the scan {id!r} fits the patterns of groups.{fitting[0]} and of "
+            f"{name}: the scan {id!r} fits the patterns of groups.{fitting[0]} and of "
             f"groups.{fitting[1]}: mend one of them"
         )
     return fitting[0] if fitting else None

@@ -19,12 +19,14 @@ def read(path: Path, options: Options) -> Listing:
     """The scans that it lists, with the names of its structures."""
     entry = read_cohort(path)
     names = {number: name for name, numbers in entry.structures or () for number in expand(numbers)}
-    return Listing(files=files_of(entry), names=names, licence=entry.licence, title=entry.title)
+    files = files_of(entry, path.parent)
+    return Listing(files=files, names=names, licence=entry.licence, title=entry.title)
 
 
-def files_of(entry: Entry) -> list[File]:
-    """The scans of a cohort file, each with its part of the split: train, validation or test."""
-    home = entry.home
+def files_of(entry: Entry, home: Path) -> list[File]:
+    """The scans of a cohort file in the folder ``home``, each with its part of the split: train,
+    validation or test.
+    """
     return [
         File(
             scan.id,
@@ -34,5 +36,5 @@ def files_of(entry: Entry) -> list[File]:
             scan.part,
             entry.channel,
         )
-        for scan in entry.scans
+        for scan in entry.scans or ()
     ]

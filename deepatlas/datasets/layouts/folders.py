@@ -75,7 +75,8 @@ def _place(folder: Path, names: Sequence[str]) -> Path | None:
 
 def _in_one_folder(folder: Path) -> tuple[list[Path], list[Path]]:
     """(images, labels) that lie side by side, told by the names of labels."""
-    images, labels = [], []
+    images: list[Path] = []
+    labels: list[Path] = []
     for file in scans_in(folder):
         is_labels = OF_LABELS.search(without_ending(file.name))
         (labels if is_labels else images).append(file)

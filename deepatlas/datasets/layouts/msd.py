@@ -31,8 +31,10 @@ def recognise(folder: Path) -> str | None:
     if not path.is_file():
         return None
     dataset = read_json(path)
-    items = dataset.get("training") if isinstance(dataset, dict) else None
-    if not isinstance(items, list) or "channel_names" in dataset:
+    if not isinstance(dataset, dict) or "channel_names" in dataset:
+        return None
+    items = dataset.get("training")
+    if not isinstance(items, list):
         return None
     if any(_is_of_nnu_net(folder, item) for item in items[:1]):
         return None

@@ -161,13 +161,14 @@ def _listed_cases(listed: Mapping, folder: Path) -> dict[str, _Case]:
     for case, item in listed.items():
         images = item.get("images") if isinstance(item, dict) else None
         labels = item.get("label") if isinstance(item, dict) else None
-        paths = [*images, labels or ""] if isinstance(images, list) else [None]
+        listed_images = images if isinstance(images, list) else [None]
+        paths = [*listed_images, labels or ""]
         if not all(isinstance(path, str) for path in paths):
             raise UserError(
                 f"{folder / 'dataset.json'}: each case of 'dataset' must list its 'images' and "
                 f"name its 'label', got {brief(case)}: {brief(item)}"
             )
-        channels = {number: folder / image for number, image in enumerate(images)}
+        channels = {number: folder / image for number, image in enumerate(listed_images)}
         cases[case] = _Case(channels, folder / labels if labels else None)
     return cases
 
@@ -214,8 +215,8 @@ def _names(dataset: Mapping, path: Path, notes: list[str]) -> dict[int, str]:
             name, numbers = value, [key]
         else:
             name, numbers = key, value if isinstance(value, list) else [value]
-        checked = [check_number(number) for number in numbers]
-        if None in checked or not checked:
+        checked = [number for number in map(check_number, numbers) if number is not None]
+        if len(checked) < len(numbers) or not checked:
             raise UserError(f"{wanted}{brief(key)}: {brief(value)}")
         numbers_of[name] = checked
     names: dict[int, str] = {}

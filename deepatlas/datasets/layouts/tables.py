@@ -19,8 +19,15 @@ COLUMNS = {
     "group": ("group", "part", "split", "set"),
     "id": ("id", "name", "scan_id"),
 }
-GROUPS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-GROUPS |= {"validation": "validation", "val": "validation", "": None}
+GROUPS: dict[str, str | None] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "test": "test",
+    "testing": "test",
+    "": None,
+}
 
 
 def recognise(path: Path) -> str | None:
