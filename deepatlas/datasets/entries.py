@@ -149,7 +149,7 @@ class Entry(BaseModel):
     # which image of files that hold several, as contrasts of one scan; counted from 0
     channel: int | None = Field(default=None, strict=True, ge=0, le=1000)
     folder: Words | None = None  # by default ``name``
-    url: str | None = Field(default=None, pattern=r"^https?://\S+$")  # of a tar archive
+    url: str | None = Field(default=None, pattern=r"^https://\S+$")  # of a tar archive
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     # where no sha256 is published
     md5: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")
