@@ -10,17 +10,20 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from . import locks
 from .errors import DISK_FULL, UserError, printable
@@ -128,6 +131,28 @@ def write_tensors(values: object, path: Path) -> None:
     content = io.BytesIO()
     torch.save(values, content)
     write_atomically(path, lambda file: file.write_bytes(content.getbuffer()))
+
+
+def write_checkpoint(state: Mapping, path: Path) -> None:
+    """``state`` for ``last_checkpoint``; the one before stays beside it, in case this one is
+    damaged.
+    """
+    if path.is_file():
+        write_atomically(one_before(path), partial(link, path))
+    write_tensors(state, path)
+
+
+def one_before(path: Path) -> Path:
+    """Where the checkpoint stays that was written before the one at ``path``."""
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where the disk cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -268,6 +293,25 @@ def read_checkpoint(path: Path) -> dict:
     if not isinstance(state, dict) or not {"best", "of"} <= state.keys():
         raise UserError(f"{path}: is not a checkpoint of this kit: {TRAINED_AGAIN}")
     return state
+
+
+def last_checkpoint(path: Path) -> dict:
+    """What ``write_checkpoint`` wrote last, or before that, if the last one is damaged: then that
+    stands in its place. UserError if neither can be read.
+    """
+    try:
+        return read_checkpoint(path)
+    except UserError as error:
+        before = one_before(path)
+        if not before.is_file():
+            raise
+        try:
+            state = read_checkpoint(before)
+        except UserError:
+            raise error from None
+        os.replace(before, path)
+        tqdm.write(f"{path}: was damaged; it goes on from the checkpoint that was saved before it")
+        return state
 
 
 # --- stopping -------------------------------------------------------------------------------------

@@ -20,10 +20,11 @@ from .checkpoints import (
     TRAINED_AGAIN,
     Interrupted,
     OutOfTime,
+    last_checkpoint,
     load_weights,
-    read_checkpoint,
+    one_before,
     stop_requests,
-    write_tensors,
+    write_checkpoint,
 )
 from .data import Batch, Cohort, Scan, rows_of, sent
 from .distributed import ALONE, Left, Ranks, running_statistics
@@ -102,11 +103,12 @@ def train(
     them. With ``keep="last"`` nothing depends on ``validate``.
 
     ``folder/checkpoint.pt`` makes the call resumable (on the CPU to the bit) and repeatable (a
-    finished regime is only loaded). Returns the history, one row per step; those of a validation
-    have further columns, see ``Trainer.validate``. Raises FloatingPointError at the first loss that
-    is not finite, Interrupted after Ctrl-C or SIGTERM, or when the terminal is closed, and
-    OutOfTime after the first step that ends later than ``settings.until``: each call takes one step
-    at least.
+    finished regime is only loaded); until then the one that was saved before stays beside it, and
+    is taken if the last one is damaged. Returns the history, one row per step; those of a
+    validation have further columns, see ``Trainer.validate``. Raises FloatingPointError at the
+    first loss that is not finite, Interrupted after Ctrl-C or SIGTERM, or when the terminal is
+    closed, and OutOfTime after the first step that ends later than ``settings.until``: each call
+    takes one step at least.
 
     Of several ``settings.ranks`` the first alone looks into ``folder``, validates, and knows of
     ``until``. Raises Left, saved, when another one has ended.
@@ -120,7 +122,7 @@ def train(
     trainer = Trainer(networks, cohort, regime, settings)
     path = Path(folder) / "checkpoint.pt"
     if ranks.first and path.exists():
-        trainer.load(read_checkpoint(path), path)
+        trainer.load(last_checkpoint(path), path)
     trainer.begin_alike(path)
     if settings.watch:
         for row in trainer.history:  # what was trained before
@@ -153,13 +155,15 @@ def train(
             asked, late = ranks.any(bool(stopped), is_late)
             due = validated or asked or late or now - saved > MINUTES_UNSAVED * 60
             if due and ranks.first:
-                write_tensors(trainer.state(), path)
+                write_checkpoint(trainer.state(), path)
                 saved = time.monotonic()
             where = f"step {trainer.step} of {trainer.total}"
             if asked:
                 raise Interrupted(f"{regime.title} stopped at {where}; {goes_on}")
             if late and not trainer.finished:
                 raise OutOfTime(f"{regime.title}: its time was over at {where}; {goes_on}")
+    if ranks.first:
+        one_before(path).unlink(missing_ok=True)
     best = ranks.of_first(trainer.best)
     for name in regime.trains:
         networks[name].load_state_dict(best[name])
@@ -251,7 +255,7 @@ class Trainer:
             yield
         except Left as error:
             if self.ranks.first:
-                write_tensors(self.state(), path)
+                write_checkpoint(self.state(), path)
             where = f"step {self.step} of {self.total}"
             raise Left(f"{self.regime.title}, {where}: {error}; {goes_on}") from error
 

@@ -7,8 +7,6 @@ folder or in that of another run, so that runs which differ in one weight share 
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from . import locks, machine, models, training
-from .checkpoints import read_checkpoint, read_csv, read_json, write_atomically, write_csv
+from .checkpoints import link, read_checkpoint, read_csv, read_json, write_atomically, write_csv
 from .data import Cohort, Scan
 from .datasets.cohorts import load_cohort
 from .distributed import ALONE, Ranks
@@ -253,7 +251,7 @@ class Trainings:
             for name in _checkpoints_of(record, wanted):
                 found = checkpoint_of(record.parent, name)
                 if self._has_ended(found, key):
-                    write_atomically(self.path(key), partial(_link, found))
+                    write_atomically(self.path(key), partial(link, found))
                     self.record.setdefault("found_in", {})[key] = record.parent.name
                     return record.parent
         return None
@@ -292,14 +290,6 @@ def _checkpoints_of(record: Path, wanted: str) -> list[str]:
         return [name for name, identity in kept.items() if identity == wanted]
     except (UserError, OSError, AttributeError):  # damaged, or removed meanwhile
         return []
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the disk cannot."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def checkpoint_of(folder: Path, key: str) -> Path:

@@ -1437,6 +1437,31 @@ def test_a_process_that_is_killed_loses_only_what_came_after_its_checkpoint(
     assert_same(train_joint(tmp_path, seed=9), uninterrupted)
 
 
+@pytest.mark.parametrize("damage", [b"", b"half of a file", None])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    uninterrupted, tmp_path, monkeypatch, capsys, damage
+):
+    path = tmp_path / "checkpoint.pt"
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        calls(patch, training.Trainer, "take_turn", fail, 11)  # it has saved after 4 turns and 8
+        train_joint(tmp_path)
+    before = path.with_name("checkpoint.before.pt")
+    rows = [len(checkpoints.read_checkpoint(file)["history"]) for file in (before, path)]
+    assert rows == [4, 8]
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    assert_same(train_joint(tmp_path), uninterrupted)
+    assert f"{path}: was damaged; it goes on from the checkpoint" in capsys.readouterr().out
+    assert not before.exists()
+
+
+def test_two_damaged_checkpoints_are_told_by_the_last_one(tmp_path):
+    for name in ("checkpoint.pt", "checkpoint.before.pt"):
+        (tmp_path / name).write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"/checkpoint.pt: cannot be read.*: remove it"):
+        checkpoints.last_checkpoint(tmp_path / "checkpoint.pt")
+
+
 # --- files and numbers that go wrong --------------------------------------------------------------
 
 
