@@ -5,6 +5,7 @@ nothing is lost.
 import ast
 import dataclasses
 import html
+import inspect
 import json
 import os
 import random
@@ -225,7 +226,7 @@ def squares(gradient):
     [
         (lambda x: x**2, ""),
         (lambda x: x.detach() ** 2, "no gradient comes back"),
-        (lambda x: x.detach() * x, "its gradient is not"),
+        (lambda x: x.detach() * x, "its gradient by x is not"),
         (lambda x: x**3, "was wanted at (0, 0)"),
         (lambda x: (x**2)[0], "the shape (3, 3) was wanted, got (3,)"),
         (lambda x: "x", "got 'x'"),
@@ -243,6 +244,51 @@ def test_single_tensors_in_a_row_keep_their_gradients(container):
     assert exercises.judge(squares(True), lambda x: container(x**2)).passed
     verdict = exercises.judge(squares(True), lambda x: container(x.detach() ** 2))
     assert "no gradient comes back" in verdict.problem
+
+
+def only_one_learns(wrong):
+    """An answer of which the value is right, and the gradients are ``wrong``."""
+    exercise = exercises.Exercise(
+        "products",
+        lambda d, g: (torch.rand((3,) * d, generator=g), torch.rand(3, generator=g), 2),
+        lambda learner, other, factor: factor * learner * other.detach(),
+        ("a", "b", "c"),
+        gradient=True,
+    )
+    return exercises.judge(exercise, wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        (lambda a, b, n: n * a * b, "but a gradient flows into other, where nothing may learn"),
+        (lambda a, b, n: (n * a * b).detach(), "but no gradient comes back to learner. On the way"),
+        # as many gradients as there should be, of other shapes
+        (
+            lambda a, b, n: n * a.detach() * b,
+            "but no gradient comes back to learner, and a gradient flows into other, where",
+        ),
+        (lambda a, b, n: n * (a.detach() + 2 * a - 2 * a.detach()) * b.detach(), "gradient by l"),
+        (lambda a, b, n: a.requires_grad_(False) * b.detach() * n, "comes back to learner"),
+    ],
+)
+def test_gradients_are_compared_argument_by_argument(wrong, told):
+    problem = only_one_learns(wrong).problem
+    assert problem.startswith("in 2D the value is right, but ") and told in problem
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_an_oracle_calls_its_arguments_as_the_stub_does(lesson):
+    """A problem names them."""
+    for task, exercise in exercises.exercises_of(lesson).items():
+        if not exercise.gradient:
+            continue
+        (source,) = [
+            c.source for c in cells(lesson, "exercise") if f'"{lesson}.{task}"' in c.source
+        ]
+        called = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
+        names = list(inspect.signature(exercise.right).parameters)
+        assert [argument.arg for argument in called.args.args] == names
 
 
 def test_a_row_of_numbers_and_tensors_without_axes_is_right():
@@ -278,7 +324,14 @@ def test_errors_are_one_mistake_if_they_say_the_same():
 TESTS = {
     "by hand": (lambda energy: hand_made(energy, assertion=True), ""),
     "that returns": (lambda energy: hand_made(energy, assertion=False), ""),
-    "that accepts anything": (lambda energy: energy(torch.zeros(1, 2, 5, 6)) < 1, "got 1"),
+    "that accepts anything": (
+        lambda energy: energy(torch.zeros(1, 2, 5, 6)) < 1,
+        "your test lets a wrong energy pass: the energy of the exercise (and 10 more)",
+    ),
+    "that refuses anything": (
+        lambda energy: energy(torch.zeros(1, 2, 5, 6)) > 1,
+        "your test refuses a right energy: the energy of the module",
+    ),
     "that stops": (lambda energy: energy(torch.zeros(5)), "it stops with"),
 }
 
@@ -750,6 +803,176 @@ def test_folds_may_be_counted_in_either_unit(unit):
         return 100 * count / matrix[..., 0, 0].numel()
 
     assert all(exercises.judge(exercises.find("02.folds"), folds, s).passed for s in range(20))
+
+
+def descent(move, *, expanded=True):
+    """Gradient descent on a translation as a student writes it: ``move`` takes a step."""
+
+    def translation(moving, fixed, rate):
+        dims = moving.ndim - 2
+        t = torch.zeros(dims, requires_grad=True)
+        for _ in range(20):
+            u = t.view(1, dims, *[1] * dims)
+            u = u.expand(1, dims, *moving.shape[2:]) if expanded else u
+            (Deformation(u).warp(moving) - fixed).square().mean().backward()
+            t = move(t, rate)
+        return t.detach()
+
+    return translation
+
+
+def in_place(t, rate):
+    with torch.no_grad():
+        t -= rate * t.grad
+    t.grad = None
+    return t
+
+
+def of_constants(t, rate):
+    with torch.no_grad():
+        return t - rate * t.grad
+
+
+def with_a_new_leaf(t, rate):
+    return (t - rate * t.grad).detach().requires_grad_()
+
+
+@pytest.mark.parametrize(
+    "answer, mistake, told",
+    [
+        (descent(in_place, expanded=False), "never moved", "a grid of ONE voxel"),
+        (
+            descent(lambda t, rate: t - rate * t.grad),
+            "a result instead of the leaf",
+            "makes a NEW tensor",
+        ),
+        (descent(of_constants), "a constant instead of the leaf", "makes a NEW tensor"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_a_lost_leaf_and_a_lost_grid_are_told_apart(answer, mistake, told):
+    verdict = exercises.judge(exercises.find("03.translation"), answer)
+    assert verdict.mistake == mistake and told in verdict.hints[1]
+
+
+@pytest.mark.parametrize("move", [in_place, with_a_new_leaf])
+def test_a_leaf_may_be_changed_or_made_anew(move):
+    assert exercises.judge(exercises.find("03.translation"), descent(move)).passed
+
+
+def turns_by_backward(erase):
+    """The turns of lesson 05 with ``backward``; ``erase`` says whose gradients after a turn."""
+
+    def in_turns(seg, reg, turns, loss):
+        both = [seg.clone().requires_grad_(), reg.clone().requires_grad_()]
+        for turn in turns:
+            loss(*both).backward()
+            with torch.no_grad():
+                both[turn] -= 0.1 * both[turn].grad
+            for erased in erase(turn):
+                both[erased].grad = None
+        return torch.stack(both).detach()
+
+    return in_turns
+
+
+@pytest.mark.parametrize(
+    "erase, mistake",
+    [
+        (lambda turn: (0, 1), None),
+        (lambda turn: (), "gradients add up"),
+        (lambda turn: (turn,), "the partner's gradient is kept"),
+    ],
+)
+def test_turns_by_backward_must_erase_both_gradients(erase, mistake):
+    verdict = exercises.judge(exercises.find("05.step"), turns_by_backward(erase))
+    assert verdict.passed == (mistake is None) and verdict.mistake == mistake
+
+
+def test_whose_turn_it_is_may_be_found_by_taking_turns():
+    """Whoever lays out all turns at once, and counts on from those taken, is right."""
+
+    def next_turn(taken, planned, joins):
+        found = []
+        for row in range(len(taken)):
+            line = [
+                ((joins[row, n] + (1 - joins[row, n]) * (k + 0.5) / planned[row, n]).item(), n)
+                for n in range(taken.shape[1])
+                for k in range(int(taken[row, n]), int(planned[row, n]))
+            ]
+            found.append(min(line)[1])
+        return found
+
+    assert all(exercises.judge(exercises.find("05.turn"), next_turn, s).passed for s in range(5))
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda likeness, labelled: likeness[labelled],
+        lambda likeness, labelled: likeness[:, labelled],
+        lambda likeness, labelled: likeness[labelled] + likeness[:, labelled],
+        lambda likeness, labelled: likeness[:, labelled] - np.nanmean(likeness, axis=1),
+    ],
+    ids=["as fixed", "as moving", "both", "and like the others"],
+)
+def test_the_scan_least_like_the_labelled_one_is_the_odd_one(choose):
+    def second(likeness, labelled):
+        return int(np.nanargmin(choose(likeness, labelled)))
+
+    exercise = exercises.find("06.second")
+    verdicts = {exercises.judge(exercise, second, seed).mistake for seed in range(40)}
+    assert verdicts == {"the furthest"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_vote_must_hold_for_a_huge_beta(seed):
+    def vote(holds):
+        def local_vote(probabilities, likeness, beta):
+            weights = (beta * (likeness - likeness.amax(0) if holds else likeness)).exp()
+            return (weights[:, None] * probabilities).sum(0) / weights.sum(0)
+
+        return local_vote
+
+    exercise = exercises.find("06.local")
+    assert exercises.judge(exercise, vote(holds=True), seed).passed
+    assert exercises.judge(exercise, vote(holds=False), seed).mistake == "too large for a float"
+
+
+def anatomy_by_flags(u, known, one_hot, guess):
+    """One answer for each side of a batch."""
+    guess = guess.detach()
+    moving, fixed = (one_hot[side] if known[side].all() else guess[side] for side in (0, 1))
+    return soft_dice(Deformation(u).warp(moving), fixed)
+
+
+def anatomy_of_what(u, known, one_hot, guess):
+    known = known.view(2, -1, *[1] * (guess.ndim - 2))
+    moving, fixed = torch.where(known, one_hot, guess)
+    return soft_dice(Deformation(u).warp(moving), fixed)
+
+
+def anatomy_unwatched(*given):
+    with torch.no_grad():
+        return anatomy_of_what(*given)
+
+
+@pytest.mark.parametrize(
+    "answer, mistake, told",
+    [
+        (anatomy_by_flags, "for the batch, not for each scan", "was wanted"),
+        (anatomy_unwatched, "nobody learns", "no gradient comes back to u. On the way from u to"),
+        (
+            lambda u, *given: anatomy_of_what(u.detach(), *given),
+            "the wrong one detached",
+            "no gradient comes back to u, and a gradient flows into guess, where",
+        ),
+        (anatomy_of_what, "guess not detached", "a gradient flows into guess, where"),
+    ],
+)
+def test_of_an_anatomy_term_it_is_said_who_learns(answer, mistake, told):
+    verdict = exercises.judge(exercises.find("04.guess"), answer)
+    assert verdict.mistake == mistake and told in verdict.problem
 
 
 def test_labels_that_nobody_learns_may_pass_through_no_grad():

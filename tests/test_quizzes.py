@@ -195,7 +195,7 @@ def cartilage():
 
 
 def order_of_turns():
-    turns = {"R": 4, "S": 2}
+    turns = {"R": 5, "S": 2}
     middles = [((k + 0.5) / n, name) for name, n in turns.items() for k in range(n)]
     return " ".join(name for _, name in sorted(middles))
 

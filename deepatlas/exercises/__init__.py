@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import random
 import re
 import textwrap
@@ -70,6 +71,10 @@ class Exercise:
     # (answer, *arguments) -> what is compared; without it, what the answer returns for them. None:
     # nothing was written yet. With it, the right result may be the same for all arguments.
     used: Callable | None = None
+    # as ``arguments``: of another kind, for whoever is right for the usual ones
+    also: Callable[[int, torch.Generator], tuple] | None = None
+    # (table of the answer, right one, as ``used`` makes them) -> what differs, in words
+    told: Callable[[Mapping, Mapping], str] | None = None
     mistakes: dict[str, Mistake] = field(default_factory=dict, init=False)
 
     def mistake(self, name: str, *, symptom: str, idea: str, line: str) -> Callable:
@@ -180,17 +185,22 @@ def _two_cases(
     exercise: Exercise, dims: int, generator: torch.Generator
 ) -> list[tuple[tuple, _Outcome]]:
     """Arguments and what is right for them, drawn until what is right differs; one case where an
-    exercise looks at an answer's own ``used`` result.
+    exercise looks at an answer's own ``used`` result. And one more of the kind ``also``, if any.
     """
-    cases = []
-    for _ in range(100):
+
+    def drawn(arguments: Callable[[int, torch.Generator], tuple]) -> tuple[tuple, _Outcome]:
         with _usual_settings(), _silence():
-            arguments = exercise.arguments(dims, generator)
-            cases.append((arguments, _outcome(exercise, exercise.right, arguments)))
-        if exercise.used:
-            return cases
-        if _difference(cases[-1][1], cases[0][1], exercise.tolerance):
-            return [cases[0], cases[-1]]
+            given = arguments(dims, generator)
+            return given, _outcome(exercise, exercise.right, given)
+
+    first = drawn(exercise.arguments)
+    last = [drawn(exercise.also)] if exercise.also else []
+    if exercise.used:
+        return [first, *last]
+    for _ in range(100):
+        second = drawn(exercise.arguments)
+        if _difference(second[1], first[1], exercise.tolerance):
+            return [first, second, *last]
     raise ValueError(f"exercise {exercise.title!r}: the right answer is the same for all arguments")
 
 
@@ -212,13 +222,24 @@ def _judge(
     else:
         if got.nothing:
             return Verdict(unfinished=True)
-        problem = _difference(got, wanted, exercise.tolerance)
+        problem = _problem(exercise, got, wanted)
     if not problem:
         return Verdict(passed=True)
     problem = shortened(where + problem if len(exercise.dims) > 1 else problem, LONGEST)
     name = _mistake_made(exercise, arguments, got, wanted)
     hints = exercise.mistakes[name].hints if name else exercise.hints
     return Verdict(problem=problem, hints=hints, mistake=name)
+
+
+def _problem(exercise: Exercise, got: _Outcome, wanted: _Outcome) -> str:
+    """What an answer is told of its result; empty if it is right."""
+    # the oracle calls the arguments as the lesson's stub does
+    names = list(inspect.signature(exercise.right).parameters)
+    problem = _difference(got, wanted, exercise.tolerance, names=names)
+    mine, right = got.numbers, wanted.numbers
+    if problem and exercise.told and isinstance(mine, dict) and isinstance(right, dict):
+        return exercise.told(mine, right)
+    return problem
 
 
 def _mistake_made(
@@ -296,7 +317,8 @@ def _set_defaults(dtype: torch.dtype, device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a function returned, as numbers, and the gradients by its tensors, those that there are.
+    """What a function returned, as numbers, and its gradients by each argument: None where there is
+    none.
 
     ``numbers`` is an array, or a dictionary of arrays, or None for what is neither; ``text`` is
     what is told of it. So nothing of the student's is touched afterwards.
@@ -304,7 +326,7 @@ class _Outcome:
 
     numbers: np.ndarray | dict[str, np.ndarray | None] | None
     text: str
-    gradients: Sequence[np.ndarray] = ()
+    gradients: Sequence[np.ndarray | None] = ()
     nothing: bool = False  # a stub returns None, or ...
 
 
@@ -331,16 +353,17 @@ def _stacked(value: object) -> Tensor:
     return torch.as_tensor(_array(value))
 
 
-def _gradients(value: Tensor, copies: Sequence[object]) -> list[np.ndarray]:
-    """Of ``value`` by the tensors among ``copies``, those that there are."""
+def _gradients(value: Tensor, copies: Sequence[object]) -> list[np.ndarray | None]:
+    """Of ``value`` by each of ``copies``; None where there is none."""
     inputs = [copy for copy in copies if isinstance(copy, Tensor) and copy.requires_grad]
-    if not value.requires_grad:
-        return []
+    if not value.requires_grad or not inputs:
+        return [None] * len(copies)
     # a weighted sum, so that every entry of the value has its own say
     weight = torch.linspace(0.5, 1.5, value.numel()).view(value.shape).to(value.device)
     found = torch.autograd.grad((value * weight).sum(), inputs, allow_unused=True)
-    there = [gradient for gradient in found if gradient is not None]
-    return [gradient.detach().cpu().double().numpy() for gradient in there]
+    by_input = {id(copy): gradient for copy, gradient in zip(inputs, found, strict=True)}
+    gradients = [by_input.get(id(copy)) for copy in copies]
+    return [None if g is None else g.detach().cpu().double().numpy() for g in gradients]
 
 
 def _copy(argument: object, gradient: bool) -> object:
@@ -352,17 +375,22 @@ def _copy(argument: object, gradient: bool) -> object:
 
 
 def _difference(
-    got: _Outcome, wanted: _Outcome, tolerance: float, *, gradients: bool = True
+    got: _Outcome,
+    wanted: _Outcome,
+    tolerance: float,
+    *,
+    gradients: bool = True,
+    names: Sequence[str] = (),
 ) -> str:
     """What distinguishes two outcomes, in words; empty if nothing does. Without ``gradients``,
-    their values alone.
+    their values alone; ``names`` are those of the arguments.
     """
     if isinstance(wanted.numbers, dict):
         return _difference_of_tables(got, wanted.numbers, tolerance)
     text = _difference_of_values(got, wanted, tolerance)
     if text or not gradients:
         return text
-    return _difference_of_gradients(got.gradients, wanted.gradients, tolerance)
+    return _difference_of_gradients(got.gradients, wanted.gradients, tolerance, names)
 
 
 def _difference_of_tables(got: _Outcome, right: dict, tolerance: float) -> str:
@@ -391,20 +419,44 @@ def _difference_of_values(got: _Outcome, wanted: _Outcome, tolerance: float) -> 
 
 
 def _difference_of_gradients(
-    got: Sequence[np.ndarray], wanted: Sequence[np.ndarray], tolerance: float
+    got: Sequence[np.ndarray | None],
+    wanted: Sequence[np.ndarray | None],
+    tolerance: float,
+    names: Sequence[str] = (),
 ) -> str:
-    if len(got) < len(wanted):
-        return (
-            "the value is right, but no gradient comes back: stay in PyTorch, without .item(), "
-            ".numpy() or .detach()"
-        )
-    if len(got) > len(wanted):
-        return "the value is right, but a gradient flows where nothing may learn"
+    """Argument by argument: who has a gradient and must not, or has none and must, or has another;
+    the arguments are called by ``names``, or by their numbers.
+    """
+    missing, too_many, other = [], [], []
     allowed = 10 * tolerance
-    for mine, theirs in zip(got, wanted, strict=True):
-        if not np.allclose(mine, theirs, rtol=allowed, atol=allowed, equal_nan=True):
-            return "the value is right, but its gradient is not"
-    return ""
+    for place, (mine, theirs) in enumerate(zip(got, wanted, strict=True)):
+        name = names[place] if place < len(names) else f"argument {place + 1}"
+        if mine is None and theirs is None:
+            continue
+        if mine is None:
+            missing.append(name)
+        elif theirs is None:
+            too_many.append(name)
+        elif mine.shape != theirs.shape or not np.allclose(
+            mine, theirs, rtol=allowed, atol=allowed, equal_nan=True
+        ):
+            other.append(name)
+    said = []
+    if missing:
+        said.append(f"no gradient comes back to {' and '.join(missing)}")
+    if too_many:
+        said.append(f"a gradient flows into {' and '.join(too_many)}, where nothing may learn")
+    if other and not said:
+        said.append(f"its gradient by {' and '.join(other)} is not")
+    if not said:
+        return ""
+    advice = ""
+    if missing:
+        advice = (
+            f". On the way from {' and '.join(missing)} to the result stay in PyTorch and let it "
+            "watch: no .item(), .numpy(), .detach() or torch.no_grad() there"
+        )
+    return f"the value is right, but {', and '.join(said)}{advice}"
 
 
 def _numbers(value: object) -> np.ndarray | dict[str, np.ndarray | None] | None:

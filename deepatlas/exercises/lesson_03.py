@@ -4,6 +4,7 @@ labels count, a step that learns.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -289,14 +290,65 @@ def _as_grid_sample_has_it(moving, fixed, rate):
 
 @TRANSLATION.mistake(
     "never moved",
-    symptom="t is 0 at the end, as it was at the beginning.",
-    idea="The gradient was erased before the step that should follow it, or a new variable was "
-    "moved instead of t.",
-    line="First loss.backward(), then t -= rate * t.grad (under torch.no_grad()), then "
-    "t.grad = None.",
+    symptom="t is 0 at the end, as it was at the beginning. Print t.grad right after "
+    "loss.backward(): is it 0 there, or not?",
+    idea="If it is 0, look at the shape of u: t.view(1, D, 1, 1) alone is a grid of ONE voxel, the "
+    "first one, and the difference from fixed broadcasts what is seen there without a word. u "
+    "needs a step for every voxel. If it is not 0, your step does not reach t: the gradient was "
+    "erased first, or something else was moved.",
+    line="u = t.view(1, D, 1, 1).expand(1, D, *moving.shape[2:]) (in 3D one more 1); then "
+    "loss.backward(), then t -= rate * t.grad (under torch.no_grad()), then t.grad = None.",
 )
 def _never_moved(moving, fixed, rate):
     return torch.zeros(moving.ndim - 2)
+
+
+@TRANSLATION.mistake(
+    "a result instead of the leaf",
+    symptom="The first step is right, and in the second one t.grad is None.",
+    idea="t = t - ... makes a NEW tensor, the result of a subtraction. loss.backward() fills .grad "
+    "of what you began with (a leaf), not of results.",
+    line="with torch.no_grad(): t -= rate * t.grad, which changes t in place.",
+)
+def _result_instead_of_the_leaf(moving, fixed, rate):
+    t = torch.zeros(moving.ndim - 2, requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch has its doubts, too
+        for _ in range(2):
+            (_shifted(moving, t) - fixed).square().mean().backward()
+            t = t - rate * t.grad
+    return t
+
+
+@TRANSLATION.mistake(
+    "a constant instead of the leaf",
+    symptom="The first step is right, and in the second one loss.backward() finds nothing that "
+    "wants a gradient.",
+    idea="t = t - ... makes a NEW tensor, and under torch.no_grad(), or with .detach(), one that "
+    "asks for no gradient.",
+    line="with torch.no_grad(): t -= rate * t.grad, which changes t in place; or "
+    "t.requires_grad_() after each step.",
+)
+def _constant_instead_of_the_leaf(moving, fixed, rate):
+    t = torch.zeros(moving.ndim - 2, requires_grad=True)
+    for _ in range(2):
+        (_shifted(moving, t) - fixed).square().mean().backward()
+        t = (t - rate * t.grad).detach()
+    return t
+
+
+@TRANSLATION.mistake(
+    "in place, watched",
+    symptom="It stops at the first step: PyTorch will not let you change t in place.",
+    idea="What is done to t is recorded, for the gradient. A step is no part of the loss, and is "
+    "not to be recorded.",
+    line="with torch.no_grad(): t -= rate * t.grad",
+)
+def _in_place_watched(moving, fixed, rate):
+    t = torch.zeros(moving.ndim - 2, requires_grad=True)
+    (_shifted(moving, t) - fixed).square().mean().backward()
+    t -= rate * t.grad
+    return t
 
 
 @TRANSLATION.mistake(
@@ -514,8 +566,8 @@ def _mean_over(counts: Tensor, dice_loss: Tensor, least: int = 1) -> Tensor:
     return (dice_loss * counts).sum(1) / counts.sum(1).clamp(min=least)
 
 
-def _weak(dice_loss: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
-    return _mean_over(moving & fixed, dice_loss)
+def _weak(dice_loss: Tensor, moving_known: Tensor, fixed_known: Tensor) -> Tensor:
+    return _mean_over(moving_known & fixed_known, dice_loss)
 
 
 WEAK = Exercise(

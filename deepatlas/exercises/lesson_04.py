@@ -4,7 +4,8 @@ compared, and a test of regularity.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import combinations
 
 import torch
@@ -240,7 +241,7 @@ ENERGIES: dict[str, tuple[bool, Callable[[Tensor], Tensor]]] = {
 
 
 def _verdicts(test: Callable, energies: dict[str, Callable]) -> dict[str, float] | None:
-    """{"passes: which energy": 1.0 or 0.0} of a test; None if it looks at none of them.
+    """{which energy: 1.0 or 0.0}, whether a test lets it pass; None if it looks at none of them.
 
     A test fails by ``assert``, or by returning False. Any other error stops it, if the energy was
     right.
@@ -262,8 +263,21 @@ def _verdicts(test: Callable, energies: dict[str, Callable]) -> dict[str, float]
             if ENERGIES[name][0]:
                 raise
             passes = False
-        found[f"passes: {name}"] = float(passes)
+        found[name] = float(passes)
     return found if looked_at else None
+
+
+def _what_passes(found: Mapping[str, float], right: Mapping[str, float]) -> str:
+    """What a test says of the first energy of which it is not to say so, and of how many more."""
+    refused = [name for name in right if found[name] < right[name]]
+    let_through = [name for name in right if found[name] > right[name]]
+    said = []
+    if refused:
+        said.append(f"your test refuses a right energy: {refused[0]}")
+    if let_through:
+        more = f" (and {len(let_through) - 1} more)" if len(let_through) > 1 else ""
+        said.append(f"your test lets a wrong energy pass: {let_through[0]}{more}")
+    return "; ".join(said)
 
 
 def _bent(
@@ -320,6 +334,7 @@ TEST_BENDING = Exercise(
     ),
     dims=(2,),
     used=_verdicts,
+    told=_what_passes,
 )
 
 
@@ -590,17 +605,19 @@ def _squares(p, q, drawn):
 # --- whose labels? --------------------------------------------------------------------------------
 
 
-# Pairs of a registration turn: each of the four cases once.
-MOVING_KNOWN = (True, False, True, False)
-FIXED_KNOWN = (False, True, True, False)
+# Pairs of a registration turn: each of the four cases once, and pairs with known fixed scans.
+FOUR_CASES = ((True, False, True, False), (False, True, True, False))
+FIXED_KNOWN = ((True, False, True, False), (True, True, True, True))
 
 
-def _four_pairs(dims: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _four_pairs(
+    dims: int, generator: Generator, cases: tuple[tuple[bool, ...], ...] = FOUR_CASES
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(u, known, one_hot, guess) of four pairs in any order, first of the moving scans, then of the
     fixed ones; one_hot is all 0 where no expert has been.
     """
     shape = uneven_shape(dims)
-    known = torch.tensor([MOVING_KNOWN, FIXED_KNOWN])[:, torch.randperm(4, generator=generator)]
+    known = torch.tensor(cases)[:, torch.randperm(4, generator=generator)]
     guess = (2 * torch.randn(2, 4, 3, *shape, generator=generator)).softmax(2)
     labels = torch.randint(0, 3, (8, *shape), generator=generator)
     one_hot = _one_hot(labels).view_as(guess) * _per_scan(known, guess)
@@ -636,7 +653,7 @@ def _anatomy(u: Tensor, known: Tensor, one_hot: Tensor, guess: Tensor) -> Tensor
 
 GUESS = Exercise(
     "The anatomy term of a registration turn",
-    arguments=_four_pairs,
+    arguments=partial(_four_pairs, cases=FIXED_KNOWN),
     right=_anatomy,
     hints=(
         "First make what is compared, for both sides at once: the expert's labels or the guess. "
@@ -648,7 +665,9 @@ GUESS = Exercise(
         "losses.soft_dice(Deformation(u).warp(moving), fixed)",
     ),
     gradient=True,
+    tolerance=1e-5,  # what is compared on either side is much alike
     used=_of_constants,
+    also=_four_pairs,
 )
 
 
@@ -661,6 +680,28 @@ GUESS = Exercise(
 )
 def _not_detached(u, known, one_hot, guess):
     return _compared(u, *torch.where(_per_scan(known, guess), one_hot, guess))
+
+
+@GUESS.mistake(
+    "the wrong one detached",
+    symptom="The number is right, but a gradient flows into the guesses and none into u.",
+    idea="In a registration turn F_R learns, by u, and F_S is only consulted. You have it the "
+    "other way round.",
+    line="guess.detach(), and Deformation(u) with u as it is",
+)
+def _wrong_one_detached(u, known, one_hot, guess):
+    return _not_detached(u.detach(), known, one_hot, guess)
+
+
+@GUESS.mistake(
+    "nobody learns",
+    symptom="The number is right, but nobody can learn from it: no gradient comes back to u.",
+    idea="Only the guesses are to be cut off. What torch.no_grad() surrounds is cut off whole, the "
+    "warp with it.",
+    line="guess.detach() where you choose; no torch.no_grad() around the warp or the loss",
+)
+def _nobody_learns(u, known, one_hot, guess):
+    return _anatomy(u, known, one_hot, guess).detach()
 
 
 @GUESS.mistake(
@@ -692,6 +733,19 @@ def _guess_only(u, known, one_hot, guess):
 )
 def _expert_only(u, known, one_hot, guess):
     return _compared(u, *one_hot)
+
+
+@GUESS.mistake(
+    "for the batch, not for each scan",
+    symptom="Where some scans of a side are labelled and some are not, the guess stands in for all "
+    "of them.",
+    idea="One answer for the whole side, such as `known[0].all()`, throws away every expert's "
+    "label of a batch in which one is missing. Each scan has an answer of its own.",
+    line="torch.where(known, one_hot, guess), with known in the right shape, instead of an if.",
+)
+def _for_the_batch(u, known, one_hot, guess):
+    everywhere = known.all(1, keepdim=True).expand_as(known)
+    return _compared(u, *_sides(everywhere, one_hot, guess))
 
 
 @GUESS.mistake(

@@ -16,39 +16,43 @@ from .lesson_02 import uneven_shape
 # --- whose turn -----------------------------------------------------------------------------------
 
 
-def _taken_and_planned(dims: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Moments (moments, 2) of a training with more turns for one network, among them those where
-    the classic mistakes differ.
+def _moments(dims: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Moments (moments, 3) of trainings of three networks: turns taken, turns planned, and when
+    each joins. Wherever it is hard to say who is next, nobody asks.
     """
-    planned = torch.tensor([[100, 400]] * 4 + [[300, 200]] * 4)
-    share = torch.rand(8, 1, generator=generator) * 0.8
-    taken = (share * planned).round().long()
-
-    # One network is clearly behind, in turn the first and the second.
-    moments, behind = torch.arange(8), torch.tensor([0, 1] * 4)
-    taken[moments, behind] -= (0.1 * planned[moments, behind]).long()
-    taken = taken.clamp(min=0)
-
-    # The very beginning, and a moment where the half of a turn decides.
-    taken[0] = 0
-    taken = torch.cat([taken, torch.tensor([[0, 2]])])
-    planned = torch.cat([planned, torch.tensor([[3, 12]])])
-    order = torch.randperm(len(planned), generator=generator)  # or the answer were always the same
-    return taken[order], planned[order]
+    shape = (400, 3)
+    planned = torch.randint(2, 13, shape, generator=generator)
+    joins = torch.randint(0, 7, shape, generator=generator) / 10
+    taken = (planned * 1.2 * torch.rand(shape, generator=generator)).long().clamp(max=planned)
+    taken[:40] = 0  # the very beginning
+    earliest, second = _middles(taken, planned, joins).sort(1).values[:, :2].unbind(1)
+    clear = (second - earliest > 0.01) & (taken < planned).any(1)
+    order = torch.randperm(int(clear.sum()), generator=generator)[:100]
+    return taken[clear][order], planned[clear][order], joins[clear][order]
 
 
-def _furthest_behind(taken: Tensor, planned: Tensor) -> Tensor:
-    return ((taken + 0.5) / planned).argmin(1)
+def _middles(taken: Tensor, planned: Tensor, joins: Tensor, half: float = 0.5) -> Tensor:
+    """Where the next turn of each network lies, on a line from 0 to 1: its middle, or its
+    beginning, or its end, where ``half`` is 0, or 1.
+    """
+    return joins + (1 - joins) * (taken + half) / planned
+
+
+def _next_turn(taken: Tensor, planned: Tensor, joins: Tensor) -> Tensor:
+    return _middles(taken, planned, joins).argmin(1)
 
 
 TURN = Exercise(
     "Whose turn is it?",
-    arguments=_taken_and_planned,
-    right=_furthest_behind,
+    arguments=_moments,
+    right=_next_turn,
     hints=(
-        "Which of the two has taken the smaller share of its turns?",
-        "Divide the turns taken, plus a half, by the turns planned; the smaller share is next.",
-        "((taken + 0.5) / planned).argmin(1)",
+        "Draw the line of one network that joins at .4 and is to have three turns. How long is a "
+        "turn? Where does the first one begin, and where is its middle? Where is that of the "
+        "second?",
+        "A network that joins at j has 1 - j of the line, so a turn is (1 - j) / planned long. Its "
+        "next one begins after those that it has taken, counted from j.",
+        "(joins + (1 - joins) * (taken + 0.5) / planned).argmin(1)",
     ),
     dims=(2,),
 )
@@ -56,53 +60,108 @@ TURN = Exercise(
 
 @TURN.mistake(
     "fewest turns",
-    symptom="Both networks get as many turns, whatever was planned.",
+    symptom="All networks get as many turns, whatever was planned.",
     idea="A network that is to have four times as many turns is behind when it has only twice as "
     "many.",
     line="Divide by planned.",
 )
-def _fewest_turns(taken, planned):
+def _fewest_turns(taken, planned, joins):
     return taken.argmin(1)
 
 
 @TURN.mistake(
     "most left",
-    symptom="The network with more turns has its surplus first; only then do they alternate.",
-    idea="What counts is the share that was taken, not the number of turns that are left.",
-    line="((taken + 0.5) / planned).argmin(1)",
+    symptom="The network with most turns has its surplus first; only then do they alternate.",
+    idea="What counts is where the next turn lies on the line, not how many are left.",
+    line="(taken + 0.5) / planned, squeezed into what is left of the line from joins to 1",
 )
-def _most_left(taken, planned):
+def _most_left(taken, planned, joins):
     return (planned - taken).argmax(1)
 
 
 @TURN.mistake(
     "furthest ahead",
-    symptom="One network has all its turns before the other has any.",
+    symptom="One network has all its turns before the others have any.",
     idea="You choose the one that is ahead.",
     line="argmin",
 )
-def _furthest_ahead(taken, planned):
-    return ((taken + 0.5) / planned).argmax(1)
+def _furthest_ahead(taken, planned, joins):
+    return _middles(taken, planned, joins).argmax(1)
 
 
 @TURN.mistake(
     "without the half",
     symptom="Some turns come in another order, the very first among them.",
-    idea="Compare the middles of the next turns, not their beginnings: at first both begin at 0.",
+    idea="Compare the middles of the next turns, not their beginnings: of those that join at 0 all "
+    "begin at 0.",
     line="(taken + 0.5) / planned",
 )
-def _without_the_half(taken, planned):
-    return (taken / planned).argmin(1)
+def _without_the_half(taken, planned, joins):
+    return _middles(taken, planned, joins, half=0.0).argmin(1)
 
 
 @TURN.mistake(
     "a whole turn",
-    symptom="The network with fewer turns is always a little late.",
+    symptom="The network with fewest turns is always a little late.",
     idea="Compare the middles of the next turns, not their ends.",
     line="(taken + 0.5) / planned",
 )
-def _a_whole_turn(taken, planned):
-    return ((taken + 1) / planned).argmin(1)
+def _a_whole_turn(taken, planned, joins):
+    return _middles(taken, planned, joins, half=1.0).argmin(1)
+
+
+@TURN.mistake(
+    "nobody waits",
+    symptom="It is right where all join at 0. One that joins late takes turns before it does.",
+    idea="You lay the turns of each over the whole line. One that joins at j has the part from j "
+    "to 1 for as many turns.",
+    line="joins + (1 - joins) * (the place on a whole line)",
+)
+def _nobody_waits(taken, planned, joins):
+    return _middles(taken, planned, torch.zeros_like(joins)).argmin(1)
+
+
+@TURN.mistake(
+    "moved, not squeezed",
+    symptom="One that joins late is not ready when the others are: its last turns lie beyond 1.",
+    idea="All its turns must fit between j and 1, so each is shorter by the factor 1 - j.",
+    line="joins + (1 - joins) * (taken + 0.5) / planned",
+)
+def _moved(taken, planned, joins):
+    return (joins + (taken + 0.5) / planned).argmin(1)
+
+
+@TURN.mistake(
+    "squeezed, not moved",
+    symptom="One that joins late hurries from the beginning, and is ready before the others are.",
+    idea="Its turns are short, as they should be, but lie between 0 and 1 - j instead of between j "
+    "and 1.",
+    line="joins + ...",
+)
+def _squeezed(taken, planned, joins):
+    return ((1 - joins) * (taken + 0.5) / planned).argmin(1)
+
+
+@TURN.mistake(
+    "two of them",
+    symptom="A third network never has a turn.",
+    idea="Comparing two columns is a rule for two networks. argmin(1) asks them all.",
+    line="argmin(1) of one number for each network, (rows, networks)",
+)
+def _two_of_them(taken, planned, joins):
+    return _middles(taken, planned, joins)[:, :2].argmin(1)
+
+
+@TURN.mistake(
+    "those that have joined alone",
+    symptom="Most answers are right, but who joins late has as many turns as if it had not.",
+    idea="You leave out a network until it joins, and then it is far behind and has turn after "
+    "turn. Its turns are to be spread evenly over what is left.",
+    line="joins + (1 - joins) * (taken + 0.5) / planned",
+)
+def _those_that_have_joined(taken, planned, joins):
+    whole = _middles(taken, planned, torch.zeros_like(joins))
+    return torch.maximum(whole, joins).argmin(1)
 
 
 # --- where the gradient stops ---------------------------------------------------------------------
@@ -222,7 +281,7 @@ def _gradients(nets: Tensor, loss: Callable) -> Tensor:
     return torch.autograd.grad(loss(*nets), nets)[0]
 
 
-def _moved(nets: Tensor, gradients: Tensor, turn: int, rate: float = 0.1) -> Tensor:
+def _stepped(nets: Tensor, gradients: Tensor, turn: int, rate: float = 0.1) -> Tensor:
     """Both networks (2, weights) after a step of the one whose ``turn`` it is."""
     step = torch.zeros_like(nets)
     step[turn] = rate * gradients[turn]
@@ -232,7 +291,7 @@ def _moved(nets: Tensor, gradients: Tensor, turn: int, rate: float = 0.1) -> Ten
 def _in_turns(seg: Tensor, reg: Tensor, turns: Sequence[int], loss: Callable) -> Tensor:
     nets = torch.stack([seg, reg])
     for turn in turns:
-        nets = _moved(nets, _gradients(nets, loss), turn)
+        nets = _stepped(nets, _gradients(nets, loss), turn)
     return nets
 
 
@@ -278,7 +337,7 @@ def _a_partner_from_before(seg, reg, turns, loss):
     for turn in turns:
         consulted = torch.stack([seg, reg])
         consulted[turn] = nets[turn]
-        nets = _moved(nets, _gradients(consulted, loss), turn)
+        nets = _stepped(nets, _gradients(consulted, loss), turn)
     return nets
 
 
@@ -293,8 +352,46 @@ def _gradients_from_before(seg, reg, turns, loss):
     nets = torch.stack([seg, reg])
     gradients = _gradients(nets, loss)
     for turn in turns:
-        nets = _moved(nets, gradients, turn)
+        nets = _stepped(nets, gradients, turn)
     return nets
+
+
+def _adding_up(
+    seg: Tensor, reg: Tensor, turns: Sequence[int], loss: Callable, *, erased: bool
+) -> Tensor:
+    """Each turn adds to both gradients; ``erased`` is that of the learner, after its step."""
+    nets = torch.stack([seg, reg])
+    gradients = torch.zeros_like(nets)
+    for turn in turns:
+        gradients = gradients + _gradients(nets, loss)
+        nets = _stepped(nets, gradients, turn)
+        if erased:
+            gradients[turn] = 0
+    return nets
+
+
+@STEP.mistake(
+    "gradients add up",
+    symptom="The first turn is right. Every later step follows the gradients of all turns before "
+    "it, too.",
+    idea="loss.backward() ADDS to .grad, and of both networks, since the loss looks at both: at "
+    "its first turn the second one already has a gradient of the first one's.",
+    line="Set .grad of both to None before every backward(); or torch.autograd.grad, which keeps "
+    "nothing.",
+)
+def _gradients_add_up(seg, reg, turns, loss):
+    return _adding_up(seg, reg, turns, loss, erased=False)
+
+
+@STEP.mistake(
+    "the partner's gradient is kept",
+    symptom="The first turn is right. A step after the other's turns follows old gradients.",
+    idea="You erase the learner's gradient after its step. But backward() fills the partner's, "
+    "too, and at the partner's next turn it is still there, and is added to.",
+    line="Erase both in every turn, or take torch.autograd.grad of the learner alone.",
+)
+def _partners_gradient_is_kept(seg, reg, turns, loss):
+    return _adding_up(seg, reg, turns, loss, erased=True)
 
 
 @STEP.mistake(
@@ -337,7 +434,7 @@ def _one_after_the_other(seg, reg, turns, loss):
 def _uphill(seg, reg, turns, loss):
     nets = torch.stack([seg, reg])
     for turn in turns:
-        nets = _moved(nets, _gradients(nets, loss), turn, rate=-0.1)
+        nets = _stepped(nets, _gradients(nets, loss), turn, rate=-0.1)
     return nets
 
 

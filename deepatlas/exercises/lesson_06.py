@@ -24,7 +24,9 @@ def _labelled_once(dims: int, generator: Generator) -> tuple[np.ndarray, int]:
     likeness = rng.uniform(0.33, 0.35, (14, 14))
     likeness[[0, odd]] -= 0.1
     likeness[:, odd] = 0.2
-    likeness[[labelled, twin], odd] = 0.1, 0.25  # the furthest from the one that is labelled
+    # the furthest from the one that is labelled, as fixed and as moving
+    likeness[[labelled, twin], odd] = 0.1, 0.25
+    likeness[odd, labelled] = 0.05
     likeness[labelled, served] = rng.uniform(0.86, 0.88, 4)
     likeness[twin, served] = rng.uniform(0.77, 0.79, 4)  # the best one of those left, if alone
     likeness[right] = rng.uniform(0.2, 0.22, 14)
@@ -139,6 +141,13 @@ def _atlases_and_likeness(dims: int, generator: Generator) -> tuple[Tensor, Tens
     return scores.softmax(1), likeness, float(beta)
 
 
+def _where_one_decides(dims: int, generator: Generator) -> tuple[Tensor, Tensor, float]:
+    """Alike, with a beta whose exponentials no float32 holds: some atlas fits at every place."""
+    probabilities, likeness, beta = _atlases_and_likeness(dims, generator)
+    likeness[0] = (1 + likeness[0].abs()) / 2
+    return probabilities, likeness, 100 * beta
+
+
 def _weighed(probabilities: Tensor, weights: Tensor) -> Tensor:
     """The sum over atlases, each times its ``weights`` (atlases, ...)."""
     return (weights[:, None] * probabilities).sum(0)
@@ -153,13 +162,14 @@ LOCAL_VOTE = Exercise(
     arguments=_atlases_and_likeness,
     right=_local_vote,
     hints=(
-        "At one voxel: two atlases, likeness .9 and .5. How much does each count, if the two "
-        "weights are to sum to 1?",
+        "At one voxel: two atlases, likeness .9 and .5, beta 5. By which factor does the first "
+        "count more? How much does each count, then, if the two weights are to sum to 1?",
         "Weights exp(beta * likeness), divided by their sum over the atlases, at each voxel for "
         "itself; then the weighted sum of the probabilities. The weights need an axis for the "
         "structures.",
         "w = (beta * likeness).softmax(0); (w[:, None] * probabilities).sum(0)",
     ),
+    also=_where_one_decides,
 )
 
 
@@ -182,6 +192,18 @@ def _all_alike(probabilities, likeness, beta):
 )
 def _sums_of_anything(probabilities, likeness, beta):
     return _weighed(probabilities, (beta * likeness).exp())
+
+
+@LOCAL_VOTE.mistake(
+    "too large for a float",
+    symptom="It is right for a small beta. For a huge one nan comes out.",
+    idea="exp(100) is more than a float32 holds: inf, and inf / inf is nan. Only differences of "
+    "likeness count, so the largest may be subtracted from all before exp.",
+    line="softmax(0), which does so; or (beta * (likeness - likeness.amax(0))).exp()",
+)
+def _too_large_for_a_float(probabilities, likeness, beta):
+    weights = (beta * likeness).exp()
+    return _weighed(probabilities, weights / weights.sum(0))
 
 
 @LOCAL_VOTE.mistake(

@@ -193,8 +193,8 @@ MIRRORED = Exercise(
 @MIRRORED.mistake(
     "stored from the right",
     symptom="You accuse files that are in order: both of their matrices say the same.",
-    idea="A negative determinant says that the array is stored from right to left, which is usual "
-    "and harmless. A contradiction takes two.",
+    idea="A negative determinant says which hand the array's axes make, as where it is stored from "
+    "right to left: that is usual and harmless. A contradiction takes two.",
     line="Compare the sign of the sform's determinant with that of the qform's.",
 )
 def _stored_from_the_right(sforms, qforms):
