@@ -624,13 +624,19 @@ def entry_of(server, **more):
         "name": "brains",
         "title": "Brains",
         "licence": "CC0",
-        "url": server.url,
+        "url": "https://example.org/brains.tar",
         "md5": hashlib.md5(server.body).hexdigest(),
         "split": [1, 1, 1],
         "structures": [["all", [1]]],
         "grids": {"full-3d": {"shape": [16, 16, 16], "spacing": 1.0}},
     }
-    return datasets.Entry(**(values | more))
+    return datasets.Entry(**(values | more)).model_copy(update={"url": server.url})
+
+
+@pytest.mark.parametrize("url", ["http://example.org/a.tar", "ftp://example.org/a.tar", "a.tar"])
+def test_an_address_is_one_of_https(server, url):
+    with pytest.raises(ValueError, match=r"url\n.*'\^https"):
+        entry_of(server, url=url)
 
 
 @pytest.mark.parametrize("top", ["", "./", "neurite/", "a/b/"])
