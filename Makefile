@@ -5,6 +5,7 @@
 # make results      every run of the evidence, hours on a laptop (ARGS="dataset=phantom-knee" for some of them)
 # make rivals       SyN, B-splines, label fusion and a DynUNet on the evidence's test scans: hours (ARGS="--rival ants_cc")
 # make weights      the trained networks that come with the project (DATASET, ARGS as above)
+# make trust        faults planted, runs disturbed, files damaged, by the hundred and thousand: hours (ARGS="--seed 7")
 # make bench        how long things take on this machine, beside MONAI, VoxelMorph and PyTorch: half an hour
 # Each sets up what is missing in .venv. On Windows, or without make: see README.md.
 
@@ -17,7 +18,7 @@ ifdef DEEPATLAS_DATA
 export DEEPATLAS_DATA := $(abspath $(DEEPATLAS_DATA))
 endif
 
-.PHONY: experiment test lab lint bench results rivals tutorials weights
+.PHONY: experiment test lab lint bench results rivals trust tutorials weights
 
 experiment: .venv/run.stamp
 	$(BIN)/deepatlas run dataset=$(DATASET) $(ARGS)
@@ -41,8 +42,13 @@ weights: .venv/run.stamp
 	$(BIN)/deepatlas weights dataset=$(DATASET) $(ARGS)
 
 # A file of tests stays in one process, since its tests share what it set up; the order is that of tests/conftest.py.
-test: .venv/test.stamp
+test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+trust: .venv/test.stamp
+	$(BIN)/python tests/trust/plant.py $(ARGS)
+	$(BIN)/python tests/trust/interrupt.py $(ARGS)
+	DEEPATLAS_FUZZ=5 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile tests/fuzz
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -509,6 +509,15 @@ def test_cross_entropy_is_that_of_the_formula(shape):
         torch.testing.assert_close(*gradients)
 
 
+def test_cross_entropy_is_never_in_half_precision():
+    """Of scores that a network gave in bfloat16 it is what float32 makes of the same numbers."""
+    scores = (8 * torch.randn(2, 5, 9, 7, generator=torch.manual_seed(0))).bfloat16()
+    labels = torch.randint(5, (2, 9, 7), generator=torch.manual_seed(1))
+    found = losses.cross_entropy(scores, labels)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, losses.cross_entropy(scores.float(), labels))
+
+
 def test_cross_entropy_finds_a_structure_that_dice_has_lost():
     scores = torch.zeros(1, 2, 8, 8)
     scores[:, 0] = 20.0  # everything is background, and nothing of it

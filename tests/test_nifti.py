@@ -729,3 +729,20 @@ def test_missing_labels_are_named(tmp_path):
     image = write(tmp_path / "image.nii", noise(4, 4, 4))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.nii: no such file"):
         load_scan(image, tmp_path / "nowhere.nii", id="a", subject="a", structures={1: 1})
+
+
+@pytest.mark.parametrize("thin", [0, 1, 2])
+def test_the_pixels_of_a_slice_lie_where_its_file_says_along_whichever_axis_it_is_thin(
+    tmp_path, thin
+):
+    shape = [5, 6, 7]
+    shape[thin] = 1
+    affine = oblique()
+    path = tmp_path / "slice.nii.gz"
+    nib.save(nib.Nifti1Image(rng(0).random(shape).astype(np.float32), affine), path)
+    scan = load_scan(path, None, id="a", subject="a", structures={})
+    assert scan.shape == tuple(side for side in shape if side > 1)
+    in_slice = np.array([1.0, 2.0])
+    in_file = np.insert(in_slice, thin, 0.0)
+    world = scan.affine.numpy()[:3, :2] @ in_slice + scan.affine.numpy()[:3, 3]
+    assert world == pytest.approx(affine[:3, :3] @ in_file + affine[:3, 3])

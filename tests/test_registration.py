@@ -412,11 +412,19 @@ def test_refinement_without_a_similarity_is_led_by_the_anatomy_and_does_not_fold
 
 
 class Sloped(torch.nn.Module):
-    """A smooth output that depends on the moving image, so that every pass differs."""
+    """A smooth output that is another at every pass, in length and direction: what does not commute
+    shows in which order passes are put together.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
 
     def forward(self, moving, fixed):
         grid = voxel_grid(tuple(fixed.shape[2:]), fixed)[None]
-        waves = [torch.sin(grid[:, i] / 6 + i) for i in range(grid.shape[1])]
+        turned = grid.roll(self.calls % 2, dims=1)
+        self.calls += 1
+        waves = [torch.sin(turned[:, i] / 6 + i) for i in range(grid.shape[1])]
         return (1 + moving.mean()) * torch.stack(waves, 1)
 
 
@@ -426,6 +434,7 @@ def test_the_inverse_of_a_velocity_undoes_every_pass(shape, passes):
     moving, fixed = plain(shape), plain(shape).flip(2)
     net = models.Registration(Sloped(), velocity=True, passes=passes)
     phi, inverse = net.both_ways(moving, fixed)
+    net.net.calls = 0
     assert torch.equal(phi.displacement, net(moving, fixed).displacement)
     inner = (slice(None), slice(None), *[slice(8, -8)] * len(shape))
     assert float(phi.displacement[inner].abs().max()) > 1

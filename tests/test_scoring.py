@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from folders import write_nnunet
+from volumes import oblique
 
 AFFINE = np.diag([0.8, 1.1, 3.0, 1.0])
 
@@ -61,6 +62,16 @@ def test_axes_of_the_file_do_not_matter(files, tmp_path):
         turned.append(write(tmp_path / path, blocks(shift).transpose(2, 1, 0), affine))
     wanted = numbers(apply.evaluate(*files))
     pd.testing.assert_frame_equal(numbers(apply.evaluate(*turned)), wanted)
+
+
+def test_millimetres_of_an_oblique_file_are_those_along_its_own_axes(files, tmp_path):
+    turned = []
+    for path, shift in zip(("p.nii.gz", "r.nii.gz"), (1, 0), strict=True):
+        affine = oblique((0.8, 1.1, 3.0), degrees=30.0)
+        turned.append(write(tmp_path / path, blocks(shift), affine))
+    pd.testing.assert_frame_equal(
+        numbers(apply.evaluate(*turned)), numbers(apply.evaluate(*files)), rtol=1e-4
+    )
 
 
 def test_a_plane_is_scored(tmp_path):

@@ -599,6 +599,33 @@ def test_a_batch_in_halves_has_the_same_values_and_gradient(regime, labelled, op
             torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-10)
 
 
+def test_a_term_counts_as_the_mean_over_those_pairs_that_it_is_about():
+    """And not over all that were drawn, of which some have nothing to do with it."""
+    loop, _ = kit_trainer("semi_seg", 2, 3, 5, torch.float64)
+    compute, plain, fewer = loop._terms, [], False
+
+    def seen(turn, pairs, changes):
+        found = compute(turn, pairs, changes)
+        plain.append({name: term.item() for name, term in found.items()})
+        return found
+
+    loop._terms = seen
+    behind = loop._pairs_behind
+
+    def counted(turn, pairs):
+        nonlocal fewer
+        found = behind(turn, pairs)
+        fewer = fewer or any(0 < count < len(pairs) for count in found.values())
+        return found
+
+    loop._pairs_behind = counted
+    for _ in range(6):
+        row = loop.take_turn()
+        for name, value in plain.pop().items():
+            assert row[name] == pytest.approx(value, rel=1e-9)
+    assert fewer
+
+
 def short_of_memory(loop, most, error):
     """Let ``loop`` have memory for so many pairs at once."""
     compute = loop._terms
