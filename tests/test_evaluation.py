@@ -744,3 +744,12 @@ def test_a_share_of_no_gap_is_nan():
     # full supervision clearly worse: no gap to close, either
     below = baseline - rng.normal(0.5, 0.1, size=12)
     assert math.isnan(evaluation.share_of_gap_closed(baseline, baseline + 0.1, below)["share"])
+
+
+def test_dice_alone_has_no_number_for_what_the_reference_lacks():
+    predicted = np.array([[1, 1], [2, 0]])
+    reference = np.array([[1, 0], [0, 0]])
+    found = evaluation.dice(predicted, reference, ("background", "there", "not there"))
+    assert found["there"] == pytest.approx(2 / 3) and math.isnan(found["not there"])
+    rows = evaluation.score_labels(predicted, reference, ("background", "there", "not there"))
+    assert math.isnan(rows[1]["dice"])
