@@ -13,6 +13,8 @@ PYTHON ?= python3
 DATASET ?= phantom-brain
 WORKERS ?= auto
 BIN := .venv/bin
+# A file of tests stays in one process, since its tests share what it set up; the order is that of tests/conftest.py.
+SIDE_BY_SIDE = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 ifdef DEEPATLAS_DATA
 export DEEPATLAS_DATA := $(abspath $(DEEPATLAS_DATA))
@@ -41,14 +43,13 @@ tutorials: .venv/run.stamp
 weights: .venv/run.stamp
 	$(BIN)/deepatlas weights dataset=$(DATASET) $(ARGS)
 
-# A file of tests stays in one process, since its tests share what it set up; the order is that of tests/conftest.py.
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(SIDE_BY_SIDE) $(ARGS)
 
 trust: .venv/test.stamp
 	$(BIN)/python tests/trust/plant.py $(ARGS)
 	$(BIN)/python tests/trust/interrupt.py $(ARGS)
-	DEEPATLAS_FUZZ=5 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile tests/fuzz
+	DEEPATLAS_FUZZ=5 $(SIDE_BY_SIDE) tests/fuzz
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -75,11 +75,16 @@ class Scan:
         return self.labels
 
     @property
-    def to_source(self) -> Tensor:
-        """(4, 4) this scan's voxel index -> voxel index of the file it was read from."""
+    def known_source(self) -> Source:
+        """The file that a scan was read from; ValueError if it was not read from one."""
         if self.source is None:
             raise ValueError(f"scan {self.id} was not read from a file")
-        return torch.linalg.inv(self.source.affine) @ self.affine
+        return self.source
+
+    @property
+    def to_source(self) -> Tensor:
+        """(4, 4) this scan's voxel index -> voxel index of the file it was read from."""
+        return torch.linalg.inv(self.known_source.affine) @ self.affine
 
 
 def _check_affine(affine: Tensor, id: str) -> None:

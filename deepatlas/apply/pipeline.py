@@ -23,7 +23,7 @@ from ..checkpoints import write_json
 from ..data import Scan, label_dtype
 from ..datasets.grid import volume_sides
 from ..datasets.layouts.files import without_ending
-from ..datasets.nifti import Volume, load_scan, source_of
+from ..datasets.nifti import Volume, load_scan
 from ..errors import UserError
 from ..registration import pair_loss, refine_pair
 from ..terms import SIMILARITIES
@@ -56,7 +56,7 @@ class Segmentation:
     @property
     def source(self) -> Path:
         """The file that was segmented."""
-        return Path(source_of(self.scan).path)
+        return Path(self.scan.known_source.path)
 
     def save(self, folder: str | Path, *, force: bool = False) -> list[Path]:
         """Write the labels with the geometry of the file, a sidecar that names them, and tables of
@@ -126,7 +126,7 @@ def onto_file(probabilities: Tensor, scan: Scan) -> tuple[np.ndarray, float]:
     """
     agreed = _agreed(probabilities.argmax(0))
     dtype = label_dtype(len(probabilities))
-    shape = source_of(scan).shape
+    shape = scan.known_source.shape
     found = torch.zeros(volume_sides(shape), dtype=dtype)
     outside = 0
     for planes, points, inside in _slabs(scan):
@@ -160,7 +160,7 @@ def _slabs(scan: Scan) -> Iterator[tuple[slice, Tensor, Tensor]]:
     dims = len(scan.shape)
     to_scan = torch.linalg.inv(scan.to_source)
     last = torch.tensor(scan.shape, dtype=torch.float64).view(-1, 1, 1, 1) - 1
-    for planes, voxels in formats.slabs(volume_sides(source_of(scan).shape)):
+    for planes, voxels in formats.slabs(volume_sides(scan.known_source.shape)):
         points = formats.moved(to_scan, voxels)[:dims]
         # a voxel reaches half a voxel beyond its centre
         inside = ((points >= -0.5 - TIE) & (points <= last + 0.5 + TIE)).all(0)
@@ -190,7 +190,7 @@ class Registration:
         ``format``: "itk", a displacement field for ITK, ANTs and Slicer, or "learn2reg". UserError,
         before anything is written, if a file is there already, unless ``force``.
         """
-        of_moving, of_fixed = source_of(self.moving), source_of(self.fixed)
+        of_moving, of_fixed = self.moving.known_source, self.fixed.known_source
         inverse = self.inverse is not None
         paths = registration_files(
             of_moving.path, of_fixed.path, folder, inverse=inverse, format=format
@@ -367,7 +367,7 @@ def _on_cpu(phi: Deformation) -> Deformation:
 def _outside(scan: Scan) -> float:
     """The share of the voxels of the scan's file that lie outside the grid of the scan."""
     inside = sum(int(within.sum()) for _, _, within in _slabs(scan))
-    return 1 - inside / math.prod(source_of(scan).shape)
+    return 1 - inside / math.prod(scan.known_source.shape)
 
 
 def _folds_percent(phi: Deformation) -> float:

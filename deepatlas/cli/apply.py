@@ -368,7 +368,6 @@ def register(
         deepatlas register a.nii.gz b.nii.gz --model runs/MY_RUN -o registered
     """
     from .. import apply as applied
-    from ..datasets.nifti import source_of
 
     for path in (moving, fixed):
         if not path.is_file():
@@ -387,7 +386,7 @@ def register(
             warp = written[0]
             say(f"\napply it to labels that lie where {moving} does:")
             say(f"  {_quoted('deepatlas', 'apply', warp)} LABELS --labels -o {output.folder}")
-            dims = min(3, len(source_of(result.fixed).shape))
+            dims = min(3, len(result.fixed.known_source.shape))
             ants = _quoted("antsApplyTransforms", "-d", dims, "-r", fixed, "-t", warp)
             say(f"  {ants} -i LABELS -n NearestNeighbor -o warped.nii.gz")
 

@@ -16,7 +16,7 @@ from .cache import OF_PHANTOMS, Cache, Names, Prepared
 from .entries import PARTS, PROFILES, Entry, Profile, describe, expand
 from .fetch import find
 from .layouts import File, Options, check_files, layout_of, list_files
-from .nifti import smallest_type, source_of
+from .nifti import smallest_type
 from .preparation import Preparation
 from .reading import Reader
 
@@ -251,10 +251,10 @@ def _check_copies(entry: Entry, scans: Sequence[Scan]) -> None:
     """
     originals: dict[str, Scan] = {}
     for scan in scans:
-        other = originals.setdefault(source_of(scan).image_digest or scan.id, scan)
+        other = originals.setdefault(scan.known_source.image_digest or scan.id, scan)
         if other is scan:
             continue
-        both = f"{source_of(other).path} and {source_of(scan).path} hold the same image"
+        both = f"{other.known_source.path} and {scan.known_source.path} hold the same image"
         if other.subject != scan.subject:
             raise UserError(
                 f"{both}, and count as two persons, {other.subject!r} and {scan.subject!r}: "

@@ -123,10 +123,8 @@ def resample_labels(scan: Scan, affine: Tensor, shape: Shape) -> Tensor:
     centre: integers are counted, never interpolated. The label at the centre decides ties: the
     first corner's would move every structure a quarter voxel.
     """
-    if scan.labels is None:
-        raise ValueError(f"scan {scan.id}: is not labelled")
     # around the volume a border of background, which stands for all that is outside
-    old = np.pad(scan.labels.numpy().reshape(volume_sides(scan.shape)), 1)
+    old = np.pad(scan.known_labels.numpy().reshape(volume_sides(scan.shape)), 1)
     matrix = _new_to_old(scan, affine)
     shift = _whole_shift(matrix, shape)
     if shift is not None:  # all points are in one voxel

@@ -96,13 +96,6 @@ def read_one(image: str | Path | Volume) -> tuple[Path, nib.Nifti1Header, np.nda
     return path, header, array
 
 
-def source_of(scan: Scan) -> Source:
-    """The file that a scan was read from; ValueError if it was not read from one."""
-    if scan.source is None:
-        raise ValueError(f"scan {scan.id} was not read from a file")
-    return scan.source
-
-
 def read_stored(path: str | Path, *, single: bool = False) -> tuple[nib.Nifti1Header, np.ndarray]:
     """The header of a NIfTI file, as it stands, and the numbers, scaled, along the file's own axes,
     however many: a field of vectors has five. ``single``: UserError for more than one volume.

@@ -362,8 +362,7 @@ def _gradients(value: Tensor, copies: Sequence[object]) -> list[np.ndarray | Non
     weight = torch.linspace(0.5, 1.5, value.numel()).view(value.shape).to(value.device)
     found = torch.autograd.grad((value * weight).sum(), inputs, allow_unused=True)
     by_input = {id(copy): gradient for copy, gradient in zip(inputs, found, strict=True)}
-    gradients = [by_input.get(id(copy)) for copy in copies]
-    return [None if g is None else g.detach().cpu().double().numpy() for g in gradients]
+    return [_array(by_input.get(id(copy))) for copy in copies]
 
 
 def _copy(argument: object, gradient: bool) -> object:

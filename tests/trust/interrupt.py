@@ -29,10 +29,10 @@ from disturbed import DISTURBANCES
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
-RUN = "run --no-notebook --workers 1 dataset=phantom-brain profile=smoke dims=2 device=cpu refine=2"
-STEPS = ["seg_steps=16", "reg_steps=16"]
+RUN = ["run", "--no-notebook", "--workers", "1", "dataset=phantom-brain", "profile=smoke", "dims=2"]
+RUN += ["device=cpu", "refine=2", "seg_steps=16", "reg_steps=16"]
 SAVED_EVERY = 4  # turns of such a run between two validations, after each of which it saves
-SECONDS = {"seconds", "Seconds"}  # columns that no two runs share
+KINDS = [name for name in DISTURBANCES if name != "none"]
 
 
 class Disturbed(Exception):
@@ -42,7 +42,7 @@ class Disturbed(Exception):
 def start(root: Path, kind: str = "none", moment: int = 0) -> subprocess.CompletedProcess:
     """The run in ``root``, disturbed by ``kind`` at its turn or write of number ``moment``."""
     command = [sys.executable, str(HERE / "disturbed.py"), kind, str(moment)]
-    command += [str(root / "turns"), *RUN.split(), *STEPS, "--root", str(root / "runs")]
+    command += [str(root / "turns"), *RUN, "--root", str(root / "runs")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
@@ -58,7 +58,8 @@ def turns(root: Path) -> list[tuple[str, int]]:
     log = root / "turns"
     lines = log.read_text().splitlines() if log.is_file() else []
     log.unlink(missing_ok=True)
-    return [(line.rpartition("|")[0], int(line.rpartition("|")[2])) for line in lines]
+    parted = [line.rpartition("|") for line in lines]
+    return [(regime, int(step)) for regime, _, step in parted]
 
 
 def lost(before: list[tuple[str, int]], after: list[tuple[str, int]]) -> int:
@@ -76,8 +77,8 @@ def content(folder: Path) -> dict[str, object]:
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.suffix == ".csv":
-            table = pd.read_csv(path)
-            found[name] = table.drop(columns=SECONDS & {*table.columns}).to_csv()
+            # which no two runs share
+            found[name] = pd.read_csv(path).drop(columns="seconds", errors="ignore").to_csv()
         elif path.name == "checkpoint.pt":
             state = checkpoints.read_checkpoint(path)
             for network, weights in state["best"].items():
@@ -117,12 +118,13 @@ def disturb(root: Path, rng: random.Random, wanted: dict, most: dict[str, int]) 
     kinds = []
     before = []
     while True:
-        kind = rng.choice([name for name in DISTURBANCES if name != "none"])
+        kind = rng.choice(KINDS)
         struck, _ = DISTURBANCES[kind]
         done = start(root, kind, rng.randrange(most[struck]))
         after = turns(root)
-        if lost(before, after) > SAVED_EVERY:
-            raise Disturbed(f"after {kinds[-1]}: {lost(before, after)} turns were taken again")
+        again = lost(before, after)
+        if again > SAVED_EVERY:
+            raise Disturbed(f"after {kinds[-1]}: {again} turns were taken again")
         before = after or before
         check_readable(root)
         if done.returncode == 0:
