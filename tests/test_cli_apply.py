@@ -458,8 +458,7 @@ def test_labels_that_do_not_fit_are_named_and_the_others_are_scored(own, tmp_pat
 @pytest.mark.parametrize("shape, dims", [((8, 8), 2), ((8, 8, 1), 3), ((8, 8, 8), 3)])
 def test_ants_is_told_the_dimensions_of_the_file(ask, place, monkeypatch, shape, dims):
     """A slice one voxel thick is a volume to it, and its warp is one of volumes."""
-    source = SimpleNamespace(shape=shape)
-    fixed = SimpleNamespace(source=source)
+    fixed = SimpleNamespace(known_source=SimpleNamespace(shape=shape))
     found = SimpleNamespace(fixed=fixed, save=lambda *_, **__: [Path("out/a_to_c_warp.nii.gz")])
     model = SimpleNamespace(to=lambda *_, **__: None)
     monkeypatch.setattr(apply, "load", lambda *_: model)
