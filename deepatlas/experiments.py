@@ -48,7 +48,7 @@ from .evaluation.cohorts import (
     score_segmentation,
 )
 from .parameters import Experiment, parse
-from .places import runs_folder
+from .places import LESSON_WEIGHTS, runs_folder
 from .records import (
     ALONE,
     as_written,
@@ -71,6 +71,7 @@ from .regimes import (
     PROPAGATION,
     REFERENCES,
     REFINED,
+    TAUGHT,
     TITLES,
     needed,
 )
@@ -235,6 +236,40 @@ def train_or_load(
         key: {name: net.cpu() for name, net in nets.items()}
         for key, nets in trainings.networks.items()
     }
+
+
+def ready_made(experiment: Experiment, *keys: str) -> dict[str, dict[str, nn.Module]]:
+    """As ``train_or_load``, in as many processes as pay; but the networks that come with the kit
+    are loaded, and nothing is trained, where they are of this experiment.
+
+    These are the lessons' own (``of_lessons``), in half precision. `deepatlas weights --lessons`
+    trains them again.
+    """
+    table = needed(experiment.table, *keys)
+    found = {}
+    for key in table:
+        path = LESSON_WEIGHTS / f"{key}.pt"
+        if path.is_file():
+            nets, parameters = models.load(path)
+            if parse(parameters) == experiment:
+                found[key] = nets
+    if found.keys() != table.keys():
+        return train_or_load(experiment, *keys, workers=None)
+    for key, regime in table.items():
+        print(f"{regime.title} ({key}): comes with the kit")
+    return found
+
+
+def keep_ready_made() -> list[Path]:
+    """Train, or find, what ``ready_made`` loads, and write it; returns the files."""
+    experiment = of_lessons()
+    trained = train_or_load(experiment, *TAUGHT, workers=None)
+    record = read_record(runs_folder() / experiment.name)
+    paths = []
+    for key, nets in trained.items():
+        paths.append(LESSON_WEIGHTS / f"{key}.pt")
+        models.keep(nets, record, paths[-1])
+    return paths
 
 
 def follow(ranks: Ranks) -> None:

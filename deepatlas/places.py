@@ -27,6 +27,7 @@ LESSON_COSTS = TUTORIALS_DATA / "lessons.csv"
 RESULTS = TUTORIALS_DATA / "results"  # the evidence: tables, and the records of their runs
 FIRST_RESULTS = RESULTS / "first"  # those of the first protocol, which the lessons quote
 WEIGHTS = TUTORIALS_DATA / "weights"
+LESSON_WEIGHTS = WEIGHTS / "lessons"  # a file for each regime that a lesson shows
 EXPERIMENT = NOTEBOOKS / "experiment.ipynb"  # the notebook that papermill parameterises
 README = _SHARED / "README.md"
 

@@ -443,6 +443,11 @@ def test_a_picture_is_never_half_written(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.parametrize("words", [["seed=1"], ["--to", "mine.pt"]])
+def test_the_networks_of_the_lessons_are_of_one_run(words):
+    assert "nothing else is taken" in told("weights", "--lessons", *words)
+
+
 def test_relative_folders_are_settled_before_a_command_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEEPATLAS_RUNS", "mine")

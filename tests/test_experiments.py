@@ -33,7 +33,7 @@ from deepatlas import (
 from deepatlas.cli import app
 from deepatlas.errors import UserError
 from deepatlas.parameters import Experiment, parse
-from deepatlas.regimes import REFINED, REGIMES, spent
+from deepatlas.regimes import REFINED, REGIMES, TAUGHT, spent
 from deepatlas.trainings import own_steps
 from deepatlas.warp import Deformation
 
@@ -526,13 +526,48 @@ def test_what_the_lessons_train_can_be_trained_before_class(tmp_path, monkeypatc
     asked = [
         re.findall(r"(\w+)\\\"", call)
         for lesson in lessons
-        for call in re.findall(r"train_or_load\(.*?experiment, (.*?)\)", lesson, re.DOTALL)
+        for call in re.findall(r"(?:train_or_load|ready_made)\(experiment, (.*?)\)", lesson)
     ]
-    assert len(asked) >= 2
+    assert len(asked) >= 4
     for keys in asked:
         experiments.train_or_load(experiment, *keys)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
     assert lines and all("found in" in line for line in lines)
+
+
+def test_what_the_lessons_load_comes_with_the_kit_and_is_trained_for_others(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("DEEPATLAS_RUNS", str(tmp_path))
+    asked = []
+
+    def trains(experiment, *keys, workers):
+        asked.append((experiment.name, keys, workers))
+
+    monkeypatch.setattr(experiments, "train_or_load", trains)
+    brought = experiments.ready_made(experiments.of_lessons(), *TAUGHT)
+    assert set(brought) == {"seg_baseline", "reg_baseline", "semi_seg", "deepatlas"}
+    assert capsys.readouterr().out.count("comes with the kit") == 4
+    assert asked == [] and not list(tmp_path.iterdir())
+    other = experiments.of_lessons(seed=1)
+    experiments.ready_made(other, "semi_seg")
+    assert asked == [(other.name, ("semi_seg",), None)]
+
+
+def test_the_networks_of_the_lessons_are_kept_again(tmp_path, monkeypatch):
+    smoke = experiments.of_lessons(profile="smoke", device="cpu")
+    monkeypatch.setenv("DEEPATLAS_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(experiments, "of_lessons", lambda: smoke)
+    monkeypatch.setattr(experiments, "LESSON_WEIGHTS", tmp_path / "kept")
+    done = CliRunner().invoke(app, ["weights", "--lessons"])
+    assert done.exit_code == 0, done.output
+    trained = experiments.train_or_load(smoke, *TAUGHT)
+    monkeypatch.setattr(experiments, "train_or_load", lambda *_, **__: pytest.fail("trained"))
+    kept = experiments.ready_made(smoke, *TAUGHT)
+    image = torch.rand(1, 1, 32, 32)
+    for key in ("seg_baseline", "semi_seg", "deepatlas"):
+        answers = kept[key]["seg"](image), trained[key]["seg"](image)
+        torch.testing.assert_close(*answers, atol=0.02, rtol=0.02)
 
 
 def test_a_run_goes_on_from_regimes_trained_before(tmp_path, finished):

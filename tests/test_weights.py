@@ -7,6 +7,7 @@ from deepatlas.checkpoints import load_tensors, write_tensors
 from deepatlas.cli import app
 from deepatlas.errors import UserError
 from deepatlas.parameters import parse
+from deepatlas.regimes import TAUGHT
 
 import pytest
 import torch
@@ -111,3 +112,25 @@ def test_the_projects_weights_are_small_and_good():
     assert evaluation.per_subject(seg).mean() > 0.90
     assert evaluation.per_subject(reg).mean() > 0.82
     assert reg["folds_percent"].max() < 0.5
+
+
+def test_the_networks_of_the_lessons_are_small_and_as_the_lessons_tell():
+    """What is taught beside the expert's scan is better than the baseline; one run of each."""
+    files = sorted(places.LESSON_WEIGHTS.glob("*.pt"))
+    assert sum(file.stat().st_size for file in files) < 2**22
+    experiment = experiments.of_lessons()
+    cohort = datasets.load_cohort(experiment.dataset, profile=experiment.profile, dims=2)
+    found = experiments.ready_made(experiment, *TAUGHT)
+    assert {file.stem for file in files} == found.keys()
+    dice = {}
+    for key, nets in found.items():
+        if "seg" in nets:
+            segment = models.segmenter(nets["seg"])
+            scores = evaluation.score_segmentation(segment, cohort, cohort.test)
+        else:
+            pairs = evaluation.registration_pairs(cohort.test, per_fixed=1)
+            scores = evaluation.score_registration(models.registrar(nets["reg"]), cohort, pairs)
+        dice[key] = evaluation.per_subject(scores).mean()
+    assert 0.7 < dice["seg_baseline"] < dice["semi_seg"] - 0.02
+    assert dice["deepatlas"] > dice["seg_baseline"] + 0.02
+    assert dice["reg_baseline"] > 0.7

@@ -179,6 +179,9 @@ def keep_weights(
     to: Annotated[
         Path | None, typer.Option(help="the file; by default among the project's")
     ] = None,
+    lessons: Annotated[
+        bool, typer.Option("--lessons", help="instead, those that lessons 03, 05 and 06 load")
+    ] = False,
 ) -> None:
     """Keep the networks that joint training leaves in one small file; the run is found, or done
     first.
@@ -186,14 +189,22 @@ def keep_weights(
     from .. import experiments, models
     from ..parameters import parse
 
+    if lessons:
+        if parameters or config or to:
+            raise UserError("--lessons: these networks are of one run, and nothing else is taken")
+        _refuse_to_replace()
+        with stoppable():
+            for path in experiments.keep_ready_made():
+                typer.echo(printable(f"weights: {path}"))
+        return
     experiment = parse(assignments(parameters, config))
     own = experiment.entry.scans is not None
     if to is None and (own or experiment != parse({"dataset": experiment.dataset})):
         raise UserError(
             "the project's weights are those of the default experiment: name another file with --to"
         )
-    if to is None and not CHECKOUT:
-        raise UserError("weights that came with the kit are not replaced: name a file with --to")
+    if to is None:
+        _refuse_to_replace()
     path = to or WEIGHTS / f"{experiment.dataset}.pt"
     check_file(path)
     check_runs(None, experiment)
@@ -204,6 +215,14 @@ def keep_weights(
     record = experiments.read_record(folder)
     models.keep(experiments.load_networks(folder, JOINT), record, path)
     typer.echo(printable(f"weights: {path}"))
+
+
+def _refuse_to_replace() -> None:
+    if not CHECKOUT:
+        raise UserError(
+            "weights that came with the kit are not replaced: take a checkout, or name a file of "
+            "your own with --to"
+        )
 
 
 def _refuse_other_than_weights(file: Path) -> None:

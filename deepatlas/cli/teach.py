@@ -13,7 +13,7 @@ import typer
 
 from ..errors import UserError, printable
 from ..places import CHECKOUT, EXPERIMENT, LESSON_COSTS, NOTEBOOKS, home, runs_folder
-from ..regimes import TAUGHT
+from ..regimes import BASELINES, TAUGHT
 from .arguments import Parameters, assignments, check_file, check_folder, check_runs
 from .errors import stoppable
 
@@ -100,15 +100,16 @@ def measure(
 
 
 def warm(parameters: Parameters = None) -> None:
-    """Train before class what the lessons train; they find it in the folder of runs
-    (DEEPATLAS_RUNS, to share it).
+    """Train before class what the lessons train, of another cohort also what they load; they find
+    it in the folder of runs (DEEPATLAS_RUNS, to share it).
     """
     from .. import experiments
 
     experiment = experiments.of_lessons(**assignments(parameters))
     check_runs(None, experiment)
     with stoppable():
-        experiments.train_or_load(experiment, *TAUGHT, workers=None)
+        experiments.train_or_load(experiment, BASELINES["seg"])  # lesson 03 trains it in any case
+        experiments.ready_made(experiment, *TAUGHT)
     typer.echo(printable(f"warm: {runs_folder() / experiment.name}"))
 
 
