@@ -777,6 +777,22 @@ def test_rows_of_a_regime_that_are_damaged_are_scored_again(finished, copy, scor
     assert (copy / "scores.csv").read_bytes() == (finished / "scores.csv").read_bytes()
 
 
+def test_validation_scans_alone_say_how_good_the_networks_are(finished):
+    cohort = datasets.load_cohort("phantom-brain", profile="smoke", dims=2)
+    networks = experiments.load_networks(finished, "deepatlas")
+    scores = trainings._validator(cohort)(networks)
+    assert trainings._validator(replace(cohort, test=()))(networks) == scores
+    pairs = evaluation.registration_pairs(cohort.validation, per_fixed=2)
+    judged = {
+        "seg": evaluation.score_segmentation(
+            models.segmenter(networks["seg"]), cohort, cohort.validation
+        ),
+        "reg": evaluation.score_registration(models.registrar(networks["reg"]), cohort, pairs),
+    }
+    for name, rows in judged.items():
+        assert scores[name] == pytest.approx(np.nanmean(rows["dice"]), abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("key", "reference"),
     [("reg_baseline", "label_propagation"), ("deepatlas", "joint_propagation")],
