@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import threading
+import tomllib
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -119,8 +120,30 @@ def write_json(values: Mapping, path: Path) -> None:
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """A table, numbers with six digits; never half-written."""
-    write_atomically(path, lambda file: frame.to_csv(file, index=False, float_format="%.6g"))
+    """A table, numbers with six digits; never half-written. Texts that a spreadsheet would compute
+    are ``guarded``; ``read_csv`` gives them back as they were.
+    """
+    table = frame.copy()
+    for name, column in frame.items():
+        if pd.api.types.is_numeric_dtype(column):
+            continue
+        cells = [guarded(cell) if isinstance(cell, str) else cell for cell in column]
+        table[name] = pd.Series(cells, column.index, dtype=object)
+    write_atomically(path, lambda file: table.to_csv(file, index=False, float_format="%.6g"))
+
+
+# How a text begins that a spreadsheet computes, in letters of full width, too. Where the semicolon
+# stands between cells, as in much of Europe, it computes what follows one, or a line break.
+BORDER, FORMULA = r"^|[;\t\r\n]", r"\s*[=+\-@＝＋－＠]"
+
+
+def guarded(text: str) -> str:
+    """``text`` with an apostrophe before what a spreadsheet would compute: "=1" becomes "'=1"."""
+    return re.sub(f"({BORDER})({FORMULA})", r"\1'\2", text)
+
+
+def _unguarded(text: str) -> str:
+    return re.sub(f"({BORDER})'({FORMULA})", r"\1\2", text)
 
 
 def write_tensors(values: object, path: Path) -> None:
@@ -180,11 +203,14 @@ def read_csv(
     text: Collection[str] = (),
     required: Collection[str] = (),
     separator: str = ",",
+    *,
+    own: bool = True,
 ) -> pd.DataFrame:
     """A table; the columns ``text`` are strings as they stand: a structure may be named "NA".
 
-    In all other columns an empty cell is NaN. UserError, a sentence that names the file, if it is
-    damaged, or if a column of ``required`` is not there, or neither text nor numbers.
+    In all other columns an empty cell is NaN. ``own``: the table is one of ``write_csv``, whose
+    apostrophes are taken away. UserError, a sentence that names the file, if it is damaged, or if a
+    column of ``required`` is not there, or neither text nor numbers.
     """
     try:
         names = _columns(path, separator)
@@ -204,6 +230,9 @@ def read_csv(
             f"{path}: not the table that was wanted, it has no column {', '.join(absent)}, only "
             f"{_briefly(', '.join(names))}"
         )
+    for name in names:
+        if own and name in text:
+            table[name] = table[name].map(_unguarded)
     for name in required:
         if name in text:
             continue
@@ -230,15 +259,34 @@ def _columns(path: Path, separator: str) -> list[str]:
     return names
 
 
+MOST_DOTS = 1000  # in a line of TOML
+
+
+def parsed_toml(text: str) -> dict[str, Any]:
+    """What a text in TOML says; ValueError or RecursionError if it is not valid.
+
+    Of a key of n parts, as a.b.c has three, Python keeps every beginning: n^2 / 2 words, for which
+    a short file is enough to fill any memory.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > MOST_DOTS:
+            raise ValueError(f"more than {MOST_DOTS} dots in line {number}")
+    return tomllib.loads(text)
+
+
 def load_tensors(path: Path) -> Any:
     """What ``torch.save`` wrote: tensors, on the CPU wherever they were, numbers and texts, never
     code; UserError, a sentence that names the file, if it is damaged.
 
-    Such a file is a zip archive, and PyTorch does not look at the checksums that are in it.
+    Such a file is a zip archive, and PyTorch does not look at the checksums that are in it. Nothing
+    in it is compressed, so that it takes no more memory than it is long.
     """
     content = io.BytesIO(path.read_bytes())  # an OSError from here on is damage
     try:
         with zipfile.ZipFile(content) as archive:
+            unpacked = sum(item.file_size for item in archive.infolist())
+            if unpacked > len(content.getbuffer()):
+                raise ValueError(f"it unpacks to {unpacked} bytes, more than it has itself")
             damaged = archive.testzip()
             # of what is marked as a folder PyTorch reads nothing, and leaves what memory holds
             folders = [item.filename for item in archive.infolist() if item.external_attr & 0x10]
@@ -310,7 +358,8 @@ def last_checkpoint(path: Path) -> dict:
         except UserError:
             raise error from None
         os.replace(before, path)
-        tqdm.write(f"{path}: was damaged; it goes on from the checkpoint that was saved before it")
+        said = f"{path}: was damaged; it goes on from the checkpoint that was saved before it"
+        tqdm.write(printable(said))
         return state
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from . import notebooks, places
 from .checkpoints import load_tensors, read_csv, write_text
-from .errors import UserError
+from .errors import UserError, brief
 from .evaluation.cohorts import per_structure, per_subject
 from .evaluation.statistics import holm, paired_comparison, share_of_gap_closed
 from .experiments import SCORE_NUMBERS, SCORE_TEXTS
@@ -41,8 +41,11 @@ def load_scores(folder: Path) -> pd.DataFrame:
     rows = scores.groupby(["task", "regime"]).size()
     networks = {NETWORK_OF[task] for task in scored_tasks(record)}
     wanted = {key for key, steps in record["steps"].items() if networks & steps.keys()}
-    missing = wanted - set(scores["regime"])
+    found = set(scores["regime"])
+    missing = wanted - found
     uneven = rows.groupby("task").nunique().gt(1).any()
+    if odd := [regime for regime in found if not regime.isidentifier()]:
+        raise UserError(f"{path}: damaged, it names a regime {brief(odd[0])}")
     nothing = scores.empty and bool(networks)
     if nothing or missing or uneven:  # that much is seen without a hash, too
         raise UserError(f"{path}: rows of it are missing; {made_again(record, folder)}")

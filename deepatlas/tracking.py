@@ -104,6 +104,8 @@ def catch_up(names: Collection[str], run: Path) -> None:
         return
     history = read_csv(Path(run) / "history.csv", ("turn", "regime"), ("step", "turn", "regime"))
     for key, rows in history.groupby("regime", sort=False):
+        if not key.isidentifier():  # a folder is named after it
+            raise UserError(f"{run}: its history.csv is damaged, it names a regime {brief(key)}")
         with tracked(unknowing, run, key) as watch:
             for row in rows.drop(columns="regime").to_dict("records"):
                 if watch is not None:

@@ -735,7 +735,7 @@ def test_no_spreadsheet_computes_what_a_student_wrote(tmp_path):
     table = pd.read_csv(tmp_path / "class.csv", keep_default_na=False)
     assert set(table["student"]) == {"'=1+\\x1b[2J"}
     kept = table["answer"].tolist()
-    assert kept[0] == "'=HYPERLINK(1)" and kept[-1] == "a, b\n=1"
+    assert kept[0] == "'=HYPERLINK(1)" and kept[-1] == "a, b\n'=1"
     for column in ("student", "item", "answer"):
         for text in table[column]:
             assert text[0] not in "=+-@\t\r ＝" and "\x1b" not in text and "\r" not in text

@@ -136,7 +136,7 @@ def read_sidecar(path: Path) -> dict[str, tuple[int, ...]]:
     for name, some in content.items():
         numbers = some if isinstance(some, list) else [some]
         whole = [isinstance(number, int) and not isinstance(number, bool) for number in numbers]
-        if not numbers or not all(whole):
+        if not numbers or not all(whole) or not name.isprintable():
             raise UserError(f"{path}: {wanted}, got {brief({name: some})}")
         found[name] = tuple(numbers)
     return found

@@ -279,6 +279,8 @@ def _model(nets: Mapping[str, nn.Module], content: Mapping, path: Path, what_to_
 
 def _check(of: _Described, reference: object, structures: tuple[str, ...], dims: int) -> None:
     """ValueError where what is said of scans and labels does not fit together."""
+    if not all(name.isprintable() for name in structures):
+        raise ValueError(f"names of structures with control characters: {brief(structures)}")
     check_sides(of.shape)
     if len(of.shape) != dims:
         raise ValueError(f"networks of {dims} dimensions, and the grid {of.shape}")
@@ -400,7 +402,7 @@ def _card(record: Mapping, run: Path, regime: str, model: Model, left_out: bool)
     networks = " and ".join(task for task, network in NETWORK_OF.items() if network in model.nets)
     scores = _dice(run, regime)
     lines = [
-        f"# {printable(model.name)}",
+        f"# {_literal(model.name)}",
         "",
         f"Trained networks for {networks} of {of_scans}, made with deepatlas.",
     ]
@@ -415,6 +417,11 @@ def _card(record: Mapping, run: Path, regime: str, model: Model, left_out: bool)
     return "\n".join([*lines, ""])
 
 
+def _literal(text: str) -> str:
+    """``text`` as Markdown shows it letter by letter, on one line: no tag, no link, no code."""
+    return re.sub(r"([\\<\[`])", r"\\\1", " ".join(printable(text).split()))
+
+
 def _training(record: Mapping, regime: str, model: Model, left_out: bool) -> list[str]:
     """The scans, the regime, the grid and the versions behind a model."""
     experiment = recorded_experiment(record)
@@ -425,8 +432,8 @@ def _training(record: Mapping, regime: str, model: Model, left_out: bool) -> lis
         alignment += ", which this file does not hold" if left_out else ", which this file holds"
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     return [
-        f"- Scans: {printable(_title(record))}. Licence: {printable(model.licence)}. "
-        f"{printable(model.credit)}".rstrip(),
+        f"- Scans: {_literal(_title(record))}. Licence: {_literal(model.licence)}. "
+        f"{_literal(model.credit)}".rstrip(),
         f"- {record['labelled_training_scans']} of {record['training_scans']} training scans "
         "were seen with their labels.",
         f"- Regime: {TITLES.get(regime, regime)} (`{regime}`), profile {experiment.profile}, "
@@ -460,7 +467,7 @@ def _table(model: Model, scores: object) -> list[str]:
         known = name in dice and np.isfinite(dice[name])
         value = f"{100 * dice[name]:.1f}" if known else "not measured"
         merged = ", ".join(in_ranges(numbers))
-        lines.append(f"| {numbers[0]} | {merged} | {printable(name).replace('|', '/')} | {value} |")
+        lines.append(f"| {numbers[0]} | {merged} | {_literal(name).replace('|', '/')} | {value} |")
     return lines
 
 

@@ -17,7 +17,7 @@ from ..checkpoints import read_json
 from ..datasets.layouts import read_folder
 from ..datasets.layouts.files import scans_below, without_ending
 from ..datasets.nifti import ELSEWHERE, label_indices, read_labels, voxels_apart
-from ..errors import UserError, brief
+from ..errors import UserError, brief, printable
 from ..evaluation.overlap import STRUCTURE_METRICS, score_labels
 from .formats import Structures, read_sidecar
 
@@ -84,7 +84,7 @@ def score_files(pair: Pair, structures: Structures | None = None) -> list[dict[s
     # sides of one length, but for the rounding of an oblique affine, are equal
     sides = np.linalg.norm(affine[:3, : truth.ndim], axis=0).round(6)
     rows = score_labels(labels, wanted, names, sides.tolist())
-    return [{"case": pair.case, **row} for row in rows]
+    return [{"case": printable(pair.case), **row} for row in rows]
 
 
 def _index_of(structures: Structures) -> dict[int, int]:

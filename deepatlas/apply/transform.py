@@ -183,7 +183,7 @@ def _write_points(warp: Warp, file: Path, to: Path, lps: bool) -> None:
         )
     columns = checkpoints.read_csv(file, required=names, separator=separator).columns
     others = [name for name in columns if name not in names]
-    table = checkpoints.read_csv(file, text=others, required=names, separator=separator)
+    table = checkpoints.read_csv(file, text=others, required=names, separator=separator, own=False)
     points = table[names].to_numpy(dtype=np.float64)
     unusable = ~np.isfinite(points).all(1)
     if unusable.any():

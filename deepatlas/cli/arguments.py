@@ -113,11 +113,20 @@ def assignments(
 def read_config(file: Path) -> dict[str, object]:
     """Parameters by their names from a file of YAML, read as papermill reads its ``-f``; UserError,
     a sentence that names the file, if it is none.
+
+    Aliases are refused: a few lines of them may stand for more values than any memory holds.
     """
     import yaml
 
+    class WithoutAliases(yaml.SafeLoader):
+        def compose_node(self, *place: object) -> yaml.Node:
+            if self.check_event(yaml.AliasEvent):
+                name = self.peek_event().anchor
+                raise ValueError(f"*{name}: the value itself was wanted, not an alias")
+            return super().compose_node(*place)
+
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        values = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=WithoutAliases)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid YAML ({shortened(str(error))})") from error
     named = isinstance(values, dict) and all(isinstance(name, str) for name in values)

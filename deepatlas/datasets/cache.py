@@ -89,7 +89,7 @@ class Cache:
         try:
             return _read(self.folder / key, names)
         # whatever a damaged file makes of the reader, and RuntimeError where none can be mapped
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
             return None
 
     def keep(self, key: str, prepared: Prepared) -> Prepared:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -30,6 +29,7 @@ from pydantic import (
 )
 
 from .. import places
+from ..checkpoints import parsed_toml
 from ..errors import UserError, brief, meant
 from ..phantom import anatomy_of
 from .grid import check_sides
@@ -558,7 +558,7 @@ def read_entries(path: Path) -> dict[str, Entry]:
 
 def _read_toml(path: Path) -> dict:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return parsed_toml(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # a number may be too long, a list too deep
         raise UserError(f"{path}: not valid TOML ({error})") from error
 

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 import requests
 from tqdm import tqdm
@@ -27,6 +28,7 @@ from .layouts import marker_of
 
 # what an archive may unpack to: so many times its own size (label maps shrink as much), or bytes
 MOST_TIMES, SMALL = 200, 10**8
+MOST_OF_HEADERS = 2**20  # bytes of what an archive may say of one file, as a long name
 PATIENCE = 60  # seconds without a byte, after which a transfer counts as broken
 CHUNK = 2**16  # bytes that are written at once; fewer are lost when a transfer breaks off
 _ALONE = threading.Lock()  # a process downloads one archive at a time
@@ -182,6 +184,9 @@ class _Transfer:
 
     def _ask(self, session: requests.Session, headers: dict | None = None) -> requests.Response:
         answer = session.get(self.url, headers=headers, stream=True, timeout=PATIENCE)
+        if self.url.startswith("https:") and not answer.url.startswith("https:"):
+            answer.close()
+            raise ValueError(f"it leads to {shortened(answer.url)}, which is not https")
         if headers is None or answer.status_code != 416:  # nothing is there from that byte on
             answer.raise_for_status()
         return answer
@@ -291,7 +296,7 @@ def _unpack(archive: Path, folder: Path, url: str) -> None:
     if one is a link or a device, or if they are too large together; or if one would land outside.
     """
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, tarinfo=_Member) as tar:
             size = _checked_size(tar, max(SMALL, MOST_TIMES * archive.stat().st_size))
             room = shutil.disk_usage(archive.parent).free
             if size > room:
@@ -305,6 +310,22 @@ def _unpack(archive: Path, folder: Path, url: str) -> None:
         if error.errno is not None and not isinstance(error, of_the_archive):
             raise
         raise _unsafe(url, error) from error
+
+
+class _Member(tarfile.TarInfo):
+    """What stands before a file in an archive. What is said of one file, as a long name or the
+    holes in it, tarfile holds in memory, however much it is.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """As tarfile has it; ReadError if too much is said of a file, or where its holes are."""
+        member = super().frombuf(buf, encoding, errors)
+        if member.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(f"{member.name!r} is a file with holes")
+        if not member.isreg() and not member.isdir() and member.size > MOST_OF_HEADERS:
+            raise tarfile.ReadError(f"{member.size} bytes are said of one file")
+        return member
 
 
 def _unsafe(url: str, reason: Exception) -> UserError:

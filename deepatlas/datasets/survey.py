@@ -134,11 +134,11 @@ class Survey:
         rows = []
         for scan in self.scans:
             row = {
-                "id": scan.file.id,
-                "subject": scan.file.subject,
+                "id": printable(scan.file.id),
+                "subject": printable(scan.file.subject),
                 "group": scan.file.group or "",
-                "image": str(scan.file.image),
-                "labels": "" if scan.file.labels is None else str(scan.file.labels),
+                "image": printable(str(scan.file.image)),
+                "labels": printable(str(scan.file.labels or "")),
                 **scan.facts,
             }
             for number in numbers if scan.file.labels is not None and scan.facts else ():

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints import read_json, write_json
+from ..checkpoints import guarded, read_json, write_json
 from ..errors import UserError, brief, printable, shortened
 from ..places import NOTEBOOKS, answers_file
 
@@ -647,9 +647,6 @@ def progress() -> None:
 
 # --- for teachers ---------------------------------------------------------------------------------
 
-# A table opened as a spreadsheet computes cells that begin so, in letters of full width, too.
-FORMULAS = "=+-@＝＋－＠"
-
 
 def collect_answers(files: Sequence[Path]) -> list[dict]:
     """One row per student (the name of the file) and exercise, prediction or question: solved,
@@ -669,16 +666,9 @@ def collect_answers(files: Sequence[Path]) -> list[dict]:
             row = {}
             for key in COLUMNS:
                 value = known.get(key, "")
-                row[key] = _harmless(value) if isinstance(value, str) else value
+                row[key] = guarded(printable(value)) if isinstance(value, str) else value
             rows.append(row)
     return rows
-
-
-def _harmless(text: str) -> str:
-    """``text`` for a cell of a table: a text, whatever program reads it."""
-    text = printable(text)
-    computed = text.strip()[:1] in tuple(FORMULAS) or text[:1].isspace()
-    return f"'{text}" if computed else text
 
 
 def hand_out(notebooks: Sequence[Path], folder: Path) -> list[Path]:

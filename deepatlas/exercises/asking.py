@@ -30,7 +30,7 @@ def predict(
     ``name`` is "<lesson>.<what>"; running the notebook stores and reveals nothing.
     """
     if display != "live":
-        _without_widgets(question, options, {"Reveal": answer}, display)
+        _without_widgets(question, options, {"Reveal": html.escape(answer)}, display)
         if display == "static":
             print(f"\nFor after your guess: {answer}")
         return
@@ -50,7 +50,7 @@ def predict(
         line.value = "Stored. Now you may look."
 
     def revealed(_: object) -> None:
-        line.value = answer
+        line.value = html.escape(answer)
 
     choice.observe(chosen, "value")
     keep.on_click(kept)

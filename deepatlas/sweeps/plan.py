@@ -5,13 +5,13 @@ values.
 from __future__ import annotations
 
 import itertools
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from ..checkpoints import parsed_toml
 from ..datasets.entries import describe, settled
 from ..errors import UserError, brief
 from ..parameters import Experiment, parse
@@ -73,7 +73,7 @@ def read_paper_table(path: Path) -> str | None:
 
 def _content(path: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return parsed_toml(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {WANTED}: {error}") from error
 

@@ -4,6 +4,7 @@ notebook.
 
 from __future__ import annotations
 
+import html
 import shutil
 import sys
 import time
@@ -104,7 +105,8 @@ class _Notebook:
     def __call__(self, runs: Sequence[Run], where: str) -> None:
         from IPython.display import display
 
-        shown = table(runs).style.hide(axis="index").set_caption(summary(runs, where))
+        shown = table(runs).style.hide(axis="index").format(escape="html")
+        shown.set_caption(html.escape(summary(runs, where)))
         if self.output is None:
             self.output = display(shown, display_id=True)
         else:
