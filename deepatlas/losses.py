@@ -25,6 +25,7 @@ from .data import as_labels
 from .recompute import again, is_sparing
 
 EPSILON = 1e-6  # of an image's largest magnitude: what varies less is rounding noise
+BLACK = 1e-32  # an image of smaller magnitudes counts as black: its gradient would overflow
 FAINT = 0.01  # of an image's variance: a window that varies less counts as flat
 AT_ONCE = 4  # structures warped together where memory is spared
 # Numbers in a slab, few enough for the cache of a core. On a GPU each slab would cost launches.
@@ -89,7 +90,7 @@ def _thickness(x: Tensor, axis: int) -> int:
 
 def mse(a: Tensor, b: Tensor) -> Tensor:
     """Mean of (a - b)^2 over all voxels of two (B, C, I, J, K): blames every difference of
-    contrast.
+    contrast. Infinite where differences are so large that float32 cannot hold their squares, 1e19.
     """
     a, b = _same_shape(a, b)
     return (a - b).square().mean()
@@ -103,7 +104,7 @@ def _centred(x: Tensor) -> Tensor:
     """
     voxels = tuple(range(2, x.ndim))
     largest = x.detach().abs().amax(voxels, keepdim=True)
-    unit = torch.where(largest > 1e-30, largest, 1.0)  # of a black image any will do
+    unit = torch.where(largest > BLACK, largest, 1.0)  # of a black image any will do
     x = x / unit
     return x - x.mean(voxels, keepdim=True)
 
@@ -114,6 +115,12 @@ def ncc(a: Tensor, b: Tensor) -> Tensor:
 
     NCC = sum (a - mean a)(b - mean b) / (|a - mean a| |b - mean b|), for (B, C, I, J, K), averaged
     over B and C; 0 for an image that is constant.
+
+    >>> image = torch.rand(1, 1, 8, 8)
+    >>> ncc(image, 10 * image + 3).item() < 1e-5  # brightness and contrast do not count
+    True
+    >>> round(ncc(image, -image).item(), 4)  # inverted contrast does
+    2.0
     """
     a, b = _same_shape(a, b)
     a, b = _centred(a).flatten(2), _centred(b).flatten(2)
@@ -134,6 +141,10 @@ def lncc(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
 
     At the border a window is what lies inside the image. A window of twice the side costs one
     addition an axis more.
+
+    >>> image = torch.rand(1, 1, 16, 16)
+    >>> lncc(image, -3 * image).item() < 1e-5
+    True
     """
     if window < 3 or window % 2 == 0:
         raise ValueError(f"window must be an odd number of at least 3 voxels, got {window}")
@@ -262,6 +273,13 @@ def bending_energy(u: Tensor) -> Tensor:
     would be blind to checkerboards. Zero for every affine deformation; for a quadratic u (B, D, I,
     J, K) D times MONAI's ``BendingEnergyLoss``, which averages over the D channels. Doubling the
     resolution of the grid divides it by 4: lambda_r belongs to a grid.
+
+    >>> x = torch.arange(6.0)[:, None].expand(6, 6)
+    >>> u = torch.stack([x, torch.zeros(6, 6)])[None]
+    >>> bending_energy(u)  # a stretch does not bend
+    tensor(0.)
+    >>> bending_energy(u**2)  # the second derivative of x^2 is 2
+    tensor(4.)
     """
     return _WithGradients.apply(_bending_and_gradient, _exact(u))
 
@@ -321,6 +339,13 @@ def soft_dice(probabilities: Tensor, target: Tensor) -> Tensor:
     integer labels (B, I, J, K). Background counts as a structure. No softmax is ever 0: the voxel
     that is added above and below makes agreement of a structure that is nowhere in the target, once
     its probabilities sum to much less than one voxel.
+
+    >>> labels = torch.tensor([[[0, 0, 1, 1]]])
+    >>> one_hot = F.one_hot(labels, 2).movedim(-1, 1)
+    >>> soft_dice(one_hot.float(), labels)
+    tensor(0.)
+    >>> soft_dice(torch.full((1, 2, 1, 4), 0.5), labels)  # 1 - (2 * 1 + 1) / (2 + 2 + 1)
+    tensor(0.4000)
     """
     p = _exact(probabilities).flatten(2)
     without_structures = probabilities.shape[:1] + probabilities.shape[2:]
@@ -384,6 +409,10 @@ def cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
     In nats, and never in half precision. A voxel outside the scan that was warped has q = 0, and
     counts nothing. Where Dice has lost a structure its gradient vanishes, since p is 0 there; that
     of this one, p - q by the scores, does not.
+
+    >>> labels = torch.tensor([[[0, 0, 1, 1]]])
+    >>> cross_entropy(torch.zeros(1, 2, 1, 4), labels)  # -log 1/2: two structures, and no idea
+    tensor(0.6931)
     """
     if target.ndim < scores.ndim:
         target = as_labels(target).long()

@@ -69,8 +69,17 @@ def affine_matrices(
 
 
 def _smaller(x: Tensor, factor: int) -> Tensor:
+    """Means over ``factor`` voxels along each axis; a side of fewer goes on as its border does."""
+    if factor == 1:
+        return x
+    missing = [max(factor - side, 0) for side in x.shape[2:]]
+    if any(missing):
+        behind = []
+        for n in reversed(missing):
+            behind += [0, n]
+        x = F.pad(x, behind, mode="replicate")
     pool = F.avg_pool2d if x.ndim == 4 else F.avg_pool3d
-    return x if factor == 1 else pool(x, factor)
+    return pool(x, factor)
 
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
@@ -170,7 +179,9 @@ def _descent(
     """
     shape = like.shape[2:]
     half_shape = [(n + 1) // 2 for n in shape]
-    coarse = like.new_zeros(len(like), len(shape), *half_shape).requires_grad_()
+    # in bfloat16 a step of 0.1 voxels would be lost
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    coarse = like.new_zeros(len(like), len(shape), *half_shape, dtype=dtype).requires_grad_()
     optimiser = torch.optim.Adam([coarse], lr=rate)
     for step in range(steps + 1):
         phi = deformation(coarse)
@@ -196,6 +207,12 @@ def propagate_labels(
     disagree both structures may have 1/2 (in one voxel of a hundred, measured), and rounding
     decides; of an odd number hardly ever. The atlases are added to p (C, I, J, K) one by one, C the
     largest label in them and 1. ValueError without an atlas.
+
+    >>> def atlas(name, *labels):
+    ...     return Scan(name, name, torch.zeros(1, 1, 3), torch.eye(4), torch.tensor([labels]))
+    >>> atlases = [atlas("a", 0, 1, 1), atlas("b", 0, 0, 1), atlas("c", 1, 1, 0)]
+    >>> propagate_labels(lambda *pair: Deformation.identity((1, 3)), atlases, atlases[0])
+    tensor([[0, 1, 1]], dtype=torch.uint8)
     """
     if not atlases:
         raise ValueError("label propagation needs at least one labelled scan")

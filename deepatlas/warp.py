@@ -38,6 +38,11 @@ def nearest(coordinates: Tensor) -> Tensor:
 
     Rounding half to even, as PyTorch does, a shift of 1/2 would read every other voxel twice and
     the rest never.
+
+    >>> nearest(torch.tensor([0.5, 1.5, 2.5]))
+    tensor([1, 2, 3])
+    >>> torch.tensor([0.5, 1.5, 2.5]).round()
+    tensor([0., 2., 2.])
     """
     within = coordinates.clamp(-1e9, 1e9)  # of a diverged u: no integer holds 1e19
     return torch.floor(within + (0.5 + TIE)).long()
@@ -71,6 +76,11 @@ def _check_axes(volume: Tensor, dims: int) -> None:
 def sample(volume: Tensor, points: Tensor) -> Tensor:
     """``volume`` (B, C, I, J, K) at ``points`` (B, D, ...), in voxels, by linear interpolation in
     every dimension -> (B, C, ...); outside, the nearest border voxel.
+
+    >>> volume = torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]])
+    >>> middle, outside = [0.5, 0.5], [9.0, 0.0]
+    >>> sample(volume, torch.tensor([[middle, outside]]).mT)
+    tensor([[[1.5000, 2.0000]]])
     """
     _check_axes(volume, points.shape[1])
     # filled where the points are: a number sent to a GPU would wait until it has done its work
@@ -142,6 +152,16 @@ def determinant(columns: Sequence[Tensor]) -> Tensor:
     )
 
 
+def _derivative(u: Tensor, axis: int) -> Tensor:
+    """du/dx along an axis, by central differences, one-sided at the border; 0 across a single
+    voxel, beyond which ``u`` goes on as it is.
+    """
+    if u.shape[axis] == 1:
+        return 0 * u
+    (derivative,) = torch.gradient(u, dim=axis)
+    return derivative
+
+
 def _halfway(w: Tensor) -> Tensor:
     """w(x + w(x) / 2): the velocity w halfway along a step."""
     return pull(w, w / 2)
@@ -156,6 +176,14 @@ def _squared(u: Tensor) -> Tensor:
 class Deformation:
     """``phi(x) = x + u(x)``, sampled on the fixed image's voxel grid; beyond the border, ``u`` of
     the border.
+
+    >>> u = torch.zeros(1, 2, 3, 3)
+    >>> u[:, 1] = 1.0  # every voxel looks one further along the last axis
+    >>> image = torch.arange(9.0).view(1, 1, 3, 3)
+    >>> Deformation(u).warp(image)[0, 0]
+    tensor([[1., 2., 2.],
+            [4., 5., 5.],
+            [7., 8., 8.]])
     """
 
     displacement: Tensor  # u: (B, D, I, J, K), in voxels
@@ -175,13 +203,21 @@ class Deformation:
     def identity(
         cls, shape: tuple[int, ...], batch: int = 1, device: torch.device | str = "cpu"
     ) -> Deformation:
-        """``phi(x) = x`` on a grid of ``shape``."""
+        """``phi(x) = x`` on a grid of ``shape``.
+
+        >>> Deformation.identity((4, 4)).points[0, :, 3, 1]
+        tensor([3., 1.])
+        """
         return cls(torch.zeros(batch, len(shape), *shape, device=device))
 
     @classmethod
     def affine(cls, matrix: Tensor, shape: tuple[int, ...]) -> Deformation:
         """``phi(x) = A x + t`` from ``matrix`` = [[A, t], [0, 1]] (B, D + 1, D + 1), voxels to
         voxels: ``u(x) = (A - I) x + t``.
+
+        >>> twice = torch.diag(torch.tensor([2.0, 2.0, 1.0]))[None]
+        >>> Deformation.affine(twice, (4, 4)).points[0, :, 3, 1]
+        tensor([6., 2.])
         """
         d = len(shape)
         grid = voxel_grid(shape, matrix)
@@ -203,6 +239,13 @@ class Deformation:
 
         With ``shape``, of the grid of phi, ``v`` is in voxels of that grid but may be known on a
         coarser one: the steps are taken there, and phi is interpolated.
+
+        >>> x = voxel_grid((16, 16), torch.zeros(1))
+        >>> v = 6 * torch.sin(2 * torch.pi * x / 16)[None]
+        >>> Deformation(v).jacobian_determinant().min() < 0  # x + v(x) folds
+        tensor(True)
+        >>> Deformation.exp(v).jacobian_determinant().min() > 0
+        tensor(True)
         """
         velocity = cls(velocity).displacement  # checked, and never in half precision
         own = velocity.shape[2:]
@@ -234,12 +277,25 @@ class Deformation:
         return points + sample(self.displacement, points)
 
     def __matmul__(self, first: Deformation) -> Deformation:
-        """``(phi @ psi)(x) = phi(psi(x))``: psi acts on the point first, phi on the image first."""
+        """``(phi @ psi)(x) = phi(psi(x))``: psi acts on the point first, phi on the image first.
+
+        >>> twice = Deformation.affine(torch.diag(torch.tensor([2.0, 2.0, 1.0]))[None], (5, 5))
+        >>> shift = Deformation(torch.ones(1, 2, 5, 5))
+        >>> (twice @ shift).points[0, :, 1, 1]  # 2 (x + 1)
+        tensor([4., 4.])
+        >>> (shift @ twice).points[0, :, 1, 1]  # 2 x + 1
+        tensor([3., 3.])
+        """
         return Deformation(first.displacement + pull(self.displacement, first.displacement))
 
     def warp(self, moving: Tensor) -> Tensor:
         """``moving(phi(x))`` by linear interpolation: (B, C, I, J, K) floats -> the same on the
         fixed grid.
+
+        >>> Deformation.identity((2, 2)).warp(torch.tensor([[[[0, 1], [2, 3]]]]))
+        Traceback (most recent call last):
+            ...
+        TypeError: warp interpolates, and labels must not be: use warp_labels for torch.int64
         """
         if not moving.is_floating_point():
             raise TypeError(
@@ -253,6 +309,10 @@ class Deformation:
 
         The labels are copied, never computed with. From voxel i it is i + floor(u + 1/2), so that
         the same u leads every voxel equally far.
+
+        >>> phi = Deformation(torch.full((1, 2, 1, 4), 0.5))
+        >>> phi.warp_labels(torch.tensor([[[0, 0, 7, 2]]]))  # a half goes up
+        tensor([[[0, 7, 2, 2]]])
         """
         volume = as_labels(labels)[:, None]
         _check_axes(volume, len(self.shape))
@@ -276,6 +336,14 @@ class Deformation:
 
         Converges where ``u`` changes by less than one voxel per voxel. ``-u`` alone is not the
         inverse.
+
+        >>> x = voxel_grid((16, 16), torch.zeros(1))
+        >>> phi = Deformation(2 * torch.sin(2 * torch.pi * x / 16)[None])
+        >>> there_and_back = phi @ phi.inverse()
+        >>> there_and_back.displacement.abs().max() < 0.01
+        tensor(True)
+        >>> (phi @ Deformation(-phi.displacement)).displacement.abs().max() > 0.9  # voxels
+        tensor(True)
         """
         inverse = Deformation(-self.displacement)
         for _ in range(iterations):
@@ -285,9 +353,13 @@ class Deformation:
     def jacobian_determinant(self) -> Tensor:
         """``det(I + du/dx)`` (B, I, J, K): local volume change by central differences; <= 0 where
         phi folds.
+
+        >>> twice = torch.diag(torch.tensor([2.0, 2.0, 1.0]))[None]
+        >>> Deformation.affine(twice, (4, 4)).jacobian_determinant()[0, 1, 1]
+        tensor(4.)
         """
-        axes = tuple(range(2, self.displacement.ndim))
-        columns = torch.gradient(self.displacement, dim=axes)  # one-sided at the border
+        axes = range(2, self.displacement.ndim)
+        columns = [_derivative(self.displacement, axis) for axis in axes]
         for axis, column in enumerate(columns):
             column[:, axis] += 1
         return determinant(columns)

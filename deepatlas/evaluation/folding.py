@@ -17,6 +17,8 @@ from .overlap import boundary
 # Voxels that are judged at a time: so few that what is computed in between stays in the processor's
 # cache.
 SLAB = 2**15
+# Voxels: no scan is so long. Of a u that leads further, float32 cannot hold the products.
+FAR = 1e6
 
 Offset = tuple[int, ...]  # from a voxel to one of its neighbours
 
@@ -93,12 +95,17 @@ def folding(phi: Deformation) -> dict[str, float]:
 
     The first and the last leave out the outer 2 voxels, as Learn2Reg does; ValueError if nothing is
     left.
+
+    >>> mirror = torch.diag(torch.tensor([-1.0, 1.0, 1.0]))[None]
+    >>> folding(Deformation.affine(mirror, (8, 8)))["folds_percent"]
+    100.0
     """
     if len(phi.displacement) != 1 or min(phi.shape) < 5:
         raise ValueError(
             "folding is measured on one deformation whose sides are at least 5 voxels, "
             f"got a batch of {len(phi.displacement)} of shape {phi.shape}"
         )
+    phi = Deformation(_exact(phi.displacement))
     inner = (slice(2, -2),) * len(phi.shape)
     det_j = phi.jacobian_determinant()[0][inner].double()
     folds = (det_j <= 0).double().mean().item()
@@ -111,6 +118,11 @@ def folding(phi: Deformation) -> dict[str, float]:
     }
 
 
+def _exact(u: Tensor) -> Tensor:
+    """``u``, of a diverged registration in float64: where it is not, numbers stay as they were."""
+    return u.double() if u.abs().max() > FAR else u
+
+
 def endpoint_error(phi: Deformation, truth: Deformation, labels: Tensor) -> dict[str, float]:
     """Mean |u - u_true| in voxels, over the fixed scan's labelled voxels and over those at a
     structure's ``boundary``.
@@ -118,7 +130,7 @@ def endpoint_error(phi: Deformation, truth: Deformation, labels: Tensor) -> dict
     Both are batches of 1. Inside a uniform structure no image tells how it moved, so the first
     measures the regulariser too. NaN where there is no such voxel.
     """
-    distance = (phi.displacement - truth.displacement)[0].norm(dim=0)
+    distance = _exact(phi.displacement - truth.displacement)[0].norm(dim=0)
     return {
         "endpoint_voxels": distance[as_labels(labels) > 0].mean().item(),
         "endpoint_boundary_voxels": distance[boundary(labels)].mean().item(),
