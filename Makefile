@@ -5,7 +5,8 @@
 # make results      every run of the evidence, hours on a laptop (ARGS="dataset=phantom-knee" for some of them)
 # make rivals       SyN, B-splines, label fusion and a DynUNet on the evidence's test scans: hours (ARGS="--rival ants_cc")
 # make weights      the trained networks that come with the project (DATASET, ARGS as above)
-# make trust        faults planted, runs disturbed, files damaged, by the hundred and thousand: hours (ARGS="--seed 7")
+# make trust        faults planted, runs disturbed, files damaged, by the hundred and thousand; a class of thirty; the kit
+#                   installed by each Python of this machine (wants the network): hours (ARGS="--seed 7")
 # make bench        how long things take on this machine, beside MONAI, VoxelMorph and PyTorch: half an hour
 # Each sets up what is missing in .venv. On Windows, or without make: see README.md.
 
@@ -49,12 +50,17 @@ test: lint
 trust: .venv/test.stamp
 	$(BIN)/python tests/trust/plant.py $(ARGS)
 	$(BIN)/python tests/trust/interrupt.py $(ARGS)
+	$(BIN)/python tests/trust/load.py kernels
+	$(BIN)/python tests/trust/load.py trainings
+	$(BIN)/python tests/trust/load.py cohort
+	$(BIN)/python tests/trust/installs.py
 	DEEPATLAS_FUZZ=5 $(SIDE_BY_SIDE) tests/fuzz
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check deepatlas tests benchmarks
 	$(BIN)/python -m mypy
+	$(BIN)/codespell *.md notebooks tutorials_data deepatlas tests benchmarks
 
 lab: .venv/run.stamp
 	$(BIN)/deepatlas lab $(ARGS)

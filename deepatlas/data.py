@@ -203,6 +203,14 @@ class Cohort:
 
         Those that are ``preferred`` come first. Nested: with one seed, the scans of a smaller
         ``keep`` are among those of a larger one. Validation and test scans are not touched.
+
+        >>> def scan(name):
+        ...     labels = torch.zeros(8, 8, dtype=torch.uint8)
+        ...     return Scan(name, name, torch.zeros(1, 8, 8), torch.eye(4), labels)
+        >>> cohort = Cohort("toy", ("background",), 1.0, tuple(map(scan, "abcd")), (), ())
+        >>> one, two = cohort.hide_labels(keep=1), cohort.hide_labels(keep=2)
+        >>> len(two.train), len(two.labelled), set(one.labelled) < set(two.labelled)
+        (4, 2, True)
         """
         labelled = self.labelled
         if not 0 <= keep <= len(labelled):
@@ -466,6 +474,12 @@ def split_by_subject(
 ) -> tuple[tuple[Item, ...], ...]:
     """Disjoint groups of at least ``sizes`` scans each, whole subjects at a time, in an order drawn
     by ``seed``.
+
+    >>> from types import SimpleNamespace
+    >>> scans = [SimpleNamespace(subject=name) for name in ("ann", "ann", "bob", "bob", "cid")]
+    >>> train, test = split_by_subject(scans, sizes=(2, 1))
+    >>> {scan.subject for scan in train} & {scan.subject for scan in test}
+    set()
     """
     subjects = sorted({scan.subject for scan in scans})
     order = torch.randperm(len(subjects), generator=torch.Generator().manual_seed(seed))

@@ -419,6 +419,13 @@ def parse(values: Mapping, entry: Entry | None = None) -> Experiment:
     """An Experiment from plain ``values``; UserError with one sentence per mistake.
 
     ``entry``: that of a data set which the kit need not know.
+
+    >>> parse({"lambda_r": "0.5", "seed": 3}).lambda_r
+    0.5
+    >>> parse({"lamda_r": 0.5})
+    Traceback (most recent call last):
+        ...
+    deepatlas.errors.UserError: there is no parameter 'lamda_r', did you mean 'lambda_r'
     """
     try:
         return Experiment.model_validate(dict(values), context={"entry": entry})
@@ -453,6 +460,9 @@ def plain(text: str) -> object:
     for null and None; anything else is a text.
 
     UserError if a number begins with 0, as octal ones do elsewhere, or is too large to be one.
+
+    >>> plain("1e-3"), plain("true"), plain("null"), plain("phantom-knee")
+    (0.001, True, None, 'phantom-knee')
     """
     if text in WORDS:
         return WORDS[text]

@@ -222,7 +222,11 @@ def without_full_supervision(table: Mapping[str, Regime]) -> dict[str, Regime]:
 
 
 def needed(table: Mapping[str, Regime], *keys: str) -> dict[str, Regime]:
-    """``keys`` and all they start from, in the order of ``table``; UserError for an unknown one."""
+    """``keys`` and all they start from, in the order of ``table``; UserError for an unknown one.
+
+    >>> list(needed(REGIMES, "deepatlas"))
+    ['seg_baseline', 'reg_baseline', 'deepatlas']
+    """
     if unknown := set(keys) - table.keys():
         raise UserError(
             f"no regime {', '.join(sorted(unknown))} in this experiment: "

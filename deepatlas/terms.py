@@ -42,6 +42,12 @@ def labels_or_guess(known: Sequence[bool], one_hot: Tensor, probabilities: Tenso
     """The expert's labels where they exist, the network's own guess where they do not.
 
     ``known``: B answers, the others (B, C, I, J, K).
+
+    >>> one_hot = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    >>> probabilities = torch.tensor([[0.6, 0.4], [0.3, 0.7]])
+    >>> labels_or_guess((True, False), one_hot, probabilities)
+    tensor([[1.0000, 0.0000],
+            [0.3000, 0.7000]])
     """
     flags = sent(torch.tensor(known), one_hot.device).view(-1, *[1] * (one_hot.ndim - 1))
     return torch.where(flags, one_hot, probabilities)
@@ -272,7 +278,12 @@ class Weights(dict):
         super().__init__({name: term.weight for name, term in TERMS.items()} | given)
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of ``terms``."""
+        """The weighted sum of ``terms``.
+
+        >>> terms = {"similarity": torch.tensor(0.5), "regularity": torch.tensor(0.25)}
+        >>> Weights(regularity=0.2).total(terms)  # 1 * 0.5 + 0.2 * 0.25
+        tensor(0.5500)
+        """
         return sum(self[name] * term for name, term in terms.items())
 
 

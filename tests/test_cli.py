@@ -547,6 +547,7 @@ def test_a_full_disk_behind_the_output_is_told():
     assert done.stderr == ("deepatlas: no space is left on the disk: free some, and start again\n")
 
 
+@pytest.mark.filterwarnings("default:a.nii")
 def test_a_warning_is_one_line(capsys):
     with errors.as_one_line():
         warnings.warn("a.nii: its header tells of two places", stacklevel=1)

@@ -22,6 +22,9 @@ from folders import write_bids, write_nifti, write_scan
 
 IMAGE = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
 
+# What the networks of these tests warn of, the command is to print.
+pytestmark = pytest.mark.filterwarnings("always:its header tells of two places")
+
 
 @pytest.fixture
 def ask(monkeypatch, capsys):

@@ -366,6 +366,7 @@ def test_compiled_networks_are_the_same_networks(monkeypatch, capsys, dims):
     assert counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")  # as it is here
 def test_it_is_said_that_there_is_no_compiler(monkeypatch, capsys, one_layer):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)

@@ -213,7 +213,12 @@ def positions(row: np.ndarray, first: float, shape: Shape) -> np.ndarray:
 
 
 def middle_plane(shape: Shape, spacing: float, flat: Shape, flat_spacing: float) -> Tensor:
-    """(4, 4) voxels of a 2D grid -> voxels of the 3D grid whose middle axial plane it is."""
+    """(4, 4) voxels of a 2D grid -> voxels of the 3D grid whose middle axial plane it is.
+
+    >>> plane = middle_plane((8, 8, 9), 2.0, (8, 8), 2.0)
+    >>> plane @ torch.tensor([3.0, 5.0, 0.0, 1.0]).double()
+    tensor([3., 5., 4., 1.], dtype=torch.float64)
+    """
     matrix = torch.eye(4, dtype=torch.float64) * (flat_spacing / spacing)
     matrix[3, 3] = 1
     centre = (torch.tensor(volume_sides(shape), dtype=torch.float64) - 1) / 2

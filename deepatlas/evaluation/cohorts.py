@@ -132,6 +132,14 @@ def per_subject(scores: pd.DataFrame, metric: str = "dice") -> pd.Series:
 
     Pairs that share a fixed scan, and structures of one scan, are not independent. NaN is left out
     (``per_structure`` counts it). Raises ValueError on rows of several tasks or regimes.
+
+    >>> scores = pd.DataFrame({
+    ...     "subject": ["ann", "ann", "ann", "bob"],
+    ...     "case": ["left", "left", "right", "left"],
+    ...     "dice": [0.5, 0.7, 1.0, 0.9],
+    ... })
+    >>> per_subject(scores).to_dict()  # of ann (0.6 + 1.0) / 2
+    {'ann': 0.8, 'bob': 0.9}
     """
     _require_one(scores)
     of_case = scores.groupby(["subject", "case"])[metric].mean()

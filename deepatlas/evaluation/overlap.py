@@ -66,6 +66,12 @@ def mask_scores(
     about the method. One that was missed has Dice 0, nsd 0 and volume error -1, but NaN distances,
     for there is no boundary to measure from: never read a mean distance without the Dice beside it.
     Why these: Metrics Reloaded (Maier-Hein et al., 2024).
+
+    >>> truth = np.zeros((8, 8), bool)
+    >>> truth[2:6, 2:6] = True
+    >>> scores = mask_scores(np.roll(truth, 1, axis=0), truth, spacing=2.0)
+    >>> scores["dice"], scores["hd95_mm"], scores["volume_error"]
+    (0.75, 2.0, 0.0)
     """
     size = int(predicted.sum())
     wanted = int(reference.sum())
@@ -120,6 +126,11 @@ def dice(
 ) -> dict[str, float]:
     """{structure: 2 |A and B| / (|A| + |B|)}: what ``score_labels`` says of Dice, far sooner, for
     voxels are only counted, those of all structures at once.
+
+    >>> truth = np.array([[0, 1, 1, 0]])
+    >>> guess = np.array([[1, 1, 0, 2]])  # no putamen is there
+    >>> dice(guess, truth, ("background", "caudate", "putamen"))
+    {'caudate': 0.5, 'putamen': nan}
     """
     predicted, reference = _label_maps(predicted, reference, structures)
     agreed = reference[predicted == reference]
