@@ -16,6 +16,8 @@ WORKERS ?= auto
 BIN := .venv/bin
 # A file of tests stays in one process, since its tests share what it set up; the order is that of tests/conftest.py.
 SIDE_BY_SIDE = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# All tests together, not some that ARGS names, run so many percent of the package's lines.
+COVERED = --cov --cov-report=term:skip-covered --cov-fail-under=95
 
 ifdef DEEPATLAS_DATA
 export DEEPATLAS_DATA := $(abspath $(DEEPATLAS_DATA))
@@ -45,7 +47,7 @@ weights: .venv/run.stamp
 	$(BIN)/deepatlas weights dataset=$(DATASET) $(ARGS)
 
 test: lint
-	$(SIDE_BY_SIDE) $(ARGS)
+	$(SIDE_BY_SIDE) $(or $(ARGS),$(COVERED))
 
 trust: .venv/test.stamp
 	$(BIN)/python tests/trust/plant.py $(ARGS)

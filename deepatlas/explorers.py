@@ -212,7 +212,11 @@ def explore_losses(
             verdict = _judge(moving, fixed, phi, structures)
             panels.append((f"lambda_r {lambda_r:g}, lambda_a {lambda_a:g}\n{verdict}", phi))
     figure = plots.deformations_figure(moving, panels, columns=4)
-    return plots.picture(figure, plots.description(figure))
+    alt = (
+        "Eight registrations: lambda_r grows from left to right, above without the anatomy term, "
+        f"below with it. {plots.description(figure)}"
+    )
+    return plots.picture(figure, alt)
 
 
 def _on_cpu(register: Callable[..., Deformation]) -> Callable[..., Deformation]:
@@ -324,7 +328,8 @@ def explore_sweep(
         points.append([float(folds), float(dice), str(name)])
     if display != "live":
         said = "; ".join(f"{name} {dice:.1f} at {folds:.2f}" for folds, dice, name in points)
-        return plots.picture(plots.sweep_figure(table), f"Dice % against folds %: {said}")
+        alt = f"A named point for each run, Dice % upwards against folds % to the right: {said}."
+        return plots.picture(plots.sweep_figure(table), alt)
 
     meta = {"kind": "sweep", "title": "Dice against folds", "axes": axes, "points": points}
     scatter = _Sweep(meta=meta)

@@ -26,8 +26,13 @@ MATHJAX = "mathjax/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full"
 HEAD = """<script type="text/x-mathjax-config">
 MathJax.Hub.Config({"HTML-CSS": {availableFonts: [], imageFont: null, webFont: "STIX-Web"}});
 </script>
-<style>.jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere; }</style>
-"""  # the fonts that come with MathJax; lines of output broken between words
+<style>
+.jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere; }
+.jp-RenderedMarkdown :is(p, li) { max-width: 62em; }
+.jp-RenderedMarkdown table { margin-left: 0; }
+</style>
+"""  # the fonts that come with MathJax; output broken between words; lines not too long to read
+ASKS = "asking.predict("  # a cell whose code holds the answer to what it asks
 
 
 def build(
@@ -144,34 +149,74 @@ def _tags(cell: NotebookNode) -> list[str]:
 
 
 def _as_page(notebook: NotebookNode, stems: Sequence[str], links: str) -> NotebookNode:
-    """A copy for readers: solutions folded, no progress bars, nothing that installs, links to
-    pages, not to notebooks.
+    """A copy for readers: solutions and answers folded, no progress bars, nothing that installs,
+    links to pages, not to notebooks.
     """
     cells = [nbformat.v4.new_markdown_cell(links)]
     for cell in notebook.cells:
         if "colab" in _tags(cell):
             continue
-        folded = "solution" in _tags(cell)
-        cells.append(_folded(cell) if folded else _copied(cell, stems))
+        if "solution" in _tags(cell):
+            cells.append(_folded(cell, "A solution"))
+            continue
+        copied = _copied(cell, stems)
+        if _tells(cell):
+            cells.append(_folded(cell, "The code, and in it the answer"))
+            copied.metadata["transient"] = {"remove_source": True}
+        cells.append(copied)
     cells.append(nbformat.v4.new_markdown_cell(links))  # whoever has read to the end goes on
     return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
 
 
-def _folded(solution: NotebookNode) -> NotebookNode:
+def _tells(cell: NotebookNode) -> bool:
+    """Whether the code of a cell holds the answer to what it asks, or is folded in JupyterLab."""
+    folded = cell.metadata.get("jupyter", {}).get("source_hidden", False)
+    return cell.cell_type == "code" and (folded or ASKS in cell.source)
+
+
+def _folded(cell: NotebookNode, summary: str) -> NotebookNode:
+    """The code of a cell, which a click on ``summary`` shows."""
     # in Markdown a blank line would end the block
-    code = html.escape(solution.source).replace("\n", "&#10;")
+    code = html.escape(cell.source).replace("\n", "&#10;")
     return nbformat.v4.new_markdown_cell(
-        f"<details><summary>A solution</summary><pre><code>{code}</code></pre></details>"
+        f"<details><summary>{summary}</summary><pre><code>{code}</code></pre></details>"
     )
 
 
 def _as_slides(notebook: NotebookNode, stems: Sequence[str]) -> NotebookNode:
-    """A copy for a projector: no solutions, and no code but that of exercises."""
-    cells = [_copied(cell, stems) for cell in notebook.cells if "solution" not in _tags(cell)]
-    for cell in cells:
-        if cell.cell_type == "code" and "exercise" not in _tags(cell):
-            cell.metadata["transient"] = {"remove_source": True}
+    """A copy for a projector: no solutions, and no code but that of exercises. A slide begins with
+    a heading, so what stands before one in its cell stays with the slide before.
+    """
+    cells: list[NotebookNode] = []
+    for cell in notebook.cells:
+        if "solution" in _tags(cell):
+            continue
+        copied = _copied(cell, stems)
+        if copied.cell_type == "markdown":
+            cells += map(nbformat.v4.new_markdown_cell, _at_headings(copied.source))
+            continue
+        if "exercise" not in _tags(cell):
+            if not copied.outputs:
+                continue
+            copied.metadata["transient"] = {"remove_source": True}
+        if ASKS in cell.source:  # what follows tells the answer, on the next slide
+            copied.metadata["tags"] = [*_tags(cell), "asks"]
+        cells.append(copied)
     return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
+
+
+def _at_headings(text: str) -> list[str]:
+    """A Markdown text in parts, each of which begins with a heading; headings with nothing between
+    them stay together.
+    """
+    parts = [""]
+    for part in re.split(r"^(?=##+ )", text, flags=re.MULTILINE):
+        lines = parts[-1].split("\n")
+        if all(line.startswith("#") for line in lines if line.strip()):
+            parts[-1] += part
+        else:
+            parts.append(part)
+    return parts
 
 
 def _copied(cell: NotebookNode, stems: Sequence[str]) -> NotebookNode:

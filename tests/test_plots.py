@@ -291,6 +291,17 @@ def test_a_training_has_letters_where_it_is_told_them():
     plt.close(figure)
 
 
+@pytest.mark.parametrize(("terms", "spare"), [(8, 0), (7, 1)])
+def test_a_training_of_many_terms_fits_a_page(terms, spare):
+    image = torch.zeros(12, 10, dtype=torch.uint8)
+    lines = {f"term {n}": {"x": [1, 2], "y": [0.5, 0.4]} for n in range(terms)}
+    figure = plots.training_figure(lines, {"fixed": image, "warped": image}, 3)
+    assert figure.get_figwidth() <= 12 and len(figure.axes) == terms + 2 + spare
+    titles = [axes.get_title() for axes in figure.axes if axes.axison or axes.images]
+    assert titles == [*lines, "fixed, now", "warped, now"]
+    plt.close(figure)
+
+
 def test_a_text_of_a_figure_is_shown(monkeypatch, knees):
     shown = []
     monkeypatch.setattr(plots, "display", shown.append)

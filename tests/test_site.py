@@ -68,14 +68,18 @@ def test_a_page_reads_as_a_lesson(pages, page, lesson):
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
-def test_solutions_are_folded_and_whole(pages, page, lesson):
+def test_solutions_and_answers_are_folded_and_whole(pages, page, lesson):
     page.goto((pages / f"{lesson}.html").as_uri())
     cells = nbformat.read(places.NOTEBOOKS / f"{lesson}.ipynb", 4).cells
-    solutions = [cell.source for cell in cells if "solution" in cell.metadata.get("tags", [])]
+    folded = []
+    for cell in cells:
+        tags = cell.metadata.get("tags", [])
+        if "solution" in tags or (site._tells(cell) and "colab" not in tags):
+            folded.append(cell.source)
     assert page.locator("details[open]").count() == 0
     assert (
         page.locator("details code").evaluate_all("codes => codes.map(code => code.textContent)")
-        == solutions
+        == folded
     )
 
 
@@ -117,12 +121,20 @@ def test_slides_turn(pages, page):
         page.locator("p:visible").first.evaluate("p => parseFloat(getComputedStyle(p).fontSize)")
         >= 18
     )
-    assert "def warp(moving, u)" in page.inner_text("body") and "def push" not in page.inner_text(
-        "body"
-    )
-    page.keyboard.press("ArrowLeft")
-    page.keyboard.press("ArrowLeft")
+    assert "def push" not in page.inner_text("body")
+    page.keyboard.press("ArrowRight")
+    assert "def warp(moving, u)" in page.inner_text("body")
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
     assert page.inner_text("nav.slide").startswith("1 / ")
+
+
+def test_the_slide_of_a_question_does_not_tell_the_answer(pages, page):
+    page.goto((pages / "07_evaluation_slides.html").as_uri())
+    asked = page.locator("section", has_text="In which share of the pixels is det J <= 0")
+    assert asked.count() == 1 and "central differences: " not in asked.text_content()
+    told = asked.locator("xpath=following-sibling::section[1]")
+    assert "central differences: " in told.text_content()
 
 
 def test_slides_turn_without_a_keyboard(pages, page):
@@ -311,3 +323,22 @@ def test_the_badges_lead_to_a_lesson_that_there_is():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     badges = re.findall(r"https://(?:mybinder|colab)\S*/notebooks/(\S+)\.ipynb", readme)
     assert len(badges) == 2 and set(badges) <= set(LESSONS)
+
+
+def test_a_question_is_asked_before_its_code_tells_the_answer():
+    question = nbformat.v4.new_code_cell('asking.predict("id", "How many?", ["1", "2"], "Two.")')
+    question.outputs = [nbformat.v4.new_output("stream", text="How many?")]
+    notebook = nbformat.v4.new_notebook(cells=[question])
+    folded, asked = site._as_page(notebook, [], "links").cells[1:-1]
+    assert folded.source.startswith("<details>") and "Two." in folded.source
+    page = site._html(nbformat.v4.new_notebook(cells=[asked]), "a lesson")
+    assert "How many?" in page and "Two." not in page
+    assert "celltag_asks" in site._html(site._as_slides(notebook, []), "slides")
+
+
+def test_a_slide_begins_with_a_heading():
+    source = "Read the table.\n\n## Next\n\n### Exercise 1\n\nWrite.\n\n### A part\n\nMore."
+    text = nbformat.v4.new_markdown_cell(source)
+    cells = site._as_slides(nbformat.v4.new_notebook(cells=[text]), []).cells
+    begun = [cell.source.split("\n")[0] for cell in cells]
+    assert begun == ["Read the table.", "## Next", "### A part"]

@@ -71,9 +71,10 @@ def pull_back_figure() -> Figure:
         frameon=False,
     )
     figure.set_label(
-        f"Pull-back of one pixel. {text.replace(chr(10), '; ')}, the mean of the four pixels "
-        "around that point of moving, weighed by nearness. The arrow leads from the pixel that is "
-        "filled to the place that is read."
+        "Pull-back of one pixel, on two grids: left, warped, right, moving. "
+        f"{text.replace(chr(10), '; ')}, the mean of the four pixels around that point of "
+        "moving, weighed by nearness. The arrow leads from the pixel that is filled to the place "
+        "that is read."
     )
     return figure
 
@@ -192,7 +193,8 @@ def squaring_figure() -> Figure:
     )
     _write_below(figure, text)
     figure.set_label(
-        "One squaring step. Arrows of a field that turns, on a grid of 8 x 7. "
+        "One squaring step. Left, arrows of a field that turns, on a grid of 8 x 7; right, the "
+        f"same field squared. From x = ({x[0]:.0f}, {x[1]:.0f}): "
         f"{text.replace(chr(10), '. ')}. Two short steps follow the curve; at the right, one arrow "
         "leads from x to z."
     )

@@ -26,7 +26,7 @@ def dice_against_n_figure(points: pd.DataFrame, titles: Mapping[str, str]) -> Fi
     figure, grid = plt.subplots(
         len(tasks),
         len(datasets),
-        figsize=(3.4 * len(datasets) + 1.6, 6),
+        figsize=(2.8 * len(datasets) + 0.4, 5.8),
         layout="constrained",
         squeeze=False,
     )
@@ -65,13 +65,13 @@ def _draw_dice_against_n(
     axes.set_xlim(0.7 * ticks[0], 1.4 * ticks[-1])
     axes.set_xticks(ticks, [str(n) for n in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("N, labelled scans", fontsize=8)
-    axes.set_ylabel("Dice, %", fontsize=8)
+    axes.set_xlabel("N, labelled scans", fontsize=9)
+    axes.set_ylabel("Dice, %", fontsize=9)
     axes.grid(alpha=0.3)
 
 
 def _one_legend(figure: Figure, grid: np.ndarray, order: Sequence[str]) -> None:
-    """Beside the panels, for all of them: not every cohort has every regime."""
+    """Below the panels, for all of them: not every cohort has every regime."""
     handle_of = {}
     for axes in grid.flat:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -80,8 +80,9 @@ def _one_legend(figure: Figure, grid: np.ndarray, order: Sequence[str]) -> None:
     figure.legend(
         [handle_of[title] for title in named],
         named,
-        loc="outside right center",
-        fontsize=8,
+        loc="outside lower center",
+        ncols=grid.shape[1],
+        fontsize=9,
         frameon=False,
     )
 
@@ -100,6 +101,7 @@ def sweep_figure(table: pd.DataFrame) -> Figure:
             textcoords="offset points",
             fontsize=8,
         )
+    axes.margins(0.1)  # room for the names
     axes.set_xlabel("folds, %")
     axes.set_ylabel("Dice, %")
     axes.grid(alpha=0.3)

@@ -136,7 +136,10 @@ def deformations_figure(
     draw_scale(grid[0, 0], spacing)
     marks = [_mark("grid", "the lattice of moving, as it was pulled")]
     draw_key(figure, marks=[*marks, _mark("folds", "folds: det J ≤ 0")])
-    figure.set_label(f"One slice warped, with its grid: {'; '.join(said)}.")
+    figure.set_label(
+        "One slice warped, with the lattice of moving as it was pulled in orange and the pixels "
+        f"that fold in pink; from left to right, {columns} panels a row: {'; '.join(said)}."
+    )
     return figure
 
 

@@ -28,6 +28,8 @@ from .drawing import (
 )
 from .palette import colours
 
+PANELS_ACROSS = 5  # of a training: more in one row are too small to read on a page
+
 
 def training_figure(
     lines: Mapping[str, Mapping],
@@ -43,8 +45,15 @@ def training_figure(
     ``spacing``: mm from voxel to voxel along the slices' axes; ``letters``: at their ends, as
     ``letters_of`` has them.
     """
-    columns = len(lines) + 2
-    figure, axes = plt.subplots(1, columns, figsize=(2.6 * columns, 2.6), layout="constrained")
+    panels = len(lines) + 2
+    columns = min(panels, PANELS_ACROSS)
+    rows = -(-panels // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(2.4 * columns, 2.4 * rows), layout="constrained", squeeze=False
+    )
+    axes, spare = grid.flat[:panels], grid.flat[panels:]
+    for cell in spare:
+        cell.set_axis_off()
     for cell, (name, points) in zip(axes, lines.items(), strict=False):
         marker = "." if len(points["x"]) < 20 else ""
         cell.plot(points["x"], points["y"], marker=marker, linewidth=1)
@@ -62,11 +71,15 @@ def training_figure(
     if "u0" in slices:
         u = torch.stack([slices["u0"], slices["u1"]])[None]  # (1, 2, I, J), in 1/64 voxel
         draw_grid(axes[-1], Deformation(u.float() / 64))
-    ends = [f"{name} ends at {list(points['y'])[-1]:.3g}" for name, points in lines.items()]
+    said = []
+    for name, points in lines.items():
+        values = list(points["y"])
+        said.append(f"{name} ends at {values[-1]:.3g}, having begun at {values[0]:.3g}")
     seen = [name for name in ("fixed", "warped") if name in slices]
     figure.set_label(
-        f"Loss terms and scores against the step: {', '.join(ends)}. One pair as the networks see "
-        f"it now: {', '.join(seen) or 'not shown'}."
+        "A panel for each loss term and each score, a line against the step: "
+        f"{'; '.join(said)}. Last, one pair as the networks see it now: "
+        f"{', '.join(seen) or 'not shown'}."
     )
     return figure
 
