@@ -236,6 +236,8 @@ def try_commands(made: Environment) -> list[str]:
     doctor = made.ran("deepatlas", "doctor")
     if f"deepatlas {PROJECT['version']}," not in doctor:
         raise Failed(f"the doctor names another version: {doctor.splitlines()[0]}")
+    for command in ((), ("run",), ("segment",), ("data", "check")):
+        made.ran("deepatlas", *command, "--help")
     made.ran("deepatlas", "run", *SMALL, "--no-notebook")
     told = made.ran("deepatlas", "run", *SMALL, "seed=1")
     found = re.search(r"report: +(.*)/report\.html", told)
@@ -254,7 +256,16 @@ def try_commands(made: Environment) -> list[str]:
     if len(list((made.home / "lessons").glob("0*.ipynb"))) < 9:
         raise Failed("the handout lacks lessons")
     made.ran("deepatlas", "lab", "--version")
-    return ["doctor", "run --no-notebook", "run", "table", "segment", "handout", "lab --version"]
+    return [
+        "doctor",
+        "--help",
+        "run --no-notebook",
+        "run",
+        "table",
+        "segment",
+        "handout",
+        "lab --version",
+    ]
 
 
 def compile_all(made: Environment, wheel: Path) -> None:

@@ -294,6 +294,7 @@ class Training:
             self.process.join(timeout=10)
         self.process.kill()
         self.process.join()
+        self.pipe.close()
 
 
 def rate(some: list[Training], steps: int) -> tuple[float, int]:
@@ -451,17 +452,18 @@ def draw_within(limit: int, path: Path, scans: int, *, keep: bool = False) -> St
     environment = os.environ | {"DEEPATLAS_CACHE": str(path.parent / "cache")}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, __file__, "draw", str(path)] + ["--keep"] * keep
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    if process.stdout.readline() != "ready\n":
-        raise RuntimeError(f"the process ended before it had begun, with {process.wait()}")
-    libraries = most = own_memory(process.pid)
-    while process.poll() is None:
-        with suppress(FileNotFoundError, ProcessLookupError):
-            most = max(most, own_memory(process.pid))
-        if most > libraries + limit:
-            process.kill()
-        time.sleep(0.01)
-    said = process.stdout.read().splitlines()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, text=True, env=environment) as process:
+        if process.stdout.readline() != "ready\n":
+            raise RuntimeError(f"the process ended before it had begun, with {process.wait()}")
+        libraries = most = own_memory(process.pid)
+        while process.poll() is None:
+            with suppress(FileNotFoundError, ProcessLookupError):
+                most = max(most, own_memory(process.pid))
+            if most > libraries + limit:
+                process.kill()
+            time.sleep(0.01)
+        said = process.stdout.read().splitlines()
     found = {"images": 0.0, "seen": 0}
     if process.returncode == 0:
         found = json.loads(said[-1])
