@@ -109,8 +109,8 @@ def _structures_first(scores):
 @MEAN.mistake(
     "median for mean",
     symptom="It is near, and stays where it is when one case is lost altogether.",
-    idea="You give the median over cases. A method that fails on one case in ten has the same "
-    "median as one that never fails; the mean tells them apart.",
+    idea="You give the median over cases. A method that fails on one case in ten has nearly the "
+    "same median as one that never fails; the mean tells them apart.",
     line="The mean over cases of np.nanmean(scores, axis=1).",
 )
 def _median_of_cases(scores):

@@ -214,8 +214,8 @@ def _any_difference(sforms, qforms):
 
 @MIRRORED.mistake(
     "first row",
-    symptom="You accuse scans that were turned by half a turn: these lie on their back, but are "
-    "not mirrored.",
+    symptom="You accuse scans that were turned by half a turn: front and back have changed places "
+    "in these, and left and right, but they are not mirrored.",
     idea="Half a turn changes the signs of x and y. Two changes of sign make no mirror.",
     line="Compare determinants, where signs multiply, not rows.",
 )
