@@ -110,6 +110,32 @@ def test_an_unchanged_answer_is_no_new_try(capsys):
     assert exercises.read_answers()[name]["tries"] == 2
 
 
+def test_an_answer_that_names_other_data_or_holds_another_function_is_a_new_try():
+    def answer(value, choose):
+        def chosen(*_):
+            return choose(FACTORS, value)
+
+        return chosen
+
+    FACTORS = [1.0, torch.zeros(2)]
+    name = NAMES[0]
+    for value, choose, tries in (
+        (7.0, max, 1),
+        (7.0, max, 1),
+        (8.0, max, 2),
+        (8.0, lambda a, b: b, 3),
+        (8.0, lambda a, b: b, 3),
+        (8.0, lambda a, b: 0 * b, 4),
+    ):
+        exercises.check(name, answer(value, choose))
+        assert exercises.read_answers()[name]["tries"] == tries
+    FACTORS[0] = 2.0  # the list of the closure itself
+    exercises.check(name, answer(8.0, lambda a, b: 0 * b))
+    assert exercises.read_answers()[name]["tries"] == 5
+    FACTORS.append(FACTORS)  # which holds itself
+    exercises.check(name, answer(8.0, lambda a, b: 0 * b))
+
+
 def test_an_error_of_the_student_is_an_answer(capsys):
     exercises.check(NAMES[0], lambda *_: 1 / 0)
     assert "stops with ZeroDivisionError" in capsys.readouterr().out

@@ -31,7 +31,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Number
 from pathlib import Path
-from types import CodeType
+from types import CellType, CodeType, FunctionType
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,8 @@ from ..places import NOTEBOOKS, answers_file
 
 HERE = Path(__file__).resolve().parent
 LEVELS = ("what you see", "the idea", "the line")
+# Of what stands around an answer, these are told apart by what they hold, in lists so deep.
+PLAIN, DEEPEST = (str, int, float, bool, Tensor, np.ndarray), 4
 LONGEST = 400  # characters of what is told of a problem
 MOST_NUMBERS = 10**6  # in an answer; right ones have less than a thousandth of it
 COLUMNS = ("student", "item", "solved", "tries", "last", "answer", "when")  # of collected answers
@@ -594,12 +597,42 @@ def _count(name: str, verdict: Verdict, function: object) -> tuple[int, bool]:
     if answers is None:
         return 0, True
     entry = _entry(answers, name)
-    code, before = _fingerprint(getattr(function, "__code__", None)), entry.get("code")
-    if before is None and code in _handed_out(name):
+    code, before = _fingerprint_of(function), entry.get("code")
+    if before is None and _fingerprint(getattr(function, "__code__", None)) in _handed_out(name):
         store(name, **entry, code=code)
     elif code is None or code != before:
         return count_try(name, False, last=verdict.mistake or "other", code=code), True
     return entry["tries"], False
+
+
+def _fingerprint_of(function: object) -> str | None:
+    """Of a function: of what it does, and of the data and functions around it that it names."""
+    if not isinstance(function, FunctionType):
+        return _fingerprint(getattr(function, "__code__", None))
+    code = function.__code__
+    named = [function.__globals__.get(name) for name in code.co_names]
+    held = [_content(cell) for cell in function.__closure__ or ()]
+    said = repr((_essence(code), [_data(value) for value in [*named, *held]]))
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def _content(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing was put there yet
+        return None
+
+
+def _data(value: Any, depth: int = 0) -> object:
+    """What a value holds, as far as it is the same when its cell is run again."""
+    kind = type(value)
+    if isinstance(value, FunctionType):
+        return _essence(value.__code__)
+    if kind in (list, tuple) and depth < DEEPEST:
+        return [_data(one, depth + 1) for one in value]
+    if kind is dict and depth < DEEPEST:
+        return [(_data(key, depth + 1), _data(one, depth + 1)) for key, one in value.items()]
+    return repr(value) if kind in PLAIN else kind.__name__
 
 
 def _fingerprint(code: object) -> str | None:

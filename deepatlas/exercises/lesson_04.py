@@ -328,8 +328,8 @@ TEST_BENDING = Exercise(
         "are taken: a i^2 / 2 has a along i, b i j has b along i and j. Use all of them, in both "
         "components, with different numbers; and a second field that bends differently from place "
         "to place.",
-        "u_0 = .02 i^2 / 2 + .05 j^2 / 2 + .01 i j costs .02^2 + .05^2 + 2 * .01^2; let u_1 be "
-        "alike, with other numbers. Then, over i = 0, ..., 8, u_0 = .01 (i - 4)^3 / 6 with u_1 = "
+        "u_1 = .02 i^2 / 2 + .05 j^2 / 2 + .01 i j costs .02^2 + .05^2 + 2 * .01^2; let u_2 be "
+        "alike, with other numbers. Then, over i = 0, ..., 8, u_1 = .01 (i - 4)^3 / 6 with u_2 = "
         "0: it costs the mean of (.01 (i - 4))^2 over the inner i = 1, ..., 7, .0004.",
     ),
     dims=(2,),
@@ -343,7 +343,7 @@ TEST_BENDING = Exercise(
     symptom="Your test lets nearly every wrong energy pass.",
     idea="Shifts, turns and enlargements have no second derivatives: an energy that is sixteen "
     "times too large finds sixteen times nothing. Choose a field that costs something.",
-    line="u_0 = .01 i j costs 2 * .01^2 = .0002 at every voxel.",
+    line="u_1 = .01 i j costs 2 * .01^2 = .0002 at every voxel.",
 )
 def _free_maps_alone(energy):
     i, j = torch.meshgrid(torch.arange(9.0), torch.arange(7.0), indexing="ij")
@@ -373,7 +373,7 @@ def _twisted_only(energy):
 
 @TEST_BENDING.mistake(
     "one component",
-    symptom="Your test lets an energy pass that never looks at u_1.",
+    symptom="Your test lets an energy pass that never looks at u_2.",
     idea="The energy is a sum over the components of u; yours has one that is 0.",
     line="Bend both components, by different numbers.",
 )
@@ -384,9 +384,9 @@ def _one_component(energy):
 @TEST_BENDING.mistake(
     "one twisted component",
     symptom="The bug of this exercise is found; others pass.",
-    idea="u_0 = c i j with u_1 = 0 says nothing of second derivatives along one axis, nor of the "
+    idea="u_1 = c i j with u_2 = 0 says nothing of second derivatives along one axis, nor of the "
     "other component.",
-    line="Add a i^2 / 2 to u_0, and something else to u_1.",
+    line="Add a i^2 / 2 to u_1, and something else to u_2.",
 )
 def _one_twisted_component(energy):
     return _costs(energy, *_bent(pure=0.0, across=0.0, components=1))
@@ -399,7 +399,7 @@ def _one_twisted_component(energy):
     idea="Where a second derivative is the same everywhere, the square of its mean is the mean of "
     "its square. Only a field that bends differently from place to place tells them apart; best "
     "one whose bending cancels in the mean.",
-    line="A second field: u_0 = .01 (i - 4)^3 / 6 over i = 0, ..., 8 bends by .01 (i - 4), 0 in "
+    line="A second field: u_1 = .01 (i - 4)^3 / 6 over i = 0, ..., 8 bends by .01 (i - 4), 0 in "
     "the mean, and must cost .0004, not 0.",
 )
 def _one_field_that_bends_evenly(energy):
