@@ -360,9 +360,11 @@ class Workers:
         self.bar.close()
 
     def _listen(self, i: int, process: subprocess.Popen) -> None:
+        assert process.stdout is not None
         try:
-            for line in process.stdout or ():
-                self.said.put((i, json.loads(line)))
+            with process.stdout as lines:
+                for line in lines:
+                    self.said.put((i, json.loads(line)))
         finally:  # it may have died in the middle of a line
             self.said.put((i, None))
 

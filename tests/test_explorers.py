@@ -180,7 +180,7 @@ def test_without_a_widget_the_figure_comes_after_the_training(capsys, monkeypatc
     watch(row(1, similarity=0.5))
     watch(row(2, similarity=0.4, validation_reg=0.6))
     watch._ipython_display_()
-    assert watch.widget is None and shown[0].data.startswith('<img alt="Loss terms')
+    assert watch.widget is None and shown[0].data.startswith('<img alt="A panel for each')
 
 
 def constant(calls):

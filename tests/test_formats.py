@@ -150,8 +150,9 @@ def test_what_is_there_already_is_not_overwritten_without_force(tmp_path):
 
 def test_a_sidecar_tells_which_numbers_mean_which_structure(tmp_path):
     path = tmp_path / "a_labels.json"
-    formats.write_sidecar(STRUCTURES, path, {"model": "m"})
-    assert formats.read_sidecar(path) == STRUCTURES
+    structures = {'the "left" caudate': (11,), "cortex": (3, 42), "stem": (2035,)}
+    formats.write_sidecar(structures, path, {"model": "m"})
+    assert formats.read_sidecar(path) == structures
     assert '"model": "m"' in path.read_text()
     path.write_text('{"hippocampus": [17, 53], "stem": 16}')
     assert formats.read_sidecar(path) == {"hippocampus": (17, 53), "stem": (16,)}

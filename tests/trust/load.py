@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -169,6 +170,12 @@ async def teach(count: int, code: list[str], folder: Path) -> Class:
     return Class(students, max(student.seconds for student in students), sum(most), most)
 
 
+def run_class(count: int, code: list[str], folder: Path) -> Class:
+    """``teach`` to its end, in a thread of its own: this one may run an event loop already."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(teach(count, code, folder))).result()
+
+
 def check_room(count: int, each: float, free: float) -> None:
     """Refused if so many, of so many MiB each, do not fit in the MiB that are free."""
     if count * each > SHARE * free:
@@ -190,12 +197,12 @@ def kernels(count: int = 30) -> Class:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if count > PILOTS:
-            pilots = asyncio.run(teach(PILOTS, code, folder / "pilots"))
+            pilots = run_class(PILOTS, code, folder / "pilots")
             told_class(pilots)
             if pilots.errors:
                 return pilots
             check_room(count, max(pilots.each), psutil.virtual_memory().available / MIB)
-        return asyncio.run(teach(count, code, folder / "class"))
+        return run_class(count, code, folder / "class")
 
 
 def told_class(found: Class) -> None:

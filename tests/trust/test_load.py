@@ -21,10 +21,8 @@ def test_two_students_do_the_first_lesson_at_once():
 
 
 def test_what_fails_in_a_kernel_is_told(tmp_path):
-    import asyncio
-
     code = ["a = 1", "a / 0", "raise SystemExit"]
-    lesson = asyncio.run(load.teach(1, code, tmp_path / "class"))
+    lesson = load.run_class(1, code, tmp_path / "class")
     assert lesson.errors == ["ZeroDivisionError: division by zero"]
 
 
