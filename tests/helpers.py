@@ -3,6 +3,7 @@
 from collections import Counter
 
 from deepatlas.data import Cohort, Scan
+from deepatlas.parameters import parse
 
 import pytest
 import torch
@@ -19,6 +20,25 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def run_record(**more):
+    """The record of a finished run of slices, as far as it is read by those who look at one."""
+    return {
+        "experiment": parse({"dims": 2}).model_dump(),
+        "finished": True,
+        "device": "cpu",
+        "mixed_precision": False,
+        "labelled_training_scans": 1,
+        "labelled_validation_scans": 3,
+        "training_scans": 24,
+        "test_scans": 12,
+        "shape": [64, 96],
+        "spacing_mm": 1.0,
+        "structures": ["background", "one"],
+        "data": "0",
+        **more,
+    }
 
 
 def seeded(seed=0):

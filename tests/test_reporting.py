@@ -7,12 +7,12 @@ from pathlib import Path
 from deepatlas import evaluation, notebooks, records, reporting
 from deepatlas.checkpoints import write_csv
 from deepatlas.errors import UserError
-from deepatlas.parameters import parse
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import run_record
 
 LEVELS = {
     "segmentation": {
@@ -50,27 +50,15 @@ def folder(tmp_path):
                     }
                 )
     pd.DataFrame(rows).to_csv(tmp_path / "scores.csv", index=False)
-    record = {
-        "experiment": parse({"dims": 2}).model_dump(),
-        "finished": True,
-        "device": "cpu",
-        "device_name": "x86_64",
-        "mixed_precision": False,
-        "threads": 1,
-        "labelled_training_scans": 1,
-        "labelled_validation_scans": 3,
-        "training_scans": 24,
-        "test_scans": 12,
-        "shape": [64, 96],
-        "spacing_mm": 1.0,
-        "structures": ["background", "one"],
-        "data": "0",
-        "python": "3.11.4",
-        "begun": "2026-11-25 12:00:00",
-        "versions": {"torch": "2.6"},
-        "steps": {"seg_baseline": {"seg": 3}, "semi_seg": {"seg": 5}},
-        "seconds": {"seg_baseline": 1.5},
-    }
+    record = run_record(
+        device_name="x86_64",
+        threads=1,
+        python="3.11.4",
+        begun="2026-11-25 12:00:00",
+        versions={"torch": "2.6"},
+        steps={"seg_baseline": {"seg": 3}, "semi_seg": {"seg": 5}},
+        seconds={"seg_baseline": 1.5},
+    )
     (tmp_path / "run.json").write_text(json.dumps(record))
     return tmp_path
 

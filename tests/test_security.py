@@ -38,7 +38,7 @@ import pandas as pd
 import pytest
 import requests
 import torch
-from helpers import scan
+from helpers import run_record, scan
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,26 +139,9 @@ class Payload:
 
 def run_folder(folder, **more):
     """A finished run, as far as its record goes."""
-    record = {
-        "experiment": parse({"dims": 2}).model_dump(),
-        "finished": True,
-        "device": "cpu",
-        "mixed_precision": False,
-        "labelled_training_scans": 1,
-        "labelled_validation_scans": 3,
-        "training_scans": 24,
-        "test_scans": 12,
-        "shape": [64, 96],
-        "spacing_mm": 1.0,
-        "structures": ["background", "one"],
-        "data": "0",
-        "preparation": {"aligned": True},
-        "steps": {},
-        "seconds": {},
-        **more,
-    }
+    told = {"preparation": {"aligned": True}, "steps": {}, "seconds": {}, **more}
     folder.mkdir(exist_ok=True)
-    records.write_record(record, folder)
+    records.write_record(run_record(**told), folder)
     return folder
 
 

@@ -191,8 +191,11 @@ def keep_weights(
 
     if lessons:
         if parameters or config or to:
-            raise UserError("--lessons: these networks are of one run, and nothing else is taken")
-        _refuse_to_replace()
+            raise UserError(
+                "--lessons: these networks are of one run, and nothing else is taken: leave out "
+                "parameters, --config and --to"
+            )
+        _refuse_to_replace("take a checkout")
         with stoppable():
             for path in experiments.keep_ready_made():
                 typer.echo(printable(f"weights: {path}"))
@@ -204,7 +207,7 @@ def keep_weights(
             "the project's weights are those of the default experiment: name another file with --to"
         )
     if to is None:
-        _refuse_to_replace()
+        _refuse_to_replace("name a file with --to")
     path = to or WEIGHTS / f"{experiment.dataset}.pt"
     check_file(path)
     check_runs(None, experiment)
@@ -217,12 +220,9 @@ def keep_weights(
     typer.echo(printable(f"weights: {path}"))
 
 
-def _refuse_to_replace() -> None:
+def _refuse_to_replace(instead: str) -> None:
     if not CHECKOUT:
-        raise UserError(
-            "weights that came with the kit are not replaced: take a checkout, or name a file of "
-            "your own with --to"
-        )
+        raise UserError(f"weights that came with the kit are not replaced: {instead}")
 
 
 def _refuse_other_than_weights(file: Path) -> None:

@@ -108,8 +108,8 @@ def warm(parameters: Parameters = None) -> None:
     experiment = experiments.of_lessons(**assignments(parameters))
     check_runs(None, experiment)
     with stoppable():
-        experiments.train_or_load(experiment, BASELINES["seg"])  # lesson 03 trains it in any case
         experiments.ready_made(experiment, *TAUGHT)
+        experiments.train_or_load(experiment, BASELINES["seg"])  # lesson 03 trains it in any case
     typer.echo(printable(f"warm: {runs_folder() / experiment.name}"))
 
 
