@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
 FAULTS = Path(__file__).with_name("faults.toml")
-COPIED = ("deepatlas", "tests", "notebooks", "tutorials_data", "benchmarks", "pyproject.toml")
 MINUTES = 15  # for the tests of one fault, which may hang
 FAILED = 1  # pytest's exit status where a test failed; 2 and more: it did not come so far
 
@@ -68,13 +67,10 @@ def drawn(faults: list[Fault], number: int, seed: int) -> list[Fault]:
 
 
 def copy_project(to: Path) -> Path:
-    """What tests need, in the folder ``to``."""
-    for name in COPIED:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / name, to / name)
-    return to
+    """The project in the folder ``to``, without its history and what git ignores."""
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    left = shutil.ignore_patterns(".git", *[pattern.strip("/") for pattern in ignored])
+    return shutil.copytree(ROOT, to, ignore=left, dirs_exist_ok=True)
 
 
 def run_tests(copy: Path, tests: tuple[str, ...]) -> tuple[int, str]:
