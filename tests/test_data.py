@@ -1,5 +1,6 @@
 """Scans and cohorts: intensities, one grid, splits and batches."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 from deepatlas import data, models
@@ -747,3 +748,30 @@ def test_a_scan_is_moved_to_the_network_and_what_is_found_back_to_the_scan():
     assert models.segmenter(seg_net)(fixed).device.type == "cpu"
     assert models.registrar(reg_net)(moving, fixed).displacement.device.type == "cpu"
     assert seg_net.seen == ["meta"] and reg_net.seen == ["meta", "meta"]
+
+
+class Normalised(torch.nn.Module):
+    """A network with batch normalisation and dropout, which a training leaves in training mode."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        layers = [torch.nn.Conv3d(inputs, outputs, 3, padding=1), torch.nn.BatchNorm3d(outputs)]
+        self.layers = torch.nn.Sequential(*layers, torch.nn.Dropout(0.5))
+
+    def forward(self, *images):
+        return self.layers(torch.cat(images, 1))
+
+
+def test_a_network_learns_nothing_from_a_scan_that_it_is_asked_about():
+    """Its running means stay, and the same question has the same answer."""
+    moving, fixed = people(2)
+    seg_net, reg_net = Normalised(1, 2), Normalised(2, 3)
+    before = deepcopy([seg_net.state_dict(), reg_net.state_dict()])
+
+    def answers():
+        labels = models.segmenter(seg_net.train())(fixed)
+        return labels, models.registrar(reg_net.train())(moving, fixed).displacement
+
+    for first, again in zip(answers(), answers(), strict=True):
+        torch.testing.assert_close(again, first, rtol=0, atol=0)
+    torch.testing.assert_close([seg_net.state_dict(), reg_net.state_dict()], before)

@@ -23,8 +23,13 @@ def killed(*_: object) -> None:
 
 
 def killed_in_a_write(source: os.PathLike, *_: object) -> None:
-    """When half of a file is written."""
-    os.truncate(source, os.path.getsize(source) // 2)
+    """When half of a file is written: a new one, since ``source`` may be another name of a file
+    that is whole.
+    """
+    path = Path(source)
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[: len(content) // 2])
     killed()
 
 
