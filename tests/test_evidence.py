@@ -327,7 +327,7 @@ def test_the_precision_of_a_run_hides_it_from_no_table(kind, committed):
     assert "oasis35" in before and evidence.fill_tables(mark, committed) == before
 
 
-@pytest.mark.parametrize("kind", ["dice", "gains", "map", "joint"])
+@pytest.mark.parametrize("kind", ["dice", "gains", "map", "joint", "reruns"])
 def test_a_table_without_rows_says_so(kind, committed):
     for conditions in ("labelled=77", "from=nowhere labelled=1"):
         begin = f"<!-- {kind} {conditions} -->"
@@ -335,6 +335,27 @@ def test_a_table_without_rows_says_so(kind, committed):
         assert page.splitlines() == [begin, "*No rows yet.*", "<!-- end -->"]
     page = evidence.fill_tables("<!-- dice labelled=5 -->\n<!-- end -->", committed)
     assert "No rows yet" not in page and "oasis35, 2D" in page
+
+
+def test_a_run_that_was_made_twice_is_told_in_both(committed):
+    """Of those in the folder again alone, with what joint training gains in each."""
+    again = committed / pages.AGAIN
+    again.mkdir()
+    rows = pd.read_csv(committed / "regimes.csv", keep_default_na=False, na_values=[])
+    usual = (rows["labelled"] == 1) & (rows["changed"] == "") & (rows["seed"] == 1)
+    twice = rows[usual & (rows["dataset"] == "oasis35")]
+    joint = (twice["regime"] == "deepatlas") & (twice["task"] == "segmentation")
+    moved = twice.assign(**{"Dice %": twice["Dice %"].astype(float) + np.where(joint, 2.0, 0.5)})
+    moved.to_csv(again / "regimes.csv", index=False)
+
+    page = evidence.fill_tables("<!-- reruns -->\n<!-- end -->", committed)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()]
+    told = {(line[2], line[3]): line[-1] for line in lines[3:-1]}
+    assert {tuple(line[:2]) for line in lines[3:-1]} == {("oasis35, 2D", "1")}
+    assert told["segmentation", "DeepAtlas"] == "+2.0"
+    assert told["segmentation", "*DeepAtlas minus Baseline*"] == "+1.5"
+    assert told["registration", "Baseline"] == "+0.5"
+    assert told["registration", "*DeepAtlas minus Semi-DeepAtlas*"] == "+0.0"
 
 
 def test_a_mark_says_which_folder_its_rows_are_from(committed):

@@ -50,10 +50,10 @@ def fill_tables(page: str, results: Path = RESULTS) -> str:
     A table stands between ``<!-- dice labelled=1 -->`` and ``<!-- end -->``. Its kind is one of
     ``TABLES``: "dice" (regimes by cohorts), "gains" (of joint training, with intervals), "claims"
     (what was claimed beforehand, and holds), "map" (gains where the teacher is strong), "joint" (a
-    line for each thing changed), "speed" (the kit beside its peers), "growth" (exponents of cost)
-    or "pairs" (one pair registered by each program); what follows selects rows, and ``from=first``
-    those in the folder first of ``results``. A table of runs that are not there yet says so. Raises
-    UserError for a mark that cannot be read.
+    line for each thing changed), "reruns" (runs that were made twice), "speed" (the kit beside its
+    peers), "growth" (exponents of cost) or "pairs" (one pair registered by each program); what
+    follows selects rows, and ``from=first`` those in the folder first of ``results``. A table of
+    runs that are not there yet says so. Raises UserError for a mark that cannot be read.
     """
 
     def filled(mark: re.Match) -> str:
@@ -443,6 +443,38 @@ def _minus_the_recipe(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(minus=(rows["Dice %"] - rows["usual"]).mask(recipe))
 
 
+# --- the same run, twice --------------------------------------------------------------------------
+
+AGAIN = "again"  # folder of results whose rows are of runs that stand in the results, made anew
+
+
+def _reruns_table(rows: pd.DataFrame) -> Lines:
+    """Mean Dice of every regime in a run and in the same run ``AGAIN``, and what joint training
+    gains over its decisive rivals in each.
+    """
+    yield ["cohort", "seed", "task", "regime", "Dice %", "again", "difference"]
+    yield _rule(7)
+    rows = rows[rows["regime"] != IDENTITY].assign(cohort=cohort_names)
+    for (cohort, seed, task), some in rows.groupby(["cohort", "seed", "task"]):
+        dice = some.set_index("regime")[["Dice %", "Dice % again"]]
+        compared = {_title(regime): dice.loc[regime] for regime in _in_order(some)}
+        for rival in (BASELINES[NETWORK_OF[task]], SEMI[NETWORK_OF[task]]):
+            if {rival, JOINT} <= {*dice.index}:
+                name = f"*{_title(JOINT)} minus {_title(rival)}*"
+                compared[name] = dice.loc[JOINT] - dice.loc[rival]
+        for name, (first, again) in compared.items():
+            numbers = [f"{first:.1f}", f"{again:.1f}", f"{again - first:+.1f}"]
+            yield [cohort, str(seed), task, name, *numbers]
+
+
+def _made_twice(results: Path) -> pd.DataFrame:
+    """The rows of ``results`` whose run was made again, with "Dice % again"."""
+    keys = [*PARAMETERS, "changed", "task", "regime"]
+    return _regimes(results).merge(
+        _regimes(results / AGAIN)[[*keys, "Dice %"]], on=keys, suffixes=("", " again")
+    )
+
+
 # --- time and memory beside others ----------------------------------------------------------------
 
 SPEED_HEADER = [
@@ -545,6 +577,7 @@ TABLES: dict[str, Callable[[Path, dict[str, str]], Lines]] = {
     "claims": _claims_table,
     "map": partial(_of_runs, load_results, _map_table),
     "joint": partial(_of_runs, _regimes, _joint_table),
+    "reruns": partial(_of_runs, _made_twice, _reruns_table),
     "speed": partial(_of_benchmarks, _speed_table),
     "growth": partial(_of_benchmarks, _growth_table),
     "pairs": partial(_of_benchmarks, _pairs_table),
