@@ -561,9 +561,9 @@ def _a_vector(u, moving, fixed):
 
 @DISPLACEMENT.mistake(
     "zooms instead of the affine",
-    symptom="Your arrows have about the right length, and point elsewhere where the axes of an "
-    "image are turned or reversed.",
-    idea="The sides of a voxel say how long a step is, not which way it goes.",
+    symptom="Your arrows know neither which way the axes of an image run nor that the other image "
+    "lies elsewhere.",
+    idea="The sides of a voxel say how long a step is, and no more.",
     line="Use the whole affines, M p + t.",
 )
 def _zooms_for_the_affine(u, moving, fixed):
@@ -582,7 +582,8 @@ def _inverted_affines(u, moving, fixed):
 
 @DISPLACEMENT.mistake(
     "the place, not the difference",
-    symptom="Your arrows are as long as a head is wide.",
+    symptom="Where u is 0 and both images have one affine, your arrow is not 0: it leads from the "
+    "origin of the world to the voxel.",
     idea="You give the place to look at. A displacement is how far it is from where one stands.",
     line="Subtract the place of the voxel itself, fixed(x).",
 )
@@ -593,7 +594,8 @@ def _the_place(u, moving, fixed):
 
 @DISPLACEMENT.mistake(
     "u alone",
-    symptom="The further a voxel is from the first one, the longer your arrow.",
+    symptom="Where u is 0 and both images have one affine, your arrow is not 0: it leads to the "
+    "first voxel.",
     idea="u is relative to the voxel: what lies in the moving image is x + u.",
     line="moving(x + u), not moving(u).",
 )
