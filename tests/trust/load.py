@@ -24,7 +24,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -34,6 +34,8 @@ import nibabel as nib
 import numpy as np
 import psutil
 from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parents[2]
 LESSON = ROOT / "notebooks" / "00_start_here.ipynb"
@@ -59,7 +61,6 @@ class Student:
     manager: AsyncKernelManager
     seconds: float = 0.0  # until its last cell had ended
     error: str = ""
-    kinds: set[str] = field(default_factory=set)  # of its outputs, as MIME types
 
 
 @dataclass
@@ -121,29 +122,28 @@ async def enter(folder: Path) -> Student:
 
 async def attend(student: Student, code: list[str], begun: float) -> None:
     """Run the cells in the student's kernel, the next when one has ended, until one fails."""
-    client = student.manager.client()
-    client.start_channels()
-
-    def look_at(message: dict) -> None:
-        student.kinds.update(message["content"].get("data", {}))
-
+    cells = [nbformat.v4.new_code_cell(source) for source in code]
+    client = NotebookClient(
+        nbformat.v4.new_notebook(cells=cells),
+        km=student.manager,
+        timeout=60 * MINUTES,
+        startup_timeout=60 * MINUTES,
+    )
     try:
-        await client.wait_for_ready(timeout=60 * MINUTES)
-        for source in code:
-            reply = await client.execute_interactive(
-                source, output_hook=look_at, timeout=60 * MINUTES
-            )
-            content = reply["content"]
-            if content["status"] != "ok":
-                student.error = f"{content.get('ename')}: {content.get('evalue')}"
-                return
-        if LIVE not in student.kinds:
-            student.error = "no viewer was shown"
+        await client.async_execute()
+    except CellExecutionError as error:
+        student.error = f"{error.ename}: {error.evalue}"
+        return
     except (RuntimeError, TimeoutError) as error:  # it has died, or has not ended
         student.error = str(error)
+        return
     finally:
         student.seconds = time.perf_counter() - begun
-        client.stop_channels()
+        if client.kc is not None:
+            client.kc.stop_channels()
+    shown = [output.get("data", {}) for cell in cells for output in cell.outputs]
+    if not any(LIVE in data for data in shown):
+        student.error = "no viewer was shown"
 
 
 async def look(students: list[Student], most: list[float]) -> None:
