@@ -458,6 +458,7 @@ def test_the_licence_is_apaches():
             "deepatlas sweep tutorials_data/results/evidence.toml dataset=oasis35",
         ),
         (("results",), "deepatlas sweep tutorials_data/results/short.toml"),
+        (("results",), "OMP_NUM_THREADS=2 .venv/bin/deepatlas sweep tutorials_data/results/again"),
         (("results",), "deepatlas gains"),
         (("tutorials", "ARGS=profile=smoke"), "deepatlas site profile=smoke"),
         (("weights",), "deepatlas weights dataset=phantom-brain"),
