@@ -815,7 +815,7 @@ def _transposed(u, affine):
 
 @MILLIMETRES.mistake(
     "signs before the matrix",
-    symptom="It is right for an array whose axes run along those of the world.",
+    symptom="It is right for an array whose first, second and third axes run along x, y and z.",
     idea="L, P, S are directions of the world. Before the matrix the components run along the axes "
     "of the array.",
     line="First the matrix, then the signs.",

@@ -225,10 +225,10 @@ def _first_row(sforms, qforms):
 
 @MIRRORED.mistake(
     "diagonal",
-    symptom="You miss mirrored scans, or accuse sound ones, where the axes of the array are "
-    "exchanged.",
-    idea="The entry at [0, 0] tells left from right only if the first axis of the array runs "
-    "across the head.",
+    symptom="You accuse scans that were turned by half a turn, and miss those that are mirrored "
+    "along another axis of the array than the first.",
+    idea="One entry says where one axis leads. Half a turn changes its sign without a mirror, and "
+    "a mirror along another axis leaves it as it is.",
     line="Use the determinant of the whole 3 x 3 block.",
 )
 def _diagonal(sforms, qforms):
@@ -457,7 +457,7 @@ def _zooms_instead(probabilities, matrix, shape):
 
 @BACK.mistake(
     "no shift",
-    symptom="The result is moved towards one corner.",
+    symptom="The result is shifted, or looks outside the grid altogether.",
     idea="The last column says where the file's first voxel lies on the grid.",
     line="Add matrix[:3, 3].",
 )
