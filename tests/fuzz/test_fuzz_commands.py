@@ -283,7 +283,7 @@ def file_words(rng):
     return words
 
 
-@pytest.mark.filterwarnings("default")  # the command tells them in lines
+@pytest.mark.filterwarnings("always")  # the command tells them in lines
 def test_words_about_files_end_in_lines_and_touch_no_input(scans, monkeypatch, capsys):
     """What is new lies where -o says, whole; nothing that was there is another."""
     loaded = functools.cache(apply.load)  # the kit's own networks, read once

@@ -139,7 +139,8 @@ def test_a_damaged_file_of_a_finished_run_is_told_or_made_again(runs, tmp_path):
     scores, examples = (run / "scores.csv").read_bytes(), reporting.load_examples(run)
     history = reporting.load_history(run).drop(columns="seconds")
     trained = weights(run)
-    files = [*READABLE, *(f"{key}/checkpoint.pt" for key in experiment.table)]
+    checkpoints = [f"{key}/checkpoint.pt" for key in experiment.table]
+    files = [*READABLE, *checkpoints]
     for number, rng in fuzzing.cases(8):
         lost = rng.sample(files, rng.choice([1, 1, 2]))
         folder = linked(run, tmp_path / str(number))
@@ -168,9 +169,8 @@ def test_a_damaged_file_of_a_finished_run_is_told_or_made_again(runs, tmp_path):
                     experiments.load_networks(folder, key)
                 except UserError as error:  # damage that nothing had to read so far
                     assert "trains this regime again" in str(error)
-                    for name in lost:  # as it is told, one after the other
-                        if name.endswith("checkpoint.pt"):
-                            (folder / name).unlink(missing_ok=True)
+                    for name in set(lost).intersection(checkpoints):  # as it is told, each
+                        (folder / name).unlink(missing_ok=True)
                     experiments.run(experiment, folder.parent)
                     experiments.load_networks(folder, key)
             assert same(weights(folder), trained)

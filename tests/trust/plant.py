@@ -68,8 +68,15 @@ def drawn(faults: list[Fault], number: int, seed: int) -> list[Fault]:
 
 def copy_project(to: Path) -> Path:
     """The project in the folder ``to``, without its history and what git ignores."""
-    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
-    left = shutil.ignore_patterns(".git", *[pattern.strip("/") for pattern in ignored])
+    patterns = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    at_the_top = {pattern.strip("/") for pattern in patterns if pattern.startswith("/")}
+    anywhere = [pattern.rstrip("/") for pattern in patterns if not pattern.startswith("/")]
+    ignored = shutil.ignore_patterns(".git", *anywhere)
+
+    def left(folder: str, names: list[str]) -> set[str]:
+        top = at_the_top.intersection(names) if Path(folder) == ROOT else set()
+        return top | ignored(folder, names)
+
     return shutil.copytree(ROOT, to, ignore=left, dirs_exist_ok=True)
 
 

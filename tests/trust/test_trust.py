@@ -23,6 +23,17 @@ def test_a_fault_can_be_planted_and_its_tests_are_there(fault):
     assert all((plant.ROOT / name).is_file() for name in fault.tests)
 
 
+def test_the_copy_is_the_project_but_for_its_history_and_what_is_made(tmp_path):
+    """A folder is left out at the top alone where .gitignore says so: results have runs, too."""
+    copy = plant.copy_project(tmp_path)
+    there, here = (set((root / "tutorials_data").rglob("*.json")) for root in (copy, plant.ROOT))
+    assert {path.relative_to(copy) for path in there} == {
+        path.relative_to(plant.ROOT) for path in here
+    }
+    assert (copy / "README.md").is_file() and (copy / ".github").is_dir()
+    assert not any((copy / name).exists() for name in (".git", ".venv", "runs", "site"))
+
+
 @pytest.mark.timeout(3600)
 def test_six_faults_are_caught(tmp_path):
     copy = plant.copy_project(tmp_path)
