@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
 import torch
@@ -274,7 +275,8 @@ def _is_faster_channels_last(net: nn.Module, images: Sequence[Tensor], mixed: bo
 
 def _lay(net: nn.Module, memory_format: torch.memory_format) -> None:
     """Lay the weights of ``net`` in memory so, in place."""
-    net.to(memory_format=memory_format)  # type: ignore[call-overload]  # documented, but no overload
+    untyped: Any = net  # documented, but some versions of PyTorch have no overload for it
+    untyped.to(memory_format=memory_format)
 
 
 def _training_seconds(
