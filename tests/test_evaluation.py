@@ -733,6 +733,16 @@ def test_a_share_over_runs_counts_runs_as_chance():
     assert (found["runs"], found["subjects"]) == (2, 16)
 
 
+def test_a_share_is_told_though_a_draw_may_have_no_gap():
+    baseline = pd.Series([50.0, 60.0])
+    full = pd.Series([50.0, 70.0])  # drawn twice, the first of them has none
+    assert math.isnan(evaluation.share_of_gap_closed(baseline, baseline, full)["share"])
+    many = pd.Series([50.0] * 4)
+    gaps = pd.Series([0.0, 1.0, 1.0, 1.0])
+    found = evaluation.share_of_gap_closed(many, many + gaps / 2, many + gaps)
+    assert [found[key] for key in ("share", "low", "high")] == pytest.approx([0.5] * 3)
+
+
 def test_a_share_of_no_gap_is_nan():
     rng = np.random.default_rng(1)
     baseline, full = rng.normal(size=(2, 12))

@@ -167,6 +167,36 @@ def test_gains_come_seed_by_seed_and_p_is_corrected_for_all_of_them():
     assert dict(zip(header, long, strict=True))["p (Holm, 2)"] == f"{max(2 * p[0], p[1]):.3f}"
 
 
+def test_two_runs_have_no_p_and_are_none_of_the_lines_it_is_corrected_for():
+    """Two gains that chance makes nearly alike would have a small one."""
+    three = rows_alike(
+        {run: {"deepatlas": [60 + n], "seg_baseline": [50]} for n, run in enumerate("abc")}
+    )
+    two = rows_alike(
+        {
+            "d": {"deepatlas": [53.9], "seg_baseline": [50]},
+            "e": {"deepatlas": [53.8], "seg_baseline": [50]},
+        }
+    )
+    header, _, *lines = pages._gains_table(pd.concat([three, two.assign(dataset="few")]))
+    told = {line[0]: line[header.index("p (Holm, 1)")] for line in lines}
+    p = stats.ttest_1samp([10, 11, 12], 0).pvalue
+    assert told == {"d, 2D": f"{p:.3f}", "few, 2D": " "}
+
+
+def test_runs_on_a_gpu_stand_apart(committed):
+    rows = evidence.load_results(committed)
+    assert evidence.with_those_of_a_gpu(rows, committed) is rows
+    folder = committed / "gpu"
+    folder.mkdir()
+    for name in ("regimes.csv", "subjects.csv"):
+        shutil.copyfile(evidence.RESULTS / "gpu" / name, folder / name)
+    assert len(evidence.load_results(committed)) == len(rows)
+    both = evidence.with_those_of_a_gpu(rows, committed)
+    assert len(both) == len(rows) + len(evidence.load_results(folder))
+    assert "hippocampus, 3D" in set(evidence.teacher_map(both)["cohort"])
+
+
 def test_the_committed_brains_are_told_seed_by_seed():
     """The mean of 2.9 is carried by one run."""
     rows = evidence.load_results(evidence.FIRST_RESULTS)

@@ -283,6 +283,25 @@ def test_a_rival_is_scored_for_each_subject(monkeypatch):
     assert set(scored["settings"]) == {'{"a": 1}'}
 
 
+def test_what_is_trained_on_a_gpu_says_so_and_tells_no_seconds(monkeypatch):
+    seen = []
+
+    def make(settings, given):
+        seen.append(given.device)
+        return lambda scan: scan.labels
+
+    monkeypatch.setattr(cases.machine, "pick_device", lambda wanted: wanted)
+    monkeypatch.setattr(cases.machine, "device_name", lambda device: f"name of {device}")
+    found = cases.Cases.of(experiment_of(device="cuda"))
+    trained = table.Rival("segmentation", "some", make, trains=True)
+    scored = cases.scored("trained", trained, {}, found)
+    assert seen == ["cuda"] and set(scored["processor"]) == {"name of cuda"}
+    assert scored[["seconds", "training_seconds"]].isna().all(axis=None)
+    still = table.Rival("registration", "none", lambda settings, seen: stay)
+    scored = cases.scored("stays", still, {}, found)  # the processor does it, whatever the device
+    assert set(scored["processor"]) == {"name of cpu"} and scored["seconds"].notna().all()
+
+
 def test_what_a_rival_sees_is_in_its_key():
     experiment = experiment_of(labelled=2, label_seed=7)
     keys = {

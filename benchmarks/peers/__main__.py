@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--label-seed", type=int, help="by default the seed")
     parser.add_argument("--rival", nargs="+", default=list(RIVALS), help=", ".join(RIVALS))
     parser.add_argument("--steps", type=int, help="of the trainings of DynUNet")
+    parser.add_argument("--device", default="cpu", help="of these, and of their predictions")
     parser.add_argument("--validation", action="store_true", help="score validation scans instead")
     parser.add_argument("--tuning", type=Path, default=TRIALS, help="trials that settings are of")
     parser.add_argument("--out", type=Path, default=RESULTS / FILE)
@@ -62,6 +63,7 @@ def score_seed(options: argparse.Namespace, seed: int) -> None:
             "labelled": options.labelled,
             "label_seed": options.label_seed,
             "seed": seed,
+            "device": options.device,
         }
     )
     part = "validation" if options.validation else "test"

@@ -68,7 +68,8 @@ class Cases:
             labelled = self.cohort.labelled
         else:
             labelled = some_labelled(self.cohort, self.experiment).labelled
-        return Seen(labelled, len(self.cohort.structures), self.experiment.seed)
+        device = machine.pick_device(self.experiment.device)
+        return Seen(labelled, len(self.cohort.structures), self.experiment.seed, device)
 
 
 def run_of(name: str, rival: Rival, experiment: Experiment, part: str) -> Run:
@@ -116,16 +117,20 @@ def scored(
     pairs: Sequence[tuple[Scan, Scan]] | None = None,
 ) -> pd.DataFrame:
     """A row for each subject: task, regime, subject, ``METRICS``, seconds, and what is the same for
-    all: the settings, the version of the package, seconds of training.
+    all: the settings, the version of the package, seconds of training, the device.
 
-    ``seconds``: of the processor, for a pair or a scan, the median over those of the subject.
+    ``seconds``: of the processor, for a pair or a scan, the median over those of the subject; NaN
+    where a GPU does the work.
     ``pairs``: those to score in place of all.
     """
     pairs = cases.pairs if pairs is None else pairs
     torch.set_num_threads(1)
+    seen = cases.seen_by(rival)
     begun = time.process_time()
-    made = rival.make(settings, cases.seen_by(rival))
+    made = rival.make(settings, seen)
     training = time.process_time() - begun
+
+    device = seen.device if rival.trains else "cpu"
 
     registers = rival.task == "registration"
     total = len(pairs) if registers else len(cases.scans)
@@ -136,14 +141,17 @@ def scored(
             scores = score_registration(watch, cases.cohort, pairs)
         else:
             scores = score_segmentation(watch, cases.cohort, cases.scans)
-    return _of_subjects(scores, watch.seconds).assign(
+    table = _of_subjects(scores, watch.seconds).assign(
         regime=name,
         task=rival.task,
         training_seconds=training if rival.trains else float("nan"),
         settings=as_text(settings),
         program=_program(rival),
-        processor=machine.device_name("cpu"),
+        processor=machine.device_name(device),
     )
+    if device != "cpu":
+        table[["seconds", "training_seconds"]] = float("nan")
+    return table
 
 
 def _of_subjects(scores: pd.DataFrame, seconds: Sequence[float]) -> pd.DataFrame:

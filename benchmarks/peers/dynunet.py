@@ -126,6 +126,7 @@ def trained(
     width: int,
     seed: int,
     mixed: bool = False,
+    device: str = "cpu",
     losses: list[float] | None = None,
 ) -> nn.Module:
     """The network after ``steps`` steps of ``batch`` images each, drawn from the labelled
@@ -134,7 +135,7 @@ def trained(
     ``mixed``: convolutions in bfloat16, the loss in float32. ``losses``: takes that of each step.
     """
     torch.manual_seed(seed)
-    net = network(scans[0].shape, structures, width).train()
+    net = network(scans[0].shape, structures, width).train().to(device)
     augment = augmentation(len(scans[0].shape), seed)
     generator = torch.Generator().manual_seed(seed)
     samples = [
@@ -149,9 +150,9 @@ def trained(
         drawn = torch.randint(len(samples), (batch,), generator=generator).tolist()
         with without_history():
             seen = [augment(dict(samples[number])) for number in drawn]
-        images = torch.stack([sample["image"] for sample in seen])
-        labels = torch.stack([sample["label"] for sample in seen])
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        images = torch.stack([sample["image"] for sample in seen]).to(device)
+        labels = torch.stack([sample["label"] for sample in seen]).to(device)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
             scores = net(images)
         loss = supervised_loss(scores.float(), labels)
         optimiser.zero_grad()
@@ -189,17 +190,18 @@ def segmenter(net: nn.Module, structures: int, mixed: bool = False) -> Segment:
     """A function scan -> labels (I, J, K): of the mean of the probabilities of all mirror images,
     each turned back, the largest.
     """
+    device = next(net.parameters()).device
 
     @torch.inference_mode()
     def segment(scan: Scan) -> Tensor:
-        image = z_scores(scan.image)[None]
+        image = z_scores(scan.image)[None].to(device)
         axes = range(2, image.ndim)
-        total = torch.zeros(structures, *scan.shape)
+        total = torch.zeros(structures, *scan.shape, device=device)
         for count in range(len(axes) + 1):
             for mirrored in itertools.combinations(axes, count):
-                with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
                     scores = net(image.flip(mirrored))
                 total += scores.float().softmax(1).flip(mirrored)[0]
-        return total.argmax(0).to(label_dtype(structures))
+        return total.argmax(0).to(label_dtype(structures)).cpu()
 
     return segment

@@ -26,6 +26,7 @@ class Seen:
     labelled: Sequence[Scan]  # N of the training scans, all, or none: as its row says
     structures: int  # background included
     seed: int
+    device: str = "cpu"  # that networks are trained on
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ def _fusion(settings: Settings, seen: Seen) -> Callable:
 
 
 def _dynunet(settings: Settings, seen: Seen) -> Callable:
-    net = dynunet.trained(seen.labelled, seen.structures, seed=seen.seed, **settings)
+    net = dynunet.trained(
+        seen.labelled, seen.structures, seed=seen.seed, device=seen.device, **settings
+    )
     return dynunet.segmenter(net, seen.structures, bool(settings["mixed"]))
 
 

@@ -202,7 +202,8 @@ def gains(
         digits = {"float_format": "{:.2f}".format, "formatters": {"p": "{:.4f}".format}}
         typer.echo(printable(table.to_string(index=False, **digits)))
         _print_claims(results)
-        _draw_evidence(rows, Path.cwd() if in_wheel else results)
+        every = evidence.with_those_of_a_gpu(rows, results)
+        _draw_evidence(rows, every, Path.cwd() if in_wheel else results)
     if ours and not in_wheel:
         for page in evidence.PAGES:
             filled = evidence.fill_tables(page.read_text(encoding="utf-8"))
@@ -224,14 +225,14 @@ def _print_claims(results: Path) -> None:
     typer.echo(printable(judged.to_string(index=False, float_format="{:.3g}".format)))
 
 
-def _draw_evidence(rows: pd.DataFrame, folder: Path) -> None:
-    """gains.png and map.png in ``folder``, or why there is none."""
+def _draw_evidence(rows: pd.DataFrame, every: pd.DataFrame, folder: Path) -> None:
+    """gains.png of ``rows`` and map.png of ``every`` row in ``folder``, or why there is none."""
     from .. import evidence, evidence_plots
     from ..checkpoints import write_atomically
 
     drawn = {
         "gains.png": lambda: evidence_plots.gains_figure(*evidence.decisive_gains(rows)),
-        "map.png": lambda: evidence_plots.teacher_map_figure(evidence.teacher_map(rows)),
+        "map.png": lambda: evidence_plots.teacher_map_figure(evidence.teacher_map(every)),
     }
     for name, draw in drawn.items():
         try:

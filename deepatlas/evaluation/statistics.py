@@ -213,7 +213,8 @@ def share_of_gap_closed(
     if smallest_gap > 0:
         gained, gap = grand_means(groups)
         share = float(gained / gap)
-        low, high = middle(resampled[:, 0] / resampled[:, 1])
+        some = resampled[resampled[:, 1] != 0]  # by chance a draw has no gap at all
+        low, high = middle(some[:, 0] / some[:, 1])
     return {
         "share": share,
         "low": low,

@@ -14,6 +14,7 @@ from .gains import (
     gains,
     gap_closed,
     load_results,
+    with_those_of_a_gpu,
 )
 from .pages import PAGES, fill_tables
 from .paper import PAPER, check_paper_table, paper_table
@@ -38,4 +39,5 @@ __all__ = [
     "paper_table",
     "read_claims",
     "teacher_map",
+    "with_those_of_a_gpu",
 ]

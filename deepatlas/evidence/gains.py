@@ -65,6 +65,10 @@ def cohort_names(rows: pd.DataFrame) -> pd.Series:
 
 # --- rows -----------------------------------------------------------------------------------------
 
+GPU = (
+    "gpu"  # folder of results whose rows are of runs on a GPU: told apart, and no claim counts them
+)
+
 
 def load_results(results: Path = FIRST_RESULTS) -> pd.DataFrame:
     """One row per subject of a regime, with the parameters of its run; FileNotFoundError if there
@@ -86,6 +90,14 @@ def load_results(results: Path = FIRST_RESULTS) -> pd.DataFrame:
             rows[metric] = rows[metric].fillna(of_runs[column])
     of_rivals = rivals.rows_of_rivals(results, parameters)
     return rows if of_rivals.empty else pd.concat([rows, of_rivals], ignore_index=True)
+
+
+def with_those_of_a_gpu(rows: pd.DataFrame, results: Path) -> pd.DataFrame:
+    """``rows`` of ``results``, and those of the runs on a ``GPU`` that stand in a folder of their
+    own there, if there are any.
+    """
+    folder = results / GPU
+    return pd.concat([rows, load_results(folder)]) if folder.is_dir() else rows
 
 
 def of_the_method(changed: pd.Series) -> pd.Series:

@@ -261,20 +261,24 @@ def _each_run(rows: pd.DataFrame) -> Lines:
 
 # --- gains ----------------------------------------------------------------------------------------
 
+FEWEST_RUNS = 3  # that a p is told of: with two, Student's t has one degree of freedom
+
 
 def _gains_table(rows: pd.DataFrame) -> Lines:
-    """Every gain, with p corrected by Holm over the lines of the table."""
+    """Every gain, with p corrected by Holm over the lines of the table that have one."""
     table = gains(rows[(rows["changed"] == "") & (rows["regime"] != IDENTITY)])
     if table.empty:
         yield NONE_YET
         return
     known = [metric for metric in ERRORS if metric in table]
     header = ["cohort", "N", "task", "against", "gain in points [95 %]", "by seed"]
-    header += [f"p (Holm, {len(table)})", "share of the gap"]
+    enough = table["runs"] >= FEWEST_RUNS
+    header += [f"p (Holm, {enough.sum()})", "share of the gap"]
     header += [f"{METRICS[metric][0]} [95 %]" for metric in known]
     yield header
     yield _rule(len(header))
-    table = table.assign(cohort=cohort_names, p=holm(table["p"].fillna(1)))
+    table.loc[enough, "p"] = holm(table.loc[enough, "p"].fillna(1))
+    table = table.assign(cohort=cohort_names, p=table["p"].where(enough))
     table = table.sort_values("labelled", kind="stable")
     for _, row in table.iterrows():
         share = row.get("share", " ")
