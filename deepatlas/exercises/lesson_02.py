@@ -326,7 +326,7 @@ def _minus_u(u):
 @INVERSE.mistake(
     "one repetition",
     symptom="It is better than -u, but not there yet.",
-    idea="One step of the fixed point halves the error or so; thirty make it vanish.",
+    idea="One step of the fixed point leaves less than half of the error; thirty make it vanish.",
     line="Put it into a loop.",
 )
 def _one_repetition(u):
@@ -399,7 +399,8 @@ JACOBIAN = Exercise(
     arguments=_gentle_field,
     right=_determinant,
     hints=(
-        "Move the image by a constant: the determinant must be 1 everywhere. Does yours pass?",
+        "Move the image by a constant, along each axis in turn: the determinant must be 1 "
+        "everywhere. Does yours pass?",
         "The matrix is 1 + du/dx (1 the identity matrix), with central differences (u(x + 1) - "
         "u(x - 1)) / 2 along EVERY axis.",
         "Compare the lines of the three axes, sign by sign.",

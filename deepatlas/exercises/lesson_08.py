@@ -42,7 +42,7 @@ def _apply(matrix: Tensor, points: Tensor) -> Tensor:
 
 
 def _voxel_sides(affine: Tensor) -> Tensor:
-    """(3,) mm: what headers call zooms or pixdim."""
+    """(3,) mm: what zooms or pixdim of a header should be."""
     return affine[:3, :3].norm(dim=0)
 
 
