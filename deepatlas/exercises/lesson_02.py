@@ -326,7 +326,8 @@ def _minus_u(u):
 @INVERSE.mistake(
     "one repetition",
     symptom="It is better than -u, but not there yet.",
-    idea="One step of the fixed point leaves less than half of the error, on average; thirty make it vanish.",
+    idea="One step of the fixed point leaves less than half of the error, on average; thirty make "
+    "it vanish.",
     line="Put it into a loop.",
 )
 def _one_repetition(u):
