@@ -1,9 +1,7 @@
 """Rivals stand in the tables of evidence as if they were regimes of the runs that they are of."""
 
-import re
-
 from benchmarks.peers.table import RIVALS
-from deepatlas import evidence, places
+from deepatlas import evidence
 from deepatlas.errors import UserError
 from deepatlas.evidence import rivals
 from deepatlas.evidence.claims import Claim
@@ -136,74 +134,3 @@ def test_a_damaged_file_of_rivals_is_named(results):
     (results / rivals.FILE).write_text("run,task\na,b\n")
     with pytest.raises(UserError, match=rf"{rivals.FILE}: not the table that was wanted"):
         evidence.load_results(results)
-
-
-def test_what_the_readme_finds_is_what_the_rows_say():
-    """The numbers of its sentences, made anew."""
-    text = places.README.read_text(encoding="utf-8")
-    text = text[text.index("## What it finds") : text.index("## Speed")]
-    sentences = " ".join(text[text.index("<!-- end -->") :].split())
-    rows = evidence.load_results(places.RESULTS)
-    rows = rows[(rows["labelled"] == 1) & (rows["changed"] == "") & (rows["profile"] == "class")]
-    assert set(rows["seed"]) == {10, 11, 12, 13, 14} and rows["run"].nunique() == 15
-    table = evidence.gains(rows).set_index(["task", "against", "dataset"])
-    cohorts = ["oasis35", "phantom-brain", "phantom-knee"]
-    dice = rows.groupby(["task", "regime", "dataset", "run"])["dice"].mean()
-    dice = dice.groupby(level=[0, 1, 2]).mean()
-    errors = rows.groupby(["regime", "dataset", "run"])["endpoint_voxels"].mean()
-    errors = errors.groupby(level=[0, 1]).mean()
-
-    def of(task, against):
-        return table.loc[task].loc[against].loc[cohorts]
-
-    def more(task, regime, other):
-        return (dice[task, regime] - dice[task, other]).loc[cohorts]
-
-    def said(form, numbers):
-        told = re.sub(r"\b0\.", ".", form.format(*numbers))
-        assert told in re.sub(r"\b0\.", ".", sentences)
-
-    segmentation = of("segmentation", "seg_baseline")
-    assert (segmentation["low"] > 0).all() and "-" not in "".join(segmentation["by_seed"])
-    said("by {:.1f}, {:.1f} and {:.1f} points", segmentation["gain"])
-    said("by {:.1f}, {:.1f} and {:.1f})", more("segmentation", "semi_seg", "seg_baseline"))
-    teacher = of("segmentation", "semi_seg")
-    each = teacher[["gain", "low", "high"]].to_numpy().flatten()
-    said(
-        "{:+.1f} [{:+.1f}, {:+.1f}], {:+.1f} [{:+.1f}, {:+.1f}] and {:+.1f} [{:+.1f}, {:+.1f}]",
-        each,
-    )
-    for against in ("reg_baseline", "semi_reg"):
-        found = of("registration", against)
-        assert ((found["low"] < 0) & (found["high"] > 0)).all()
-    said("bring {:.1f}, {:.1f} and {:.1f} points", more("registration", "reg_full", "reg_baseline"))
-    refined = of("registration", "reg_baseline_refined")
-    said("has {:.1f} and {:.1f} points more than the refined", refined["gain"].iloc[1:])
-    said("on OASIS-35 {:+.1f} [{:+.1f}, {:+.1f}]", refined[["gain", "low", "high"]].iloc[0])
-    said("{:.1f}, {:.1f} and {:.1f} points more than SyN", of("registration", "ants_cc")["gain"])
-    said("({:.1f}, {:.1f} and {:.1f} more than each pair", of("registration", "optimise")["gain"])
-    for one, other, form in (
-        ("deepatlas_refined", None, "is {:.2f} voxels from it on brains and {:.2f} on knees"),
-        ("reg_baseline_refined", None, "by images alone ({:.2f} and {:.2f})"),
-        ("ants_cc", None, "SyN ({:.2f} and {:.2f})"),
-        ("optimise", None, "from coarse to fine ({:.2f} and {:.2f})"),
-        ("deepatlas", "reg_baseline", "worse ({:+.2f} voxels"),
-    ):
-        found = errors[one] if other is None else errors[one] - errors[other]
-        said(form, found.loc[cohorts[1:]])
-
-    judged = evidence.judge(evidence.read_claims(places.RESULTS / "claims.toml"), places.RESULTS)
-    by_name = judged.drop_duplicates("claim").set_index("claim")
-    for name, p, place in (
-        (
-            "One label, slices: segmentation gains over the baseline",
-            "p_holm",
-            "(p = {:.3f}, corrected",
-        ),
-        ("refined by what DeepAtlas guesses", "p_holm", "brains and knees (p = {:.3f}: not shown)"),
-        ("registers better than SyN", "p_holm", "cross-correlation (p = {:.3f}: not shown)"),
-        ("the true error is below", "p", "voxels, p = {:.2f})"),
-    ):
-        (claim,) = [one for one in by_name.index if name in one]
-        assert by_name.loc[claim, "decision"] == "not shown"
-        said(place, [by_name.loc[claim, p]])
