@@ -30,7 +30,8 @@ experiment: .venv/run.stamp
 
 results: .venv/run.stamp
 	$(BIN)/deepatlas sweep tutorials_data/results/evidence.toml $(ARGS) --results tutorials_data/results
-	$(BIN)/deepatlas sweep tutorials_data/results/short.toml $(ARGS) --results tutorials_data/results
+	$(BIN)/deepatlas sweep tutorials_data/results/ablations.toml $(ARGS) --results tutorials_data/results
+	$(BIN)/deepatlas sweep tutorials_data/results/short.toml $(ARGS) --results tutorials_data/results/short
 	OMP_NUM_THREADS=2 $(BIN)/deepatlas sweep tutorials_data/results/again.toml $(ARGS) --workers 1 \
 		--root runs/again --results tutorials_data/results/again
 	$(BIN)/deepatlas gains
