@@ -280,6 +280,16 @@ def test_full_supervision_below_a_baseline_is_marked_and_said():
     assert not any("†" in cell for line in pages._dice_table(rows) for cell in line)
 
 
+def test_a_mean_of_fewer_runs_than_others_says_of_how_many():
+    rows = rows_alike({run: {"deepatlas": [80.0], "seg_baseline": [70.0]} for run in "abc"})
+    some = rows[(rows["regime"] == "deepatlas") | (rows["run"] != "c")]
+    cells = {line[0]: line[1] for line in pages._dice_table(some) if len(line) == 2}
+    assert "(" not in "".join(line for line in pages._dice_table(rows) if isinstance(line, str))
+    first = next(line for line in pages._dice_table(some) if line[:1] == ["Baseline"])
+    assert first[1] == "70.0 (2)" and cells["runs"] == "3"
+    assert any("so few of the runs" in line for line in pages._dice_table(some))
+
+
 def test_every_table_of_means_has_every_run():
     runs = {
         "b": {"deepatlas": [80, 82], "seg_baseline": [70, 71]},

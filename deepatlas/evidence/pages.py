@@ -151,7 +151,7 @@ def _dice_table(rows: pd.DataFrame) -> Lines:
     runs = rows.groupby("cohort")["run"].nunique()
     yield [" ", *runs.index]
     yield _rule(1 + len(runs))
-    below = False
+    below = fewer = False
     for task, metric in _shown(rows):
         yield [_section(task, metric), *[" "] * len(runs)]
         of_task = rows[rows["task"] == task]
@@ -159,11 +159,15 @@ def _dice_table(rows: pd.DataFrame) -> Lines:
         for regime in _in_order(of_task):
             cells = [columns.get(cohort, {}).get(regime, " ") for cohort in runs.index]
             below |= any(BELOW in cell for cell in cells)
+            fewer |= any("(" in cell for cell in cells)
             yield [_title(regime), *cells]
     yield ["runs", *map(str, runs)]
     if below:
         yield ""
         yield f"{BELOW} A baseline is better: there full supervision is no ceiling."
+    if fewer:
+        yield ""
+        yield "(2), (3): a mean of so few of the runs; compare it run by run."
     yield from _each_run(rows)
 
 
@@ -186,11 +190,12 @@ def _in_order(rows: pd.DataFrame) -> list[str]:
 
 def _means(rows: pd.DataFrame, task: str, metric: Metric) -> dict[str, str]:
     """Cell of each regime: its mean, bold if it is among the best, marked where full supervision is
-    behind a baseline.
+    behind a baseline, and with the number of its runs where others have more.
     """
     _, sign = METRICS[metric]
     of_runs = rows.groupby(["regime", "run"])[metric].mean()
     means = of_runs.groupby("regime").mean().dropna()
+    runs = of_runs.dropna().groupby("regime").size()
     of_pairs = means.index.isin(OF_EACH_PAIR)
     best = _best(rows, means[~of_pairs], metric) | _best(rows, means[of_pairs], metric)
     network = NETWORK_OF[task]
@@ -203,6 +208,8 @@ def _means(rows: pd.DataFrame, task: str, metric: Metric) -> dict[str, str]:
         ceiling = regime in REGIMES and sees_all_labels(regime)
         if ceiling and any(sign * (means[key] - mean) > 0 for key in rivals):
             told += f" {BELOW}"
+        if runs[regime] < runs.max():
+            told += f" ({runs[regime]})"
         cells[regime] = told
     return cells
 
