@@ -91,13 +91,19 @@ OF_A_REGIME = 3.0
 
 @pytest.mark.learning
 def test_committed_rows_can_be_had_again(trained):
-    """Whatever the machine."""
+    """They are committed from two machines. What took fewer than 200 steps is left out: it still
+    changes by points from step to step.
+    """
     rows = trained()
-    keys = ["dataset", "seed", "changed", "task", "regime", "steps"]
+    keys = ["dataset", "seed", "task", "regime", "steps"]
+    committed = pd.read_csv(RESULTS / "short" / "regimes.csv")
+    (changed,) = rows["changed"].unique()
+    of_both = [changed, changed.replace(" refine=0", "")]  # which trains the same networks
     both = rows.merge(
-        pd.read_csv(RESULTS / "short" / "regimes.csv"), on=keys, suffixes=("", " committed")
+        committed[committed["changed"].isin(of_both)], on=keys, suffixes=("", " committed")
     )
-    assert len(both) == len(rows), "the committed rows are of another method: run it again"
+    assert len(both) == 2 * len(rows), "the committed rows are of another method: run it again"
+    both = both[(both["steps"] >= 200) | (both["steps"] == 0)]
     of_regimes = both.groupby(["task", "regime"])[["Dice %", "Dice % committed"]].mean()
     moved = of_regimes["Dice %"] - of_regimes["Dice % committed"]
     assert len(moved) == 11

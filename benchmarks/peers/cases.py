@@ -68,7 +68,7 @@ class Cases:
             labelled = self.cohort.labelled
         else:
             labelled = some_labelled(self.cohort, self.experiment).labelled
-        device = machine.pick_device(self.experiment.device)
+        device = machine.pick_device(self.experiment.device) if rival.trains else "cpu"
         return Seen(labelled, len(self.cohort.structures), self.experiment.seed, device)
 
 
@@ -130,8 +130,6 @@ def scored(
     made = rival.make(settings, seen)
     training = time.process_time() - begun
 
-    device = seen.device if rival.trains else "cpu"
-
     registers = rival.task == "registration"
     total = len(pairs) if registers else len(cases.scans)
     unit = "pair" if registers else "scan"
@@ -147,9 +145,9 @@ def scored(
         training_seconds=training if rival.trains else float("nan"),
         settings=as_text(settings),
         program=_program(rival),
-        processor=machine.device_name(device),
+        processor=machine.device_name(seen.device),
     )
-    if device != "cpu":
+    if seen.device != "cpu":
         table[["seconds", "training_seconds"]] = float("nan")
     return table
 

@@ -65,9 +65,8 @@ def cohort_names(rows: pd.DataFrame) -> pd.Series:
 
 # --- rows -----------------------------------------------------------------------------------------
 
-GPU = (
-    "gpu"  # folder of results whose rows are of runs on a GPU: told apart, and no claim counts them
-)
+# Folder of results whose rows are of runs on a GPU: told apart, and no claim counts them.
+GPU = "gpu"
 
 
 def load_results(results: Path = FIRST_RESULTS) -> pd.DataFrame:

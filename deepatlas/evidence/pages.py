@@ -167,7 +167,7 @@ def _dice_table(rows: pd.DataFrame) -> Lines:
         yield f"{BELOW} A baseline is better: there full supervision is no ceiling."
     if fewer:
         yield ""
-        yield "(2), (3): a mean of so few of the runs; compare it run by run."
+        yield "(n): a mean of n of the runs; compare it run by run."
     yield from _each_run(rows)
 
 
