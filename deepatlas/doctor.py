@@ -32,6 +32,7 @@ def examine() -> Iterator[str]:
     busy = machine.busy_cores()
     yield f"cpu: {cores} cores, {busy:.1f} of them busy now, {torch.get_num_threads()} threads"
     yield f"waiting threads: {machine.waiting_threads()}"
+    yield f"freed memory: {machine.freed_memory()}"
     fast = "faster, used by default" if machine.bfloat16_pays(device) else "not faster"
     yield f"bfloat16 on {device}: {fast}"
 

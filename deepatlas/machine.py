@@ -18,7 +18,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from . import SPINS, TORCH_CAME_FIRST, losses, networks
+from . import KEEPS_FREED_MEMORY, KEPT_BYTES, SPINS, TORCH_CAME_FIRST, losses, networks
 from .errors import UserError
 from .warp import Deformation
 
@@ -115,6 +115,13 @@ def waiting_threads() -> str:
     if policy := os.environ.get("OMP_WAIT_POLICY"):
         return f"by OMP_WAIT_POLICY={policy}"
     return f"spin for GOMP_SPINCOUNT={os.environ.get('GOMP_SPINCOUNT')} rounds, then sleep"
+
+
+def freed_memory() -> str:
+    """In words: what becomes of the memory that a step of training frees."""
+    if KEEPS_FREED_MEMORY:
+        return f"kept for the next step, up to {KEPT_BYTES // 2**20} MiB"
+    return "by the C library, or by the variables that the environment sets for it"
 
 
 def busy_cores(seconds: float = 0.5) -> float:

@@ -124,6 +124,7 @@ def test_the_doctor_reports_everything_and_ends_with_advice(report):
         r"^mps: ",
         r"^cpu: \d+ cores, [\d.]+ of them busy now, \d+ threads",
         r"^waiting threads: ",
+        r"^freed memory: ",
         r"^bfloat16 on \w+: (faster|not faster)",
         r"^free: [\d.]+ GiB of memory, [\d.]+ GiB of disk",
         r"^data: DEEPATLAS_DATA is ",
@@ -179,9 +180,12 @@ SAY = "from deepatlas import machine; print(machine.waiting_threads())"
 
 
 def said(code, **variables):
-    """What a fresh process prints, with these environment variables and no others about threads."""
-    about_threads = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    environment = {name: v for name, v in os.environ.items() if name not in about_threads}
+    """What a fresh process prints, with these environment variables and no others about threads
+    and freed memory.
+    """
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "MALLOC_TRIM_THRESHOLD_")
+    names += ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    environment = {name: v for name, v in os.environ.items() if name not in names}
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=environment | variables,
@@ -209,6 +213,30 @@ def test_waiting_threads_are_bounded_and_it_is_said_where_not(code, variables, w
 def test_a_chosen_wait_policy_is_not_overruled():
     code = "import deepatlas, os; print('GOMP_SPINCOUNT' in os.environ)"
     assert said(code, OMP_WAIT_POLICY="PASSIVE").strip() == "False"
+
+
+# As a step does: pieces of 8 MiB, all freed, and asked for again.
+PAGES_ASKED_FOR = """
+import resource, torch
+for _ in range(20):
+    pieces = [torch.zeros(2**21) for _ in range(6)]
+    del pieces
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "confstr"), reason="glibc is asked for by its name")
+def test_freed_memory_is_kept_for_the_next_step_unless_the_environment_says_otherwise():
+    if not (os.confstr_names.get("CS_GNU_LIBC_VERSION") and os.confstr("CS_GNU_LIBC_VERSION")):
+        pytest.skip("this C library is not glibc")
+    begin = "import resource, torch, deepatlas.machine as machine\n"
+    begin += "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+    kept = int(said(begin + PAGES_ASKED_FOR))
+    given_back = int(said(begin + PAGES_ASKED_FOR, MALLOC_TRIM_THRESHOLD_="131072"))
+    assert kept < 2 * 6 * 2**11 < given_back / 5  # once or twice a page of 4 KiB, and every time
+    say = "from deepatlas import machine; print(machine.freed_memory())"
+    assert "up to 128 MiB" in said(say)
+    assert "variables" in said(say, MALLOC_TRIM_THRESHOLD_="131072")
 
 
 def test_busy_cores_are_between_none_and_all():
