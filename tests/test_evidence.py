@@ -207,7 +207,7 @@ def test_the_committed_brains_are_told_seed_by_seed():
 
 
 def test_true_error_stands_beside_dice():
-    runs = {run: {"deepatlas": [80, 82], "reg_baseline": [70, 72]} for run in "ab"}
+    runs = {run: {"deepatlas": [80, 82], "reg_baseline": [70, 72]} for run in "abc"}
     error = {"deepatlas": 1.5, "reg_baseline": 1.25}
     rows = rows_alike(runs, task="registration")
     rows = rows.assign(endpoint_voxels=rows["regime"].map(error), endpoint_boundary_voxels=math.nan)
@@ -288,6 +288,19 @@ def test_a_mean_of_fewer_runs_than_others_says_of_how_many():
     first = next(line for line in pages._dice_table(some) if line[:1] == ["Baseline"])
     assert first[1] == "70.0 (2)" and cells["runs"] == "3"
     assert any("a mean of n of the runs" in line for line in pages._dice_table(some))
+
+
+def test_of_fewer_than_three_runs_no_interval_is_told_and_nothing_is_bold():
+    runs = {run: {"deepatlas": [80, 82], "seg_baseline": [70, 71]} for run in "abc"}
+    for some, best, told in ((runs, "**81.0**", "+10.5 [+10.0, +11.0]"), ("ab", "81.0", "+10.5")):
+        rows = rows_alike({run: runs[run] for run in some})
+        assert cells_of(rows, "DeepAtlas") == [best] and cells_of(rows, "Baseline") == ["70.5"]
+        header, _, line = pages._gains_table(rows)
+        assert line[header.index("gain in points [95 %]")] == told
+    # two runs of one regime among three of the others: not among the best
+    rows = rows_alike(runs)
+    some = rows[(rows["regime"] != "deepatlas") | (rows["run"] != "c")]
+    assert cells_of(some, "DeepAtlas") == ["81.0 (2)"]
 
 
 def test_every_table_of_means_has_every_run():

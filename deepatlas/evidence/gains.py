@@ -5,7 +5,7 @@ levels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -147,6 +147,13 @@ def gain(
     return {"gain": found.pop("mean"), **found, "p": t_over_runs(differences, minimum)}
 
 
+def cannot_be_told(found: Mapping[str, float]) -> bool:
+    """Could this ``gain`` be chance, by its p of Student's t, not corrected? p is NaN where runs do
+    not scatter at all.
+    """
+    return found["p"] > 0.05 or found["gain"] == 0
+
+
 def gain_by_seed(
     rows: pd.DataFrame, regime: str, other: str, metric: str = "dice"
 ) -> dict[int, float]:
@@ -167,6 +174,9 @@ def gap_closed(rows: pd.DataFrame, baseline: str, joint: str, full: str) -> dict
     found = share_of_gap_closed(*_scores_of(rows, baseline, joint, full))
     percent = {key: 100 * found[key] for key in ("share", "low", "high")}
     return percent | {"runs": found["runs"]}
+
+
+MAY_BE_CHANCE = "may be chance"  # in place of a share, where the gain itself may be
 
 
 def share_in_words(share: float) -> str:
@@ -226,7 +236,9 @@ def _comparisons(rows: pd.DataFrame, task: str) -> Iterator[dict[str, object]]:
         by_seed = gain_by_seed(rows, joint, other).values()
         compared["by_seed"] = ", ".join(f"{value:+.1f}" for value in by_seed)
         if full in there and joint == JOINT:  # full supervision is not refined
-            compared["share"] = share_in_words(gap_closed(rows, other, joint, full)["share"])
+            share = gap_closed(rows, other, joint, full)["share"]
+            unsure = cannot_be_told(compared) and not math.isnan(share)
+            compared["share"] = MAY_BE_CHANCE if unsure else share_in_words(share)
         for metric in ERRORS:
             if {joint, other} <= regimes_with(rows, metric):
                 error = gain(rows, joint, other, metric)

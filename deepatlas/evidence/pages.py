@@ -21,6 +21,7 @@ from .gains import (
     ERRORS,
     METRICS,
     Metric,
+    cannot_be_told,
     cohort_names,
     gain,
     gains,
@@ -135,14 +136,17 @@ def _title(regime: str) -> str:
 
 BELOW = "†"  # behind the mean of full supervision where a baseline is better
 BY_SEED = "Each run, in the order of its seed"
+# That an interval, a p or what is best is told of: fewer say nothing of how much runs scatter.
+FEWEST_RUNS = 3
 
 
 def _dice_table(rows: pd.DataFrame) -> Lines:
     """Means over runs of each regime, as in the table of the paper; of registration the true error,
     too, where it is known. Then the same run by run.
 
-    Bold is the best of those that have N labels, and every other whose paired difference from it
-    has an interval that includes 0; of registrations that are sought for each pair by themselves.
+    Bold is the best of those that have N labels, and every other that cannot be told from it, run
+    by run; of registrations that are sought for each pair by themselves.
+    Of fewer than ``FEWEST_RUNS`` nothing is bold.
     """
     rows = rows[rows["changed"] == ""].assign(cohort=cohort_names)
     if rows.empty:
@@ -196,8 +200,9 @@ def _means(rows: pd.DataFrame, task: str, metric: Metric) -> dict[str, str]:
     of_runs = rows.groupby(["regime", "run"])[metric].mean()
     means = of_runs.groupby("regime").mean().dropna()
     runs = of_runs.dropna().groupby("regime").size()
-    of_pairs = means.index.isin(OF_EACH_PAIR)
-    best = _best(rows, means[~of_pairs], metric) | _best(rows, means[of_pairs], metric)
+    enough = means[runs[means.index] >= FEWEST_RUNS]
+    of_pairs = enough.index.isin(OF_EACH_PAIR)
+    best = _best(rows, enough[~of_pairs], metric) | _best(rows, enough[of_pairs], metric)
     network = NETWORK_OF[task]
     rivals = [key for key in (BASELINES[network], CONTROLS[network]) if key in means]
     cells = {}
@@ -215,9 +220,7 @@ def _means(rows: pd.DataFrame, task: str, metric: Metric) -> dict[str, str]:
 
 
 def _best(rows: pd.DataFrame, means: pd.Series, metric: Metric) -> set[str]:
-    """The best of the regimes that have N labels, and those that cannot be told from it: the 95 %
-    interval of their paired difference includes 0.
-    """
+    """The best of the regimes that have N labels, and those that cannot be told from it."""
     of_n_labels = [regime for regime in means.index if not sees_all_labels(regime)]
     if len(of_n_labels) < 2:
         return set()
@@ -225,10 +228,9 @@ def _best(rows: pd.DataFrame, means: pd.Series, metric: Metric) -> set[str]:
     first = (sign * means[of_n_labels]).idxmax()
     found = {first}
     for regime in of_n_labels:
-        if regime != first and _in_one_run(rows, regime, first, metric):
-            difference = gain(rows, regime, first, metric)
-            if difference["low"] <= 0 <= difference["high"]:
-                found.add(regime)
+        comparable = regime != first and _in_one_run(rows, regime, first, metric)
+        if comparable and cannot_be_told(gain(rows, regime, first, metric)):
+            found.add(regime)
     return found
 
 
@@ -268,11 +270,11 @@ def _each_run(rows: pd.DataFrame) -> Lines:
 
 # --- gains ----------------------------------------------------------------------------------------
 
-FEWEST_RUNS = 3  # that a p is told of: with two, Student's t has one degree of freedom
-
 
 def _gains_table(rows: pd.DataFrame) -> Lines:
-    """Every gain, with p corrected by Holm over the lines of the table that have one."""
+    """Every gain, with p corrected by Holm over the lines of the table that have one; of fewer than
+    ``FEWEST_RUNS`` the mean alone, and no share of a gap.
+    """
     table = gains(rows[(rows["changed"] == "") & (rows["regime"] != IDENTITY)])
     if table.empty:
         yield NONE_YET
@@ -288,26 +290,31 @@ def _gains_table(rows: pd.DataFrame) -> Lines:
     table = table.assign(cohort=cohort_names, p=table["p"].where(enough))
     table = table.sort_values("labelled", kind="stable")
     for _, row in table.iterrows():
-        share = row.get("share", " ")
+        share = row.get("share") if row["runs"] >= FEWEST_RUNS else None
         yield [
             row["cohort"],
             str(row["labelled"]),
             row["task"],
             _title(row["against"]),
-            f"{row['gain']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]",
+            _with_interval(row, "gain", "low", "high", "+.1f"),
             row["by_seed"],
             _p(row["p"]),
             share if isinstance(share, str) else " ",
-            *(_error(row, metric) for metric in known),
+            *(  # in true error: below 0 it has fallen
+                _with_interval(row, metric, f"{metric}_low", f"{metric}_high", "+.2f")
+                for metric in known
+            ),
         ]
 
 
-def _error(row: pd.Series, metric: str) -> str:
-    """A difference in true error: below 0 it has fallen."""
-    if math.isnan(row[metric]):
+def _with_interval(row: pd.Series, mean: str, low: str, high: str, form: str) -> str:
+    """What these columns of a row say of its ``runs``, or " "."""
+    if math.isnan(row[mean]):
         return " "
-    low, high = row[f"{metric}_low"], row[f"{metric}_high"]
-    return f"{row[metric]:+.2f} [{low:+.2f}, {high:+.2f}]"
+    told = f"{row[mean]:{form}}"
+    if row["runs"] < FEWEST_RUNS:
+        return told
+    return f"{told} [{row[low]:{form}}, {row[high]:{form}}]"
 
 
 def _p(p: float) -> str:
