@@ -2,10 +2,12 @@
 changes the rows learns which sentences speak of them.
 """
 
+import json
 import re
 
 from deepatlas import evidence, places, sweeps
 from deepatlas.evaluation.statistics import holm
+from deepatlas.evidence.gains import gain_by_seed
 
 import pandas as pd
 from scipy import stats
@@ -49,7 +51,10 @@ def test_what_the_readme_finds_is_what_the_rows_say():
     segmentation = of("segmentation", "seg_baseline")
     assert (segmentation["low"] > 0).all() and "-" not in "".join(segmentation["by_seed"])
     said("by {:.1f}, {:.1f} and {:.1f} points", segmentation["gain"])
-    said("by {:.1f}, {:.1f} and {:.1f})", more("segmentation", "semi_seg", "seg_baseline"))
+    said(
+        "by {:.1f}, {:.1f} and {:.1f}; the runs made again",
+        more("segmentation", "semi_seg", "seg_baseline"),
+    )
     teacher = of("segmentation", "semi_seg")
     each = teacher[["gain", "low", "high"]].to_numpy().flatten()
     said(
@@ -65,15 +70,35 @@ def test_what_the_readme_finds_is_what_the_rows_say():
     said("on OASIS-35 {:+.1f} [{:+.1f}, {:+.1f}]", refined[["gain", "low", "high"]].iloc[0])
     said("{:.1f}, {:.1f} and {:.1f} points more than SyN", of("registration", "ants_cc")["gain"])
     said("({:.1f}, {:.1f} and {:.1f} more than each pair", of("registration", "optimise")["gain"])
+    said(
+        "the refined baseline has {:.1f}, {:.1f} and {:.1f} more than SyN",
+        more("registration", "reg_baseline_refined", "ants_cc"),
+    )
+    said(
+        "not refined, {:.1f}, {:.1f} and {:.1f} less", more("registration", "ants_cc", "deepatlas")
+    )
+    of_runs = rows[rows["task"] == "registration"].groupby(["regime", "run"])["dice"].mean()
+    assert (of_runs["deepatlas_refined"] > of_runs["reg_full"]).all()  # which is no ceiling
+    brains = rows[(rows["dataset"] == "phantom-brain") & (rows["task"] == "registration")]
+    refined = ("deepatlas_refined", "reg_baseline_refined", "endpoint_voxels")
+    farther = evidence.gain(brains, *refined)
+    assert min(gain_by_seed(brains, *refined).values()) > 0
+    found = [errors["reg_baseline_refined"]["phantom-brain"], farther["gain"], farther["p"]]
+    said("images alone ({:.2f}; {:.2f} more, in each run, p = {:.2f}, not", found)
     for one, other, form in (
         ("deepatlas_refined", None, "is {:.2f} voxels from it on brains and {:.2f} on knees"),
-        ("reg_baseline_refined", None, "by images alone ({:.2f} and {:.2f})"),
         ("ants_cc", None, "SyN ({:.2f} and {:.2f})"),
         ("optimise", None, "from coarse to fine ({:.2f} and {:.2f})"),
         ("deepatlas", "reg_baseline", "worse ({:+.2f} voxels"),
     ):
         found = errors[one] if other is None else errors[one] - errors[other]
         said(form, found.loc[cohorts[1:]])
+    said("on knees as far ({:.2f})", [errors["reg_baseline_refined"]["phantom-knee"]])
+    tried = pd.read_csv(places.README.parent / "benchmarks" / "peers" / "tuning.csv")
+    tried = tried[(tried["rival"] == "optimise") & (tried["dataset"] == "phantom-brain")]
+    settings = tried["settings"].map(json.loads).apply(pd.Series)
+    tried = tried[(settings["regularity"] == 0.2) & (settings["window"] == 5)]
+    said("had {:.2f} on trial scans", tried["endpoint_voxels"])
 
     judged = evidence.judge(evidence.read_claims(places.RESULTS / "claims.toml"), places.RESULTS)
     by_name = judged.drop_duplicates("claim").set_index("claim")
@@ -92,43 +117,82 @@ def test_what_the_readme_finds_is_what_the_rows_say():
         said(place, [by_name.loc[claim, p]])
 
 
-def test_what_is_said_of_runs_without_the_anatomy_term_is_what_their_rows_say():
+def contrast(values):
+    """Mean over runs, 95 % interval and p of Student's t, in words."""
+    found = stats.ttest_1samp(values, 0)
+    ends = found.confidence_interval()
+    p = f"{found.pvalue:.3f}" if found.pvalue >= 0.001 else "< .001"
+    return f"{values.mean():+.1f} [{ends.low:+.1f}, {ends.high:+.1f}], {p}"
+
+
+def test_what_is_said_of_the_anatomy_term_and_of_the_warped_scan_is_what_their_rows_say():
     rows = sweeps.read_table(places.RESULTS, "regimes")
     rows = rows[(rows["dims"] == 2) & (rows["labelled"] == 1)]
-    without = rows[rows["changed"].str.contains(r"\blambda_a=0\.0\b")]
-    usual = rows[~rows["run"].isin(without["run"])]
-    assert without["run"].nunique() == usual["run"].nunique() == 15
+    alone = rows[rows["changed"].str.contains("regimes=joint")]
+    assert alone["changed"].str.contains("precision=float32").all()
+    leaves_out = {
+        "term": alone["changed"].str.contains("sampled_warps=False"),
+        "warps": alone["changed"].str.contains("lambda_a=0.0"),
+        "both": ~alone["changed"].str.contains("lambda_a|sampled_warps"),
+    }
+    kinds = {kind: alone[which] for kind, which in leaves_out.items()}
+    assert [some["run"].nunique() for some in kinds.values()] == [15, 15, 15]
 
     def dice(some, task, regime):
         of_regime = some[(some["task"] == task) & (some["regime"] == regime)]
-        return of_regime.set_index(["dataset", "seed"])["Dice %"]
+        return of_regime.set_index(["dataset", "seed"])["Dice %"].sort_index()
 
-    def means(values):
-        return values.groupby("dataset").mean()
-
-    joint = {}  # of each task: what the term adds, set against the counted runs, and by the gains
+    gained = {}
     for task, baseline in (("segmentation", "seg_baseline"), ("registration", "reg_baseline")):
-        bare = dice(without, task, "deepatlas")
-        own, counted = dice(without, task, baseline), dice(usual, task, baseline)
-        added = dice(usual, task, "deepatlas") - bare
-        joint[task] = added, added - counted + own
-        if task == "segmentation":
-            assert (bare > own).all() and (bare > counted).all() and len(bare) == 15
-            for page in (places.README, FOUND):
-                says(page, "DeepAtlas is {:.1f}, {:.1f} and {:.1f} points ahead", means(bare - own))
-            says(FOUND, "{:.1f}, {:.1f} and {:.1f} ahead of the one", means(bare - counted))
-            says(FOUND, "precision and processor ({:.1f}, {:.1f} and {:.1f})", means(own - counted))
-    told = {key: [*means(added), *means(of_gains)] for key, (added, of_gains) in joint.items()}
+        neither = dice(kinds["both"], task, baseline)
+        reached = {kind: dice(some, task, "deepatlas") for kind, some in kinds.items()}
+        for some in kinds.values():  # trained by the same steps: to the bit
+            assert (dice(some, task, baseline) == neither).all()
+        for cohort, name in (
+            ("oasis35", "OASIS-35"),
+            ("phantom-brain", "brains"),
+            ("phantom-knee", "knees"),
+        ):
+            base, of = neither[cohort], {kind: found[cohort] for kind, found in reached.items()}
+            cells = [f"{task}, {name}", *(f"{one.mean():.1f}" for one in (base, *of.values()))]
+            cells += [contrast(of[kind] - base) for kind in ("term", "warps", "both")]
+            cells += [contrast(of["both"] - of[kind]) for kind in ("warps", "term")]
+            told = "| " + " | ".join(cells) + " |"
+            says(FOUND, "{}", [told])
+        gained[task] = {
+            kind: list((found - neither).groupby("dataset").mean())
+            for kind, found in reached.items()
+        }
+    each = gained["segmentation"]
+    others = [*each["term"], *each["both"]]
     form = "{:.1f}, {:.1f} and {:.1f}"
+    for page in (places.README, FOUND):
+        says(page, f"gains {form} points over the baseline", each["warps"])
+        says(page, f"without the warped scan {form}, both together {form}", others)
+
+    # those with both are the counted runs, made again
+    counted = rows[rows["changed"] == "precision=bfloat16"]
+    moved, ahead = [], {}
+    for task, baseline in (("segmentation", "seg_baseline"), ("registration", "reg_baseline")):
+        again, first = (dice(some, task, "deepatlas") for some in (kinds["both"], counted))
+        bases = [dice(some, task, baseline) for some in (kinds["both"], counted)]
+        of_joint, of_gain = (again - first).abs(), (again - bases[0] - first + bases[1]).abs()
+        assert len(of_joint) == len(of_gain.dropna()) == 15
+        moved.append([of_joint.median(), of_joint.max(), of_gain.max()])
+        ahead[task] = again - bases[0], first - bases[1]
+    told = [*moved[0][:2], *moved[1][:2], moved[0][2], moved[1][2]]
     says(
         FOUND,
-        f"runs {form} points, by the difference of the two gains {form}.",
-        told["segmentation"],
+        "by {:.1f} in the median and by up to {:.1f} in segmentation, by {:.1f} and up to {:.1f} "
+        "in registration; what it gains over the baseline of the run by up to {:.1f} and {:.1f}.",
+        told,
     )
-    says(FOUND, f"registration it adds {form}, or {form} by", told["registration"])
-    for values in joint["registration"]:
-        of_cohorts = [some.to_numpy() for _, some in values.groupby("dataset")]
-        assert all(stats.ttest_1samp(some, 0).pvalue > 0.05 for some in of_cohorts)
+    assert (ahead["segmentation"][0] > 0).sum() == 14
+    says(places.README, f"fourteen of fifteen, by {form})", each["both"])
+    again, first = (list(gain.groupby("dataset").mean()) for gain in ahead["registration"])
+    says(places.README, f"({form} points; made again {form})", [*first, *again])
+    real = [gain.groupby("dataset").mean()["oasis35"] for gain in ahead["segmentation"]]
+    says(FOUND, "on OASIS-35 by {:.1f} instead of {:.1f}.", real)
 
     first = sweeps.read_table(places.FIRST_RESULTS, "regimes")
     knees = first[(first["dataset"] == "phantom-knee") & (first["labelled"] == 1)]
@@ -176,7 +240,8 @@ def test_what_is_said_of_runs_made_twice_is_what_their_rows_say():
 
     small = rows[(rows["dims"] == 2) & rows["regime"].isin(["seg_baseline", "reg_baseline"])]
     without = small["changed"].str.contains("lambda_a=0.0")
-    beside = small[~without].merge(small[without], on=keys)
+    counted = small["changed"] == "precision=bfloat16"
+    beside = small[counted].merge(small[without], on=keys)
     moved = (beside["Dice %_y"] - beside["Dice %_x"]).abs()
     assert len(moved) == 30
     says(
@@ -241,6 +306,28 @@ def test_what_is_said_of_runs_on_a_gpu_is_what_their_rows_say():
     says(FOUND, "segmentation {:.1f} (7.2 in one run)", [gained])
     says(
         FOUND, "({:+.2f} voxels)", [knees.loc[("registration", "reg_baseline"), "endpoint_voxels"]]
+    )
+    refined = ("deepatlas_refined", "reg_baseline_refined", "endpoint_voxels")
+    of_volumes = rows[(rows["dataset"] == "phantom-knee") & (rows["task"] == "registration")]
+    of_volumes = of_volumes[of_volumes["dims"] == 3]
+    farther = gain_by_seed(of_volumes, *refined).values()
+    assert len(farther) == 3 and min(farther) > 0.12
+    says(places.README, "with {:.2f} voxels more, in each", [sum(farther) / 3])
+    single = table.loc[["oasis35", "phantom-brain"], "gain"].xs((3, 1), level=["dims", "labelled"])
+    two = [
+        single[cohort, *of]
+        for of in (
+            ("registration", "reg_baseline"),
+            ("segmentation", "seg_baseline"),
+            ("segmentation", "semi_seg"),
+        )
+        for cohort in ("phantom-brain", "oasis35")
+    ]
+    says(
+        places.README,
+        "(over the baseline {:.1f} and {:+.1f} in registration, {:+.1f} and {:.1f} in "
+        "segmentation; over Semi-DeepAtlas in segmentation {:.1f} and {:+.1f})",
+        two,
     )
     errors = means["endpoint_voxels"].loc["phantom-knee", 3, 1].loc["registration"]
     says(
