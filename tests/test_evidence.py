@@ -147,6 +147,23 @@ def test_a_share_that_means_nothing_is_a_word(full, share):
     assert evidence.gains(rows_alike(runs))["share"].tolist() == [share]
 
 
+@pytest.mark.parametrize(
+    "joint, full, share",
+    [
+        ((1.9, 1.9, 1.5), (2.4, 3.4, 0.0), "no gap"),  # one run of three has none
+        ((0.5, 3.0, -0.2), (5.0, 5.2, 4.9), "may be chance"),
+        ((1.9, 1.9, 1.5), (5.0, 5.2, 4.9), "35 %"),
+    ],
+)
+def test_a_share_of_a_gap_or_a_gain_that_may_be_chance_is_a_word(joint, full, share):
+    """By Student's t over the runs: the bootstrap's intervals of the first lie above 0."""
+    runs = {
+        run: {"seg_baseline": [50] * 3, "deepatlas": [50 + one] * 3, "seg_full": [50 + other] * 3}
+        for run, one, other in zip("abc", joint, full, strict=True)
+    }
+    assert evidence.gains(rows_alike(runs))["share"].tolist() == [share]
+
+
 def test_a_loss_is_no_negative_share():
     runs = {"seg_baseline": [50, 60], "deepatlas": [48, 58], "seg_full": [60, 70]}
     assert evidence.gains(rows_alike({"a": runs}))["share"].tolist() == ["a loss"]

@@ -236,15 +236,23 @@ def _comparisons(rows: pd.DataFrame, task: str) -> Iterator[dict[str, object]]:
         by_seed = gain_by_seed(rows, joint, other).values()
         compared["by_seed"] = ", ".join(f"{value:+.1f}" for value in by_seed)
         if full in there and joint == JOINT:  # full supervision is not refined
-            share = gap_closed(rows, other, joint, full)["share"]
-            unsure = cannot_be_told(compared) and not math.isnan(share)
-            compared["share"] = MAY_BE_CHANCE if unsure else share_in_words(share)
+            compared["share"] = _share_told(rows, other, full, compared)
         for metric in ERRORS:
             if {joint, other} <= regimes_with(rows, metric):
                 error = gain(rows, joint, other, metric)
                 ends = {f"{metric}_{end}": error[end] for end in ("low", "high")}
                 compared |= {metric: error["gain"]} | ends
         yield compared
+
+
+def _share_told(rows: pd.DataFrame, other: str, full: str, of_joint: Mapping[str, float]) -> str:
+    """``share_in_words`` of the gap between ``other`` and ``full``, where neither the gap nor what
+    joint training gains over ``other`` may be chance.
+    """
+    share = gap_closed(rows, other, JOINT, full)["share"]
+    if math.isnan(share) or cannot_be_told(gain(rows, full, other)):
+        return share_in_words(math.nan)
+    return MAY_BE_CHANCE if cannot_be_told(of_joint) else share_in_words(share)
 
 
 # --- Dice against N -------------------------------------------------------------------------------
