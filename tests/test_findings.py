@@ -61,6 +61,12 @@ def test_what_the_readme_finds_is_what_the_rows_say():
         "{:+.1f} [{:+.1f}, {:+.1f}], {:+.1f} [{:+.1f}, {:+.1f}] and {:+.1f} [{:+.1f}, {:+.1f}]",
         each,
     )
+    first = evidence.load_results(places.FIRST_RESULTS)
+    first = first[(first["changed"] == "") & (first["recipe"] == "best")]
+    of_first = evidence.gains(first[(first["labelled"] == 1) & (first["task"] == "segmentation")])
+    as_long = of_first[of_first["against"] == "semi_seg_control"]["gain"]
+    assert len(as_long) == 4
+    said("had {:.1f} to {:.1f} at N = 1 over one", [as_long.min(), as_long.max()])
     for against in ("reg_baseline", "semi_reg"):
         found = of("registration", against)
         assert ((found["low"] < 0) & (found["high"] > 0)).all()
