@@ -17,8 +17,12 @@ import subprocess
 import sys
 
 MIB = 2**20
-SETTINGS = {"as glibc comes": None, "64 MiB": 64, "256 MiB": 256, "1 GiB": 1024, "16 GiB": 16384}
-VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+SIZES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+SETTINGS = {
+    "as the kit sets it": {},
+    "as glibc comes": {"GLIBC_TUNABLES": ""},  # where it is set, the kit sets nothing
+    **{f"{n} MiB": dict.fromkeys(SIZES, str(n * MIB)) for n in (32, 64, 256, 1024, 16384)},
+}
 GRIDS = {2: ((80, 96), 2.0), 3: ((56, 72, 56), 2.5)}  # of the class profile
 
 # A turn of each network, in a process of its own.
@@ -49,12 +53,10 @@ print(json.dumps({
 """
 
 
-def environment(size):
-    """This process's, with both thresholds at so many MiB; None: without them."""
-    values = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    if size is not None:
-        values |= dict.fromkeys(VARIABLES, str(size * MIB))
-    return values
+def environment(setting):
+    """This process's environment, of freed memory with these variables alone."""
+    names = {*SIZES, "GLIBC_TUNABLES"}
+    return {name: value for name, value in os.environ.items() if name not in names} | setting
 
 
 def main():
@@ -64,11 +66,11 @@ def main():
     asked = parser.parse_args()
     print("a turn of each network       CPU s   system s   page faults   peak MiB   at rest MiB")
     for dims in asked.dims:
-        for title, size in SETTINGS.items():
+        for title, setting in SETTINGS.items():
             command = [sys.executable, "-c", STEPS, str(dims), str(asked.seconds)]
             done = subprocess.run(
                 [*command, json.dumps(GRIDS[dims])],
-                env=environment(size) | {"OMP_NUM_THREADS": "1"},
+                env=environment(setting) | {"OMP_NUM_THREADS": "1"},
                 cwd=os.path.dirname(os.path.abspath(__file__)),
                 stdout=subprocess.PIPE,
                 check=True,

@@ -61,7 +61,7 @@ if "OMP_WAIT_POLICY" not in _os.environ:
 # What one step of training frees, the next asks for again, but glibc hands it back to the system
 # meanwhile, which clears each page before it is used anew: 41,000 pages for a second of training on
 # slices (one thread, class profile), and 10 % of its time; where two trainings ran on both cores of
-# a virtual machine, a third. Kept up to so many bytes, pages are asked for some twenty times a
+# a virtual machine, a third. Kept up to so many bytes, pages are asked for some thirty times a
 # second, and a process at rest holds at most so much more (benchmarks/freed_memory.py).
 KEPT_BYTES = 128 * 2**20
 
