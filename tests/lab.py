@@ -53,7 +53,7 @@ def serve(folder):
             [sys.executable, "-m", "jupyterlab", *options], stderr=file, env=environment
         )
     try:
-        for _ in range(600):
+        for _ in range(1800):
             if (
                 found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
             ) or server.poll() is not None:
@@ -70,8 +70,8 @@ def open_notebook(page, address, name):
     """Open a notebook in ``page`` and wait for its kernel."""
     # not where another notebook is open
     page.goto(f"{address}/lab/workspaces/{name}/tree/{name}.ipynb")
-    page.wait_for_selector(".jp-Notebook", timeout=60000)
-    page.wait_for_selector(".jp-Toolbar-kernelName:has-text('Python 3')", timeout=60000)
+    page.wait_for_selector(".jp-Notebook", timeout=180000)
+    page.wait_for_selector(".jp-Toolbar-kernelName:has-text('Python 3')", timeout=180000)
 
 
 def run_all(page):

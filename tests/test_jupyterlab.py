@@ -71,7 +71,7 @@ def running(notebook):
     """The notebook of viewers after Run All, its last but one cell still busy."""
     page, errors, outside = notebook("viewers")
     run_all(page)
-    printed(page, "busy").wait_for(timeout=90000)
+    printed(page, "busy").wait_for(timeout=240000)
     return page, errors, outside
 
 
