@@ -16,8 +16,11 @@ import os
 import subprocess
 import sys
 
+from threads import environment
+
 MIB = 2**20
 SIZES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+UNSET = dict.fromkeys((*SIZES, "GLIBC_TUNABLES"))
 SETTINGS = {
     "as the kit sets it": {},
     "as glibc comes": {"GLIBC_TUNABLES": ""},  # where it is set, the kit sets nothing
@@ -53,12 +56,6 @@ print(json.dumps({
 """
 
 
-def environment(setting):
-    """This process's environment, of freed memory with these variables alone."""
-    names = {*SIZES, "GLIBC_TUNABLES"}
-    return {name: value for name, value in os.environ.items() if name not in names} | setting
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20, help="of the processor, each setting")
@@ -70,7 +67,7 @@ def main():
             command = [sys.executable, "-c", STEPS, str(dims), str(asked.seconds)]
             done = subprocess.run(
                 [*command, json.dumps(GRIDS[dims])],
-                env=environment(setting) | {"OMP_NUM_THREADS": "1"},
+                env=environment(UNSET | setting | {"OMP_NUM_THREADS": "1"}),
                 cwd=os.path.dirname(os.path.abspath(__file__)),
                 stdout=subprocess.PIPE,
                 check=True,

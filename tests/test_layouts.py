@@ -279,7 +279,7 @@ def test_the_time_to_read_a_list_of_scans_grows_with_their_number(tmp_path):
         )
         assert {file.subject for file in decathlon(folder, "m_{subject}_*")} == {"0"}
 
-    assert times_longer(lambda: read(5_000), lambda: read(50_000)) < 40  # squared: 100
+    assert times_longer(lambda: read(10_000), lambda: read(100_000)) < 40  # squared: 100
 
 
 # --- the entry's regions --------------------------------------------------------------------------
